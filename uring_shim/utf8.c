@@ -1,8 +1,15 @@
-/* UTF-8 validation by an automaton of nine states, with a skip over runs of ASCII. The automaton alone decides what is
- * good and which byte is the bad one; whatever is faster only passes over bytes it has proved good. */
+/* UTF-8 validation: an automaton of nine states, which alone says which byte is the bad one, and in front of it a check
+ * of whole vectors that passes over what it proves good. */
 #include "utf8.h"
 
+#include <errno.h>
 #include <string.h>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
 
 /* The states, named by what is awaited. Each is the place of its 6 bits in a row of the table, and a row holds for one
  * byte the next state of every state: next = row >> state & 63. One shift per byte, no branch, and only the shift
@@ -47,16 +54,41 @@ static const uint64_t rows[256] = {
     [0xF5 ... 0xFF] = ROW_REJECT,
 };
 
-enum { BLOCK_BYTES = 16 };
-
 static inline uint64_t step(uint64_t state, uint8_t byte) { return rows[byte] >> (state & STATE_MASK); }
 
-/* Byte by byte, looking after each. */
-static ptrdiff_t feed_bytes(struct urs_utf8 *utf8, const uint8_t *data, size_t bytes)
+enum { BLOCK_BYTES = 16, WIDE_BYTES = 64 };
+
+/* `bytes` is a constant multiple of 8, so that the compiler makes of the loop what its target does best. */
+static inline bool is_ascii(const uint8_t *data, size_t bytes)
+{
+    uint64_t seen = 0;
+
+    for (size_t i = 0; i < bytes; i += sizeof seen) {
+        uint64_t word;
+        memcpy(&word, data + i, sizeof word);
+        seen |= word;
+    }
+    return (seen & UINT64_C(0x8080808080808080)) == 0;
+}
+
+/* The whole contract of urs_utf8_feed, with nothing but the automaton. */
+static ptrdiff_t feed_automaton(struct urs_utf8 *utf8, const uint8_t *data, size_t bytes)
 {
     uint64_t state = utf8->state;
+    size_t i = 0;
 
-    for (size_t i = 0; i < bytes; i++) {
+    for (; bytes - i >= BLOCK_BYTES; i += BLOCK_BYTES) {
+        if (state == START && is_ascii(data + i, BLOCK_BYTES))
+            continue;
+        uint64_t next = state;
+        for (size_t k = 0; k < BLOCK_BYTES; k++)
+            next = step(next, data[i + k]);
+        next &= STATE_MASK;
+        if (URS_UNLIKELY(next == REJECT))
+            break; /* nothing leads out of REJECT, so the byte that led in is in this block: found below */
+        state = next;
+    }
+    for (; i < bytes; i++) {
         state = step(state, data[i]) & STATE_MASK;
         if (URS_UNLIKELY(state == REJECT))
             return (ptrdiff_t)i;
@@ -65,31 +97,222 @@ static ptrdiff_t feed_bytes(struct urs_utf8 *utf8, const uint8_t *data, size_t b
     return -1;
 }
 
-static inline bool block_is_ascii(const uint8_t *data)
-{
-    uint64_t words[BLOCK_BYTES / 8];
+/* The vector check: J. Keiser and D. Lemire, "Validating UTF-8 in less than one instruction per byte", 2020, section 6.
+ * Whether a byte may follow the three before it is looked up for a whole vector at once. It needs those three in
+ * memory and nothing else from its surroundings, so blocks may overlap, and none hands a state to the next. */
 
-    memcpy(words, data, sizeof words);
-    return ((words[0] | words[1]) & UINT64_C(0x8080808080808080)) == 0;
+/* What can be wrong with two neighbours, one bit each. Three tables, over the first byte's high and low half and the
+ * second's high half, say which of them that half allows; the pair is wrong if a bit is in all three. */
+enum {
+    TOO_SHORT = 1 << 0,      /* 11______ 0_______ or 11______ 11______ */
+    TOO_LONG = 1 << 1,       /* 0_______ 10______ */
+    OVERLONG_3 = 1 << 2,     /* 11100000 100_____ */
+    TOO_LARGE = 1 << 3,      /* 11110100 1001____ and all above */
+    SURROGATE = 1 << 4,      /* 11101101 101_____ */
+    OVERLONG_2 = 1 << 5,     /* 1100000_ 10______ */
+    TOO_LARGE_1000 = 1 << 6, /* 11110101 1000____ and all above */
+    OVERLONG_4 = 1 << 6,     /* 11110000 1000____; no clash with the one above: the first bytes differ */
+    CONTINUED = 1 << 7,      /* 10______ 10______: right or wrong depends on the bytes before */
+    ANY_LOW_HALF = TOO_SHORT | TOO_LONG | CONTINUED,
+    ANY_CONTINUATION = TOO_LONG | OVERLONG_2 | CONTINUED
+};
+
+static const uint8_t first_high[16] = {
+    [0x0 ... 0x7] = TOO_LONG,
+    [0x8 ... 0xB] = CONTINUED,
+    [0xC] = TOO_SHORT | OVERLONG_2,
+    [0xD] = TOO_SHORT,
+    [0xE] = TOO_SHORT | OVERLONG_3 | SURROGATE,
+    [0xF] = TOO_SHORT | TOO_LARGE | TOO_LARGE_1000 | OVERLONG_4,
+};
+
+static const uint8_t first_low[16] = {
+    [0x0] = ANY_LOW_HALF | OVERLONG_2 | OVERLONG_3 | OVERLONG_4,
+    [0x1] = ANY_LOW_HALF | OVERLONG_2,
+    [0x2 ... 0x3] = ANY_LOW_HALF,
+    [0x4] = ANY_LOW_HALF | TOO_LARGE,
+    [0x5 ... 0xC] = ANY_LOW_HALF | TOO_LARGE | TOO_LARGE_1000,
+    [0xD] = ANY_LOW_HALF | TOO_LARGE | TOO_LARGE_1000 | SURROGATE,
+    [0xE ... 0xF] = ANY_LOW_HALF | TOO_LARGE | TOO_LARGE_1000,
+};
+
+static const uint8_t second_high[16] = {
+    [0x0 ... 0x7] = TOO_SHORT,
+    [0x8] = ANY_CONTINUATION | OVERLONG_3 | OVERLONG_4 | TOO_LARGE_1000,
+    [0x9] = ANY_CONTINUATION | OVERLONG_3 | TOO_LARGE,
+    [0xA ... 0xB] = ANY_CONTINUATION | SURROGATE | TOO_LARGE,
+    [0xC ... 0xF] = TOO_SHORT,
+};
+
+/* The few things that operators on the compiler's vectors do not say. */
+#if defined(__x86_64__)
+#define VECTOR_NAME "avx2"
+#define VECTOR_FUNCTION static inline __attribute__((target("avx2")))
+
+typedef uint8_t vector __attribute__((vector_size(32)));
+
+VECTOR_FUNCTION vector load(const uint8_t *data) { return (vector)_mm256_loadu_si256((const __m256i *)data); }
+
+VECTOR_FUNCTION vector load_table(const uint8_t *table)
+{
+    return (vector)_mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)table));
 }
 
-ptrdiff_t urs_utf8_feed(struct urs_utf8 *utf8, const uint8_t *data, size_t bytes)
+VECTOR_FUNCTION vector lookup(vector table, vector index)
 {
-    uint64_t state = utf8->state;
+    return (vector)_mm256_shuffle_epi8((__m256i)table, (__m256i)index);
+}
+
+VECTOR_FUNCTION vector subtract_saturated(vector a, vector b)
+{
+    return (vector)_mm256_subs_epu8((__m256i)a, (__m256i)b);
+}
+
+VECTOR_FUNCTION bool any_not_ascii(vector v) { return _mm256_movemask_epi8((__m256i)v) != 0; }
+VECTOR_FUNCTION bool any_not_zero(vector v) { return !_mm256_testz_si256((__m256i)v, (__m256i)v); }
+
+static bool vectors_run_here(void) { return __builtin_cpu_supports("avx2"); }
+
+#elif defined(__aarch64__)
+#define VECTOR_NAME "neon"
+#define VECTOR_FUNCTION static inline
+
+typedef uint8x16_t vector;
+
+VECTOR_FUNCTION vector load(const uint8_t *data) { return vld1q_u8(data); }
+VECTOR_FUNCTION vector load_table(const uint8_t *table) { return vld1q_u8(table); }
+VECTOR_FUNCTION vector lookup(vector table, vector index) { return vqtbl1q_u8(table, index); }
+VECTOR_FUNCTION vector subtract_saturated(vector a, vector b) { return vqsubq_u8(a, b); }
+VECTOR_FUNCTION bool any_not_ascii(vector v) { return vmaxvq_u8(v) >= 0x80; }
+VECTOR_FUNCTION bool any_not_zero(vector v) { return vmaxvq_u8(v) != 0; }
+
+static bool vectors_run_here(void) { return true; }
+#endif
+
+#if defined(VECTOR_NAME)
+
+enum { LOOKBACK_BYTES = 3, VECTOR_BYTES = sizeof(vector) };
+
+/* Not zero wherever one of the VECTOR_BYTES bytes at `data` may not follow the LOOKBACK_BYTES before it. */
+VECTOR_FUNCTION vector errors_at(const uint8_t *data)
+{
+    vector now = load(data);
+    vector before_1 = load(data - 1);
+    vector before_2 = load(data - 2);
+    vector before_3 = load(data - 3);
+    vector pair = lookup(load_table(first_high), before_1 >> 4) & lookup(load_table(first_low), before_1 & 0x0F) &
+                  lookup(load_table(second_high), now >> 4);
+    /* A lead byte of three or more (E0..) two places back, or of four (F0..) three places back, leaves bit 7 set:
+     * there, and only there, a continuation has to follow a continuation. */
+    vector third = subtract_saturated(before_2, (vector){0} + (0xE0 - 0x80));
+    vector fourth = subtract_saturated(before_3, (vector){0} + (0xF0 - 0x80));
+
+    return pair ^ ((third | fourth) & CONTINUED);
+}
+
+/* Checks data[LOOKBACK_BYTES] to the end, at least VECTOR_BYTES. Returns `bytes`, or an index before which no byte is
+ * proved bad. */
+VECTOR_FUNCTION size_t good_bytes(const uint8_t *data, size_t bytes)
+{
+    size_t i = LOOKBACK_BYTES;
+
+    for (; i + 2 * VECTOR_BYTES <= bytes; i += 2 * VECTOR_BYTES) {
+        /* Looking back too, or a code point cut short by ASCII would pass. */
+        if (!any_not_ascii(load(data + i - LOOKBACK_BYTES) | load(data + i) | load(data + i + VECTOR_BYTES)))
+            continue;
+        if (any_not_zero(errors_at(data + i) | errors_at(data + i + VECTOR_BYTES)))
+            return i;
+    }
+    if (i + VECTOR_BYTES <= bytes && any_not_zero(errors_at(data + i)))
+        return i;
+    return any_not_zero(errors_at(data + bytes - VECTOR_BYTES)) ? i : bytes;
+}
+
+/* The start of the code point that data[i - 1] belongs to: at most four bytes back, as all up to i has been checked. */
+static size_t code_point_before(const uint8_t *data, size_t i)
+{
+    do
+        i--;
+    while ((data[i] & 0xC0) == 0x80);
+    return i;
+}
+
+/* The automaton takes the first bytes, whose code point may have begun in the chunk before, and the last code point,
+ * which may be cut. In between it runs only from where the vectors found an error: they may see that of a byte that
+ * can never be good (C0, F5) one byte late, but always within or right after the code point it stands in. */
+static ptrdiff_t feed_vectors(struct urs_utf8 *utf8, const uint8_t *data, size_t bytes)
+{
+    if (bytes < LOOKBACK_BYTES + VECTOR_BYTES)
+        return feed_automaton(utf8, data, bytes);
+
+    ptrdiff_t bad = feed_automaton(utf8, data, LOOKBACK_BYTES);
+    if (URS_UNLIKELY(bad >= 0))
+        return bad;
+    size_t from = good_bytes(data, bytes);
+    if (from > LOOKBACK_BYTES) {
+        from = code_point_before(data, from);
+        utf8->state = START;
+    }
+    bad = feed_automaton(utf8, data + from, bytes - from);
+    return bad < 0 ? bad : (ptrdiff_t)from + bad;
+}
+
+#endif
+
+static ptrdiff_t (*selected)(struct urs_utf8 *utf8, const uint8_t *data, size_t bytes) = feed_automaton;
+
+/* How many bytes at the start are ASCII, rounded down to what was looked at together. */
+static inline size_t ascii_bytes(const uint8_t *data, size_t bytes)
+{
     size_t i = 0;
 
-    for (; bytes - i >= BLOCK_BYTES; i += BLOCK_BYTES) {
-        if (state == START && block_is_ascii(data + i))
-            continue;
-        uint64_t next = state;
-        for (size_t k = 0; k < BLOCK_BYTES; k++)
-            next = step(next, data[i + k]);
-        next &= STATE_MASK;
-        if (URS_UNLIKELY(next == REJECT))
-            break; /* REJECT has no way out, so the rejected byte is in this block: feed_bytes finds it */
-        state = next;
+    if (bytes < BLOCK_BYTES)
+        return 0;
+    while (bytes - i >= WIDE_BYTES && is_ascii(data + i, WIDE_BYTES))
+        i += WIDE_BYTES;
+    while (bytes - i >= BLOCK_BYTES && is_ascii(data + i, BLOCK_BYTES))
+        i += BLOCK_BYTES;
+    /* Where less than a block is left, the last block of all covers it. */
+    return bytes - i < BLOCK_BYTES && is_ascii(data + bytes - BLOCK_BYTES, BLOCK_BYTES) ? bytes : i;
+}
+
+/* Most texts are short and all ASCII: those are done here. */
+ptrdiff_t urs_utf8_feed(struct urs_utf8 *utf8, const uint8_t *data, size_t bytes)
+{
+    size_t from = utf8->state == START ? ascii_bytes(data, bytes) : 0;
+
+    if (from == bytes)
+        return -1;
+    ptrdiff_t bad = selected(utf8, data + from, bytes - from);
+    return bad < 0 ? bad : (ptrdiff_t)from + bad;
+}
+
+int urs_utf8_select(const char *name)
+{
+#if defined(VECTOR_NAME)
+    bool automatic = strcmp(name, "auto") == 0;
+
+    if (automatic || strcmp(name, VECTOR_NAME) == 0) {
+        if (vectors_run_here()) {
+            selected = feed_vectors;
+            return 0;
+        }
+        if (!automatic)
+            return -ENOTSUP;
+        name = "automaton";
     }
-    utf8->state = (uint32_t)state;
-    ptrdiff_t bad = feed_bytes(utf8, data + i, bytes - i);
-    return bad < 0 ? bad : (ptrdiff_t)i + bad;
+#endif
+    if (strcmp(name, "automaton") != 0)
+        return -EINVAL;
+    selected = feed_automaton;
+    return 0;
+}
+
+/* As the library is loaded, so that no call has to ask whether the choice has been made. */
+__attribute__((constructor)) static void initialize(void)
+{
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+#endif
+    urs_utf8_select("auto");
 }

@@ -17,6 +17,11 @@ struct urs_utf8 {
  * meaningless until it is set to 0. */
 ptrdiff_t urs_utf8_feed(struct urs_utf8 *utf8, const uint8_t *data, size_t bytes);
 
+/* Forces one implementation: "automaton" (everywhere), "avx2", "neon", or "auto" for the fastest here. Returns 0, or
+ * -EINVAL for a name unknown on this architecture, or -ENOTSUP where this CPU lacks it. All give the same answers. Not
+ * for use while another thread is validating. */
+int urs_utf8_select(const char *name);
+
 /* cdef: end */
 
 /* True where the text may end. */
