@@ -1,6 +1,7 @@
 /* Frame headers, RFC 6455 5.2. Only what one header says on its own; no memory of the frame before it. */
 #include "frame.h"
 
+#include <endian.h>
 #include <string.h>
 
 enum {
@@ -21,13 +22,20 @@ static const unsigned opcodes_known =
     1U << URS_OPCODE_CONTINUATION | 1U << URS_OPCODE_TEXT | 1U << URS_OPCODE_BINARY |
     1U << URS_OPCODE_CLOSE | 1U << URS_OPCODE_PING | 1U << URS_OPCODE_PONG;
 
-static inline uint64_t big_endian(const uint8_t *data, size_t bytes)
+static inline uint16_t load_16(const uint8_t *data)
 {
-    uint64_t value = 0;
+    uint16_t value;
 
-    for (size_t i = 0; i < bytes; i++)
-        value = value << 8 | data[i];
-    return value;
+    memcpy(&value, data, sizeof value);
+    return be16toh(value);
+}
+
+static inline uint64_t load_64(const uint8_t *data)
+{
+    uint64_t value;
+
+    memcpy(&value, data, sizeof value);
+    return be64toh(value);
 }
 
 static inline int check_first_byte(unsigned byte, int rules)
@@ -58,14 +66,15 @@ static inline int check_second_byte(unsigned byte, unsigned opcode, int rules)
 }
 
 /* Of an extended length of `length_bytes` bytes, `bytes` are at hand: do they already prove it wrong? */
-static int check_length(const uint8_t *data, size_t bytes, size_t length_bytes)
+static inline int check_length(const uint8_t *data, size_t bytes, size_t length_bytes)
 {
     if (length_bytes == 2)
-        return bytes >= 2 && big_endian(data, 2) < LENGTH_16 ? URS_ERROR_LENGTH_NOT_MINIMAL : 0;
+        return bytes >= 2 && load_16(data) < LENGTH_16 ? URS_ERROR_LENGTH_NOT_MINIMAL : 0;
     if (bytes >= 1 && (data[0] & 0x80))
         return URS_ERROR_LENGTH_TOP_BIT;
     /* Below 65536 if the upper six of the eight bytes are zero. */
-    return bytes >= 6 && big_endian(data, 6) == 0 ? URS_ERROR_LENGTH_NOT_MINIMAL : 0;
+    return bytes >= 6 && !(data[0] | data[1] | data[2] | data[3] | data[4] | data[5]) ? URS_ERROR_LENGTH_NOT_MINIMAL
+                                                                                      : 0;
 }
 
 int urs_frame_parse(const uint8_t *data, size_t bytes, int rules, struct urs_frame_header *header)
@@ -96,7 +105,7 @@ int urs_frame_parse(const uint8_t *data, size_t bytes, int rules, struct urs_fra
     if (bytes < header_bytes)
         return 0;
 
-    header->payload_bytes = length_bytes ? big_endian(data + 2, length_bytes) : length;
+    header->payload_bytes = length_bytes == 0 ? length : length_bytes == 2 ? load_16(data + 2) : load_64(data + 2);
     header->fin = data[0] & FIN;
     header->rsv = (data[0] & RSV) >> 4;
     header->opcode = data[0] & OPCODE;
