@@ -4,15 +4,19 @@ What a peer did wrong is a close code and reaches the handler; what the caller d
 raised from here. No I/O, no policy, and no state.
 """
 
+# ruff: noqa: N818  (a name says what happened, as with KeyboardInterrupt; not every one is an error)
+
 from __future__ import annotations
 
 import errno as errno_names
 import functools
 import os
-from collections.abc import Callable, Mapping
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Final
+from typing import TYPE_CHECKING, Final, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 __all__ = [
     "BacklogFull",
@@ -22,6 +26,7 @@ __all__ = [
     "OptionsError",
     "ProtocolError",
     "ReactorStateError",
+    "RejectReason",
     "SenderFull",
     "UnavailableReason",
     "UringUnavailable",
@@ -100,11 +105,25 @@ class ProtocolError(UringWSError):
         self.close_code = close_code
 
 
+RejectReason = Literal[
+    "bad_request",  # the head is not a WebSocket opening handshake, or not HTTP
+    "origin",  # not in Options.origins
+    "handler",  # on_upgrade refused or raised
+    "timeout",  # handshake_seconds_max
+    "sessions_max",
+    "sessions_per_ip_max",
+    "handshakes_max",
+    "memory",  # memory_bytes_max
+    "draining",  # the server is shutting down
+]
+"""Why a connection became no session: the names under which `stats()` counts them."""
+
+
 class HandshakeError(UringWSError):
     """An opening request that is refused, with the HTTP answer it is refused by.
 
     Attributes: `status` (400 to 599), `body` (one short line of plain text), `headers` (further field lines of the
-    answer) and `reason`, the name under which `stats()` counts it.
+    answer) and `reason`, under which `stats()` counts it.
     """
 
     def __init__(
@@ -112,7 +131,7 @@ class HandshakeError(UringWSError):
         status: int,
         body: str,
         headers: tuple[tuple[str, str], ...] = (),
-        reason: str = "bad_request",
+        reason: RejectReason = "bad_request",
     ) -> None:
         super().__init__(status, body, headers, reason)
         self.status = status

@@ -89,7 +89,7 @@ class Options:
     header_bytes_max: Annotated[int, _Range(256, MIB)] = 16 * KIB
     """The whole head of an opening request, request line included; over it 431."""
 
-    header_count_max: Annotated[int, _Range(8, 10_000)] = 100
+    header_count_max: Annotated[int, _Range(8, 1_000)] = 100
     """Field lines of an opening request; over it 431."""
 
     subprotocols: Sequence[str] = ()
