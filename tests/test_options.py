@@ -19,6 +19,10 @@ RANGED = {name: hint for name, hint in _HINTS.items() if get_origin(hint) is Ann
 NULLABLE = {name for name, hint in RANGED.items() if type(None) in get_args(get_args(hint)[0])}
 
 
+def made(**fields: Any) -> Options:
+    return Options(**fields)
+
+
 def refused(**fields: Any) -> OptionsError:
     with pytest.raises(OptionsError) as caught:
         Options(**fields)
@@ -51,7 +55,7 @@ def test_options_cannot_be_changed() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         Options().ring_entries = 8  # type: ignore[misc]
     with pytest.raises(TypeError):
-        Options(1)  # type: ignore[misc]
+        Options(1)  # type: ignore[call-arg]
 
 
 def test_options_are_equal_hashable_and_picklable() -> None:
@@ -84,14 +88,14 @@ def test_a_count_is_whole(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in RANGED if "_seconds" in name])
 def test_seconds_may_be_int_or_float(name: str) -> None:
-    assert getattr(Options(**{name: 3}), name) == 3
-    assert getattr(Options(**{name: 0.25}), name) == 0.25
+    assert getattr(made(**{name: 3}), name) == 3
+    assert getattr(made(**{name: 0.25}), name) == 0.25
 
 
 @pytest.mark.parametrize("name", RANGED)
 def test_none_is_taken_where_it_means_something(name: str) -> None:
     if name in NULLABLE:
-        assert getattr(Options(**{name: None}), name) is None
+        assert getattr(made(**{name: None}), name) is None
     else:
         assert "None" not in refused(**{name: None}).allowed
 
@@ -130,7 +134,7 @@ def test_receive_buffers_are_a_power_of_two(count: int) -> None:
     ],
 )
 def test_water_marks(fields: dict[str, int], marks: tuple[int, int]) -> None:
-    assert Options(**fields).water_marks() == marks
+    assert made(**fields).water_marks() == marks
 
 
 def test_water_marks_lie_in_order() -> None:
