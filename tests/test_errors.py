@@ -163,7 +163,7 @@ def test_each_is_caught_as_the_builtin_it_resembles(kind: type[Exception], base:
     ids=lambda error: type(error).__name__,
 )
 def test_errors_cross_processes(error: UringWSError) -> None:
-    copy = pickle.loads(pickle.dumps(error))  # noqa: S301  (our own bytes)
+    copy = pickle.loads(pickle.dumps(error))
     assert type(copy) is type(error)
     assert str(copy) == str(error)
     assert vars(copy) == vars(error)

@@ -60,7 +60,7 @@ def test_options_cannot_be_changed() -> None:
 
 def test_options_are_equal_hashable_and_picklable() -> None:
     options = Options(origins=["https://a.example", re.compile("x"), None], proxy_protocol_from=["10.0.0.0/8"])
-    assert pickle.loads(pickle.dumps(options)) == options  # noqa: S301  (our own bytes)
+    assert pickle.loads(pickle.dumps(options)) == options
     assert hash(dataclasses.replace(options)) == hash(options)
 
 
