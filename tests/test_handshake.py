@@ -562,6 +562,11 @@ def test_a_body_is_bytes_or_str(body: Any) -> None:
         Response(200, body=body)
 
 
+def test_a_body_that_has_no_utf8_is_refused_when_it_is_made() -> None:
+    with pytest.raises(UnicodeEncodeError):
+        Response(200, body="\ud800")
+
+
 KINDS = pytest.mark.parametrize(
     "make", [lambda h: Accept(headers=h), lambda h: Response(headers=h), lambda h: Reject(headers=h)]
 )

@@ -221,6 +221,8 @@ class Response:
     body: bytes | str = b""
     field_lines: bytes = field(init=False, repr=False, compare=False, default=b"")
     """The headers as they go out, encoded once."""
+    body_bytes: bytes = field(init=False, repr=False, compare=False, default=b"")
+    """The body as it goes out."""
 
     def __post_init__(self) -> None:
         _check_status(self.status, 200)
@@ -232,6 +234,7 @@ class Response:
         if self.body and isinstance(self.body, str) and not _names_field(self.headers, "content-type"):
             lines += _PLAIN_TEXT
         object.__setattr__(self, "field_lines", lines)
+        object.__setattr__(self, "body_bytes", self.body.encode() if isinstance(self.body, str) else self.body)
 
 
 @dataclass(frozen=True, slots=True)
@@ -436,8 +439,9 @@ def encode_accept(
 
 def encode_response(response: Response, *, head_only: bool = False, server_header: str | None = None) -> bytes:
     """Return the bytes of a plain answer, after which the connection is to be closed. `head_only` answers HEAD."""
-    body = response.body.encode() if isinstance(response.body, str) else response.body
-    return _encode_answer(response.status, response.field_lines, body, head_only=head_only, server_header=server_header)
+    return _encode_answer(
+        response.status, response.field_lines, response.body_bytes, head_only=head_only, server_header=server_header
+    )
 
 
 def encode_refusal(error: HandshakeError, *, head_only: bool = False, server_header: str | None = None) -> bytes:
