@@ -136,23 +136,28 @@ def check_requirements() -> None:
             raise BuildError(f"{what} not found; install {packages}")
 
 
-def static_liburing() -> str | None:
-    """The path of the liburing.a that the compiler would link, or None where there is only a shared library."""
+def static_liburing() -> Path | None:
+    """The liburing.a that the compiler would link, or None where there is only a shared library."""
     command = [*compiler(), "-print-file-name=liburing.a"]
-    path = subprocess.run(command, text=True, capture_output=True, check=True).stdout.strip()
-    return path if os.path.isabs(path) else None  # what is not found comes back as the bare name
+    path = Path(subprocess.run(command, text=True, capture_output=True, check=True).stdout.strip())
+    return path if path.is_absolute() else None  # what is not found comes back as the bare name
 
 
 def preamble(headers: dict[str, str]) -> str:
-    """The C that opens the generated source. It names the build's variant: the source then differs between two
-    variants, and setuptools, which compares dates, builds anew when the variant changes."""
+    """The C that opens the generated source.
+
+    It names the build's variant: the source then differs between two variants, and setuptools, which compares dates,
+    builds anew when the variant changes.
+    """
     variant = " ".join(name for name in ("URING_SHIM_SANITIZE", "URING_SHIM_FAULTS") if flag(name))
     return f"/* variant: {variant or 'plain'} */\n" + "".join(f'#include "{name}"\n' for name in headers)
 
 
 def ffibuilder() -> cffi.FFI:
-    """The module's description, for the setup keyword `cffi_modules`. Paths are relative to the project's root, as
-    setuptools wants them."""
+    """The module's description, for the setup keyword `cffi_modules`.
+
+    Paths are relative to the project's root, as setuptools wants them.
+    """
     headers = cut_headers()
     ffi = cffi.FFI()
     ffi.cdef("".join(headers.values()))
@@ -181,7 +186,7 @@ class BuildExtension(build_ext):
         check_requirements()
         archive = static_liburing()
         if archive:
-            extension.extra_objects.append(archive)
+            extension.extra_objects.append(str(archive))
         else:
             extension.libraries.append("uring")
 
