@@ -32,8 +32,8 @@ C_LAYERS = (
 
 PYTHON_LAYERS = (
     {"shim"},
-    {"errors", "options", "frames"},
-    {"engine", "handshake", "message"},
+    {"errors", "options", "frames", "stats"},
+    {"engine", "handshake", "message", "metrics", "proxy_protocol"},
     {"connection", "handler"},
     {"reactor"},
     {"sender", "workers"},
