@@ -1,0 +1,131 @@
+/* Frame headers, RFC 6455 5.2. Only what one header says on its own; no memory of the frame before it. */
+#include "frame.h"
+
+#include <string.h>
+
+enum {
+    FIN = 0x80,
+    RSV = 0x70,
+    RSV1 = 0x40,
+    OPCODE = 0x0F,
+    OPCODE_CONTROL = 0x08,
+    MASKED = 0x80,
+    LENGTH = 0x7F,
+    LENGTH_16 = 126, /* the next 2 bytes hold the length */
+    LENGTH_64 = 127, /* the next 8 do */
+    KEY_BYTES = 4
+};
+
+/* The opcodes that RFC 6455 11.8 registers, as a bit set. */
+static const unsigned opcodes_known =
+    1U << URS_OPCODE_CONTINUATION | 1U << URS_OPCODE_TEXT | 1U << URS_OPCODE_BINARY |
+    1U << URS_OPCODE_CLOSE | 1U << URS_OPCODE_PING | 1U << URS_OPCODE_PONG;
+
+static inline uint64_t big_endian(const uint8_t *data, size_t bytes)
+{
+    uint64_t value = 0;
+
+    for (size_t i = 0; i < bytes; i++)
+        value = value << 8 | data[i];
+    return value;
+}
+
+static inline int check_first_byte(unsigned byte, int rules)
+{
+    unsigned opcode = byte & OPCODE;
+    /* RSV1 marks the first frame of a compressed message, never a control frame or a continuation: RFC 7692 6. */
+    bool rsv1_allowed = (rules & URS_FRAME_RSV1_ALLOWED) && !(opcode & OPCODE_CONTROL) &&
+                        opcode != URS_OPCODE_CONTINUATION;
+
+    if (byte & RSV & ~(rsv1_allowed ? RSV1 : 0U))
+        return URS_ERROR_RSV;
+    if (!(opcodes_known >> opcode & 1))
+        return URS_ERROR_OPCODE;
+    if ((opcode & OPCODE_CONTROL) && !(byte & FIN))
+        return URS_ERROR_CONTROL_FRAGMENTED;
+    return 0;
+}
+
+static inline int check_second_byte(unsigned byte, unsigned opcode, int rules)
+{
+    if ((rules & URS_FRAME_FROM_CLIENT) && !(byte & MASKED))
+        return URS_ERROR_UNMASKED;
+    if ((rules & URS_FRAME_FROM_SERVER) && (byte & MASKED))
+        return URS_ERROR_MASKED;
+    if ((opcode & OPCODE_CONTROL) && (byte & LENGTH) > URS_FRAME_CONTROL_BYTES_MAX)
+        return URS_ERROR_CONTROL_LENGTH;
+    return 0;
+}
+
+/* Of an extended length of `length_bytes` bytes, `bytes` are at hand: do they already prove it wrong? */
+static int check_length(const uint8_t *data, size_t bytes, size_t length_bytes)
+{
+    if (length_bytes == 2)
+        return bytes >= 2 && big_endian(data, 2) < LENGTH_16 ? URS_ERROR_LENGTH_NOT_MINIMAL : 0;
+    if (bytes >= 1 && (data[0] & 0x80))
+        return URS_ERROR_LENGTH_TOP_BIT;
+    /* Below 65536 if the upper six of the eight bytes are zero. */
+    return bytes >= 6 && big_endian(data, 6) == 0 ? URS_ERROR_LENGTH_NOT_MINIMAL : 0;
+}
+
+int urs_frame_parse(const uint8_t *data, size_t bytes, int rules, struct urs_frame_header *header)
+{
+    header->header_bytes = 2;
+    if (bytes < 1)
+        return 0;
+    int error = check_first_byte(data[0], rules);
+    if (URS_UNLIKELY(error))
+        return error;
+    if (bytes < 2)
+        return 0;
+    error = check_second_byte(data[1], data[0] & OPCODE, rules);
+    if (URS_UNLIKELY(error))
+        return error;
+
+    unsigned length = data[1] & LENGTH;
+    size_t length_bytes = length < LENGTH_16 ? 0 : length == LENGTH_16 ? 2 : 8;
+    bool masked = data[1] & MASKED;
+    size_t header_bytes = 2 + length_bytes + (masked ? KEY_BYTES : 0);
+
+    header->header_bytes = (uint8_t)header_bytes;
+    if (length_bytes) {
+        error = check_length(data + 2, urs_min(bytes - 2, length_bytes), length_bytes);
+        if (URS_UNLIKELY(error))
+            return error;
+    }
+    if (bytes < header_bytes)
+        return 0;
+
+    header->payload_bytes = length_bytes ? big_endian(data + 2, length_bytes) : length;
+    header->fin = data[0] & FIN;
+    header->rsv = (data[0] & RSV) >> 4;
+    header->opcode = data[0] & OPCODE;
+    header->masked = masked;
+    memset(header->masking_key, 0, KEY_BYTES);
+    if (masked)
+        memcpy(header->masking_key, data + header_bytes - KEY_BYTES, KEY_BYTES);
+    return (int)header_bytes;
+}
+
+size_t urs_frame_answer_bytes(uint64_t payload_bytes)
+{
+    return payload_bytes < LENGTH_16 ? 2 : payload_bytes <= UINT16_MAX ? 4 : 10;
+}
+
+size_t urs_frame_write(uint8_t *target, uint8_t opcode, bool fin, uint64_t payload_bytes)
+{
+    size_t header_bytes = urs_frame_answer_bytes(payload_bytes);
+
+    target[0] = (uint8_t)((fin ? FIN : 0) | opcode);
+    target[1] = (uint8_t)(header_bytes == 2 ? payload_bytes : header_bytes == 4 ? LENGTH_16 : LENGTH_64);
+    for (size_t i = header_bytes; i > 2; i--) {
+        target[i - 1] = (uint8_t)payload_bytes;
+        payload_bytes >>= 8;
+    }
+    return header_bytes;
+}
+
+bool urs_frame_close_code_ok(unsigned code)
+{
+    return (code >= 1000 && code <= 1003) || (code >= 1007 && code <= 1014) || (code >= 3000 && code <= 4999);
+}
