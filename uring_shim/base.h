@@ -32,7 +32,8 @@ enum urs_error {
     URS_ERROR_FULL = -4114,              /* backlog_bytes_max would be exceeded */
     URS_ERROR_LIMIT = -4115,             /* a limit of the options is reached */
     URS_ERROR_MEMORY_BUDGET = -4116,     /* memory_bytes_max would be exceeded */
-    URS_ERROR_STATE = -4117              /* the call is not allowed in this state */
+    URS_ERROR_STATE = -4117,             /* the call is not allowed in this state */
+    URS_ERROR_REQUEST = -4118            /* what came is no HTTP request */
 };
 
 enum urs_opcode {

@@ -1,0 +1,3 @@
+"""uringws: a WebSocket server for Linux on io_uring."""
+
+__all__: list[str] = []

@@ -1,0 +1,312 @@
+"""Every setting and limit of the server, as one frozen dataclass that is checked when it is made.
+
+Nothing here acts on a setting: the C shim and the modules above read them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import Annotated, Any, Final, Literal, NamedTuple, get_args, get_origin, get_type_hints
+
+from uringws.errors import OptionsError
+
+__all__ = ["IPNetwork", "Options"]
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+_BYTES_MAX: Final = 2**63 - 1
+_YEAR_SECONDS: Final = 366 * 86400.0
+
+IPNetwork = IPv4Network | IPv6Network
+
+
+class _Range(NamedTuple):
+    """The numbers a field may have, both ends included; in seconds for a float, else in what its name says."""
+
+    low: float
+    high: float
+
+
+_Bytes = _Range(1, _BYTES_MAX)
+_Seconds = _Range(0.001, _YEAR_SECONDS)
+_Count = _Range(1, 2**31 - 1)
+
+_TOKEN: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110 5.6.2
+_FIELD_TEXT: Final = re.compile(r"[!-~]([ !-~]*[!-~])?")  # RFC 9110 5.5, visible ASCII and inner spaces only
+_ORIGIN_FORM: Final = re.compile(r"/[!$-;=@-Z_a-z~%&']*")  # RFC 9112 3.2.1, without a query
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """The settings of a `Reactor`. `dataclasses.replace` makes a changed copy.
+
+    Units are in the names: bytes, seconds (int or float), microseconds; every other number is a count. Where a
+    field takes None, None means "no limit" or "off". Raises `OptionsError`, a ValueError, that names the field, its
+    value and what is allowed.
+    """
+
+    # Messages
+
+    message_bytes_max: Annotated[int, _Bytes] = 16 * MIB
+    """The largest payload of a received message, all fragments together. Refused with 1009 as soon as the announced
+    length exceeds it."""
+
+    refuse_text: bool = False
+    """Answer text messages with close code 1003."""
+
+    refuse_binary: bool = False
+    """Answer binary messages with close code 1003."""
+
+    # Backpressure, per session
+
+    backlog_bytes_max: Annotated[int, _Bytes] = 4 * MIB
+    """What may wait for a slow reader, the new message counted. Control frames have a small reserve of their own."""
+
+    backlog_high_bytes: Annotated[int | None, _Bytes] = None
+    """The backlog from which on `on_drain` will be owed. None: 256 KiB, or `backlog_bytes_max` if that is less."""
+
+    backlog_low_bytes: Annotated[int | None, _Range(0, _BYTES_MAX)] = None
+    """The backlog at which, coming from above the high mark, `on_drain` is called. None: a quarter of the high mark."""
+
+    on_full: Literal["close", "drop", "error"] = "close"
+    """What `send` does with a message that would exceed `backlog_bytes_max`: close the session (1008), drop the message
+    and say so in its result, or raise `BacklogFull`."""
+
+    # Admission
+
+    sessions_max: Annotated[int | None, _Count] = None
+    """Sessions at a time, upgrades in progress included; over it a connection is answered 503."""
+
+    sessions_per_ip_max: Annotated[int | None, _Count] = None
+    """Sessions at a time of one peer address (the one a trusted PROXY header names); over it 429."""
+
+    handshakes_max: Annotated[int | None, _Count] = 1024
+    """Upgrades in progress at a time; over it 503."""
+
+    header_bytes_max: Annotated[int, _Range(256, MIB)] = 16 * KIB
+    """The whole head of an opening request, request line included; over it 431."""
+
+    header_count_max: Annotated[int, _Range(8, 1_000)] = 100
+    """Field lines of an opening request; over it 431."""
+
+    subprotocols: Sequence[str] = ()
+    """The subprotocols the server speaks, the preferred one first. The default `on_upgrade` takes the first one that
+    the client offers, and none if there is no such."""
+
+    origins: Sequence[str | re.Pattern[str] | None] | None = None
+    """Values of Origin that are let in, as RFC 6454 writes them ("https://example.org", no slash at the end): equal to
+    a string or matched in full by a pattern; the element None lets in requests without Origin. Others get 403. None
+    for the whole lets in all, which leaves browsers open to cross-site WebSocket hijacking where cookies
+    authenticate."""
+
+    proxy_protocol_from: Sequence[str | IPNetwork] = ()
+    """Peers that must begin with a PROXY protocol header (v1 or v2): addresses or networks ("10.0.0.0/8"), and the word
+    "unix" for peers on Unix sockets. From all others such a header is an error."""
+
+    listen_backlog: Annotated[int, _Range(1, 65_535)] = 4096
+    """Connections the kernel may hold before they are accepted (capped by net.core.somaxconn)."""
+
+    # Deadlines
+
+    handshake_seconds_max: Annotated[float | None, _Seconds] = 10.0
+    """From accept to the end of the opening request, however it trickles in."""
+
+    close_seconds_max: Annotated[float | None, _Seconds] = 5.0
+    """From our close frame to the peer's, and then to the end of its stream."""
+
+    idle_seconds_max: Annotated[float | None, _Seconds] = None
+    """Without a byte from the peer. What we send does not count."""
+
+    ping_interval_seconds: Annotated[float | None, _Seconds] = 20.0
+    """Between pings of the server; None sends none."""
+
+    ping_timeout_seconds: Annotated[float | None, _Seconds] = 20.0
+    """From such a ping to its pong; None pings without consequence. Of no effect where no pings are sent."""
+
+    session_seconds_max: Annotated[float | None, _Seconds] = None
+    """The age at which a session is closed with 1001, so that long-lived clients spread over new servers."""
+
+    drain_seconds_max: Annotated[float, _Range(0, _YEAR_SECONDS)] = 10.0
+    """What SIGINT or SIGTERM in `run` leaves to the sessions, after close code 1001, before they are cut."""
+
+    # Memory and the ring
+
+    memory_bytes_max: Annotated[int | None, _Bytes] = None
+    """The receive pool, partial messages and backlogs of all sessions together. Near it the greediest are closed."""
+
+    receive_buffers: Annotated[int, _Range(2, 32_768)] = 64
+    """Buffers of the receive pool, a power of two. Few and hot is faster than many: the pool cycles through the
+    cache."""
+
+    receive_buffer_bytes: Annotated[int, _Range(1 * KIB, 16 * MIB)] = 17 * KIB
+    """One buffer of the pool, the most a single receive brings."""
+
+    session_turn_bytes_max: Annotated[int, _Range(1 * KIB, _BYTES_MAX)] = 256 * KIB
+    """What one session may bring in one turn before the others have theirs."""
+
+    ring_entries: Annotated[int, _Range(8, 32_768)] = 512
+    """Submission queue entries. The kernel rounds up to a power of two; fewer are taken if locked memory is short."""
+
+    busy_poll_microseconds: Annotated[int, _Range(0, 1_000_000)] = 0
+    """How long the kernel polls the network card before it sleeps; 0 does not."""
+
+    zero_copy: Literal["auto", "never", "always"] = "auto"
+    """Whether large sends skip the copy into the kernel. "auto" stops for a session whose path copies anyway."""
+
+    zero_copy_bytes_min: Annotated[int, _Bytes] = 16 * KIB
+    """The smallest segment that `zero_copy="auto"` sends so."""
+
+    tcp_nodelay: bool = True
+    """Set TCP_NODELAY on accepted sockets."""
+
+    sender_commands_max: Annotated[int, _Count] = 65_536
+    """Commands of `Sender`s of other threads that may wait for the reactor."""
+
+    # Plain HTTP
+
+    metrics_path: str | None = None
+    """The path, "/metrics" for example, at which a plain GET is answered with `stats()` for Prometheus. Whoever
+    reaches the port reaches it."""
+
+    server_header: str | None = None
+    """The value of Server in HTTP answers; None sends none."""
+
+    def __post_init__(self) -> None:
+        for name, hint in _HINTS.items():
+            _check_value(name, getattr(self, name), hint)
+        self._normalise()
+        self._check_texts()
+        self._check_together()
+
+    def water_marks(self) -> tuple[int, int]:
+        """Return the low and the high water mark in bytes, with the defaults filled in."""
+        high = self.backlog_high_bytes
+        if high is None:
+            high = min(256 * KIB, self.backlog_bytes_max)
+        low = self.backlog_low_bytes
+        return (high // 4 if low is None else low), high
+
+    def takes_proxy_protocol_from(self, host: str | None) -> bool:
+        """Return whether a peer at this IP address (None: on a Unix socket) has to send a PROXY protocol header.
+
+        An IPv4 address that a dual-stack socket reports as ::ffff:a.b.c.d counts as a.b.c.d. Raises ValueError if
+        `host` is not an IP address.
+        """
+        if not self.proxy_protocol_from:
+            return False
+        if host is None:
+            return "unix" in self.proxy_protocol_from
+        address = ip_address(host)
+        if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+            address = address.ipv4_mapped
+        return any(not isinstance(network, str) and address in network for network in self.proxy_protocol_from)
+
+    def _normalise(self) -> None:
+        """Make tuples of the sequences, so that a list changed later changes nothing here."""
+        put = object.__setattr__
+        put(self, "subprotocols", _sequence("subprotocols", self.subprotocols))
+        if self.origins is not None:
+            put(self, "origins", _sequence("origins", self.origins))
+        networks = _sequence("proxy_protocol_from", self.proxy_protocol_from)
+        put(self, "proxy_protocol_from", tuple(_network(network) for network in networks))
+
+    def _check_texts(self) -> None:
+        for subprotocol in self.subprotocols:
+            if not isinstance(subprotocol, str) or not _TOKEN.fullmatch(subprotocol):
+                raise OptionsError("subprotocols", self.subprotocols, "a sequence of RFC 9110 tokens")
+        if len(set(self.subprotocols)) != len(self.subprotocols):
+            raise OptionsError("subprotocols", self.subprotocols, "without duplicates")
+        for origin in self.origins or ():
+            if not _origin_ok(origin):
+                raise OptionsError(
+                    "origins", self.origins, 'a sequence of "scheme://host[:port]", "null", str patterns or None'
+                )
+        if self.metrics_path is not None and not _text_matches(self.metrics_path, _ORIGIN_FORM):
+            raise OptionsError("metrics_path", self.metrics_path, 'None or a path that begins with "/", no query')
+        if self.server_header is not None and not _text_matches(self.server_header, _FIELD_TEXT):
+            raise OptionsError("server_header", self.server_header, "None or printable ASCII")
+
+    def _check_together(self) -> None:
+        """Hold fields against each other."""
+        low, high = self.water_marks()
+        if high > self.backlog_bytes_max:
+            raise OptionsError("backlog_high_bytes", high, f"at most backlog_bytes_max ({self.backlog_bytes_max})")
+        if low >= high:
+            raise OptionsError("backlog_low_bytes", low, f"less than backlog_high_bytes ({high})")
+        if self.receive_buffers & (self.receive_buffers - 1):
+            raise OptionsError("receive_buffers", self.receive_buffers, "a power of two")
+        if self.session_turn_bytes_max < self.receive_buffer_bytes:
+            raise OptionsError(
+                "session_turn_bytes_max",
+                self.session_turn_bytes_max,
+                f"at least receive_buffer_bytes ({self.receive_buffer_bytes})",
+            )
+        if self.memory_bytes_max is not None:
+            pool = self.receive_buffers * self.receive_buffer_bytes
+            needed = pool + max(self.message_bytes_max, self.backlog_bytes_max)
+            if self.memory_bytes_max < needed:
+                raise OptionsError(
+                    "memory_bytes_max",
+                    self.memory_bytes_max,
+                    f"at least {needed}: the receive pool and one message_bytes_max or backlog_bytes_max",
+                )
+
+
+_HINTS: Final[dict[str, Any]] = get_type_hints(Options, include_extras=True)
+
+
+def _check_value(name: str, value: object, hint: Any) -> None:
+    """Hold one value against its annotation: Annotated with a range, Literal, or bool. Others have rules by name."""
+    if get_origin(hint) is Annotated:
+        base, allowed = get_args(hint)
+        none_allowed = type(None) in get_args(base)
+        if value is None and none_allowed:
+            return
+        whole = base is int or int in get_args(base)
+        types = (int,) if whole else (int, float)
+        if isinstance(value, bool) or not isinstance(value, types) or not allowed.low <= value <= allowed.high:
+            kind = "a whole number" if whole else "a number"
+            none = "None or " if none_allowed else ""
+            raise OptionsError(name, value, f"{none}{kind} from {allowed.low} to {allowed.high}")
+    elif get_origin(hint) is Literal:
+        if value not in get_args(hint):
+            raise OptionsError(name, value, "one of " + ", ".join(map(repr, get_args(hint))))
+    elif hint is bool and not isinstance(value, bool):
+        raise OptionsError(name, value, "True or False")
+
+
+def _sequence(name: str, value: object) -> tuple[Any, ...]:
+    # A lone string is a sequence too, of its letters: the commonest slip with such options.
+    if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
+        raise OptionsError(name, value, "a list or tuple")
+    return tuple(value)
+
+
+def _network(value: object) -> IPNetwork | Literal["unix"]:
+    if isinstance(value, (IPv4Network, IPv6Network)):
+        return value
+    if value == "unix":
+        return "unix"
+    # An int is an address to ipaddress; here it is a slip.
+    cause = None
+    if isinstance(value, str):
+        try:
+            return ip_network(value)
+        except ValueError as error:
+            cause = error
+    raise OptionsError("proxy_protocol_from", value, 'an IP address, an IP network or "unix"') from cause
+
+
+def _origin_ok(value: object) -> bool:
+    if isinstance(value, re.Pattern):
+        return isinstance(value.pattern, str)
+    if isinstance(value, str):
+        return value == "null" or re.fullmatch(r"[a-z][a-z0-9+.\-]*://[^/?#\s]+", value) is not None
+    return value is None
+
+
+def _text_matches(value: object, pattern: re.Pattern[str]) -> bool:
+    return isinstance(value, str) and pattern.fullmatch(value) is not None

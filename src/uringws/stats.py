@@ -1,0 +1,79 @@
+"""What a reactor counts, as one frozen picture of a moment. Only data: who counts is the C shim and the reactor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from uringws.errors import RejectReason
+
+__all__ = ["Stats"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stats:
+    """The figures of `Reactor.stats()`.
+
+    Each is a count since the reactor was made, but for those said to be "now". Bytes are payload bytes unless said
+    otherwise.
+    """
+
+    backend: str = ""
+    """The one that runs, "io_uring" or "epoll"."""
+
+    sessions: int = 0
+    """Open now, upgrades in progress not counted."""
+    sessions_peak: int = 0
+    """The most that were open at a time."""
+    handshakes: int = 0
+    """Upgrades in progress now."""
+    accepted: int = 0
+    """Connections that became sessions, adopted ones included."""
+    rejected: Mapping[RejectReason, int] = field(default_factory=dict)
+    """Connections that did not, by reason."""
+    accept_pauses: int = 0
+    """Times accepting stopped for a while, for want of descriptors or memory."""
+    close_codes: Mapping[int, int] = field(default_factory=dict)
+    """Sessions that ended, by the code given to `on_close` (1006: without a close frame)."""
+
+    messages_in: int = 0
+    messages_out: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    pings_sent: int = 0
+    """By the server's own interval or by `Connection.ping`."""
+    pongs_received: int = 0
+
+    queued_bytes: int = 0
+    """Waiting now in all backlogs, frame headers included."""
+    drops: int = 0
+    """Messages that a full backlog turned away."""
+    sends_short: int = 0
+    """Sends of which the socket took only a part."""
+    zero_copy_sends: int = 0
+    zero_copy_copied: int = 0
+    """Zero-copy sends that the kernel copied after all."""
+
+    memory_bytes: int = 0
+    """Held now of what `memory_bytes_max` bounds."""
+    pool_buffers: int = 0
+    """Buffers of the receive pool."""
+    pool_in_use: int = 0
+    """Of those, lent now to receives and sends."""
+    enobufs_parks: int = 0
+    """Receives that found the pool empty and waited."""
+    cq_overflows: int = 0
+    """Times the kernel had more completions than the ring holds. None is lost by it."""
+
+    turns: int = 0
+    """Turns of the loop."""
+    events: int = 0
+    """Events that the turns brought to Python."""
+
+    @property
+    def events_per_turn(self) -> float:
+        """How well work is batched: events per turn, 0.0 before the first."""
+        return self.events / self.turns if self.turns else 0.0

@@ -1,0 +1,229 @@
+"""The project's rules that no linter knows: who may include or import whom, and how a file is laid out.
+
+A new file first fails here, until it has been given its layer.
+"""
+
+import ast
+import graphlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import uringws
+
+ROOT = Path(__file__).resolve().parent.parent
+SHIM = ROOT / "uring_shim"
+PACKAGE = ROOT / "src" / "uringws"
+
+# A file may include what stands in its own layer or above it in this list, as long as no circle comes of it.
+C_LAYERS = (
+    {"base"},
+    {"mask", "utf8", "frame"},
+    {"outbound"},
+    {"engine"},
+    {"pool"},
+    {"io"},
+    {"io_uring", "io_epoll"},
+    {"session"},
+    {"reactor"},
+)
+
+PYTHON_LAYERS = (
+    {"shim"},
+    {"errors", "options", "frames", "stats"},
+    {"engine", "handshake", "message", "metrics", "proxy_protocol"},
+    {"connection", "handler"},
+    {"reactor"},
+    {"sender", "workers"},
+    {"__init__"},
+    {"adapters"},
+    {"__main__"},
+)
+
+# The engine and what it stands on do no I/O and know no clock: from the system they take memory and arithmetic.
+PURE = {"base", "mask", "utf8", "frame", "outbound", "engine"}
+PURE_HEADERS = re.compile(
+    r"(assert|errno|limits|stdbool|stddef|stdint|stdlib|string|emmintrin|immintrin|arm_neon|cpuid)\.h|sys/auxv\.h"
+)
+
+# The I/O backends move bytes; what the bytes mean is none of their business.
+PROTOCOL = {"mask", "utf8", "frame", "engine"}
+
+ONLY_IN = {"liburing.h": "io_uring.c", "linux/io_uring.h": "io_uring.c", "sys/epoll.h": "io_epoll.c"}
+
+# A definition over several lines: it starts at the margin, its head holds no blank line, its brace ends at the margin.
+FUNCTION = re.compile(
+    r"^(?=\w)(?:__attribute__\(\(.*?\)\)\s)?(?:(?!\n\n)[^;={}(])+?(?P<name>\w+)\((?:(?!\n\n)[^;={}])*\)\s\{\n.*?^\}",
+    re.MULTILINE | re.DOTALL,
+)
+FUNCTION_LINES_MAX = 70
+LONG_FUNCTIONS: dict[str, str] = {}  # "file.c:function" to the reason why it is clearer in one piece
+
+SOURCE_SUFFIXES = {".c", ".h", ".js", ".mjs", ".py", ".sh"}
+SOURCE_DIRECTORIES = ("bench", "examples", "src", "tests", "uring_shim")
+NOT_OURS = {"__pycache__", "node_modules"}
+
+C_FILES = sorted([*SHIM.glob("*.c"), *SHIM.glob("*.h")])
+PYTHON_FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def layer_of(name: str, layers: tuple[set[str], ...]) -> int:
+    """The position of `name` in `layers`."""
+    found = [index for index, layer in enumerate(layers) if name in layer]
+    assert found, f"{name} has no layer yet: add it to tests/test_structure.py"
+    return found[0]
+
+
+def assert_one_way(graph: dict[str, set[str]], layers: tuple[set[str], ...]) -> None:
+    """Fails if a name of `graph` uses one of a later layer, or if names use each other in a circle."""
+    for user, used in graph.items():
+        wrong = [name for name in sorted(used) if layer_of(name, layers) > layer_of(user, layers)]
+        assert not wrong, f"{user} may not use {', '.join(wrong)}"
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError
+
+
+def includes(path: Path) -> Iterator[tuple[str, bool]]:
+    """The headers that a C file includes, each with whether it is one of the shim's own."""
+    for mark, name in re.findall(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]', path.read_text(), re.MULTILINE):
+        yield name, mark == '"'
+
+
+def own_includes(path: Path) -> set[str]:
+    """The shim's files that `path` includes, without suffix and without its own header."""
+    return {name.removesuffix(".h") for name, own in includes(path) if own} - {path.stem}
+
+
+def is_type_checking(node: ast.AST) -> bool:
+    """Whether `node` is `if TYPE_CHECKING:`, which imports nothing at run time."""
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+def import_nodes(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
+    """The imports below `node` that happen at run time, those inside functions included."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, (ast.Import, ast.ImportFrom)):
+            yield child
+        elif not is_type_checking(child):
+            yield from import_nodes(child)
+
+
+def imported_names(path: Path) -> Iterator[str]:
+    """The dotted names that a Python file imports; `from a import b` gives "a.b"."""
+    for node in import_nodes(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        else:
+            assert node.level == 0, f"{path.name}:{node.lineno}: a relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def module_name(path: Path) -> str:
+    """The name of a file of the package in PYTHON_LAYERS: its first part below uringws."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def own_imports(path: Path) -> set[str]:
+    """The package's modules that `path` imports, named as in PYTHON_LAYERS."""
+    modules = {module_name(other) for other in PYTHON_FILES} | {"_shim"}
+    parts = [name.split(".") for name in imported_names(path)]
+    inside = {names[1] if names[1] in modules else "__init__" for names in parts if names[0] == "uringws" and names[1:]}
+    return inside - {module_name(path)}
+
+
+def c_functions(text: str) -> dict[str, int]:
+    """The functions that a C file defines, each with its number of lines from its head to its closing brace."""
+    return {match["name"]: match[0].count("\n") + 1 for match in FUNCTION.finditer(text)}
+
+
+def source_files() -> list[Path]:
+    """Every source file that is the project's own."""
+    found = [path for directory in SOURCE_DIRECTORIES for path in (ROOT / directory).rglob("*")]
+    return sorted(path for path in found if path.suffix in SOURCE_SUFFIXES and not NOT_OURS & set(path.parts))
+
+
+def opening(path: Path) -> str:
+    """The first line of a source file, or the second where the first is `#!`."""
+    lines = path.read_text().splitlines() or [""]
+    return lines[1] if lines[0].startswith("#!") and lines[1:] else lines[0]
+
+
+def test_includes_go_one_way() -> None:
+    graph: dict[str, set[str]] = {}
+    for path in C_FILES:
+        graph.setdefault(path.stem, set()).update(own_includes(path))
+    assert_one_way(graph, C_LAYERS)
+
+
+@pytest.mark.parametrize("path", [path for path in C_FILES if path.stem in PURE], ids=lambda path: path.name)
+def test_engine_knows_no_system(path: Path) -> None:
+    system = [name for name, own in includes(path) if not own]
+    assert [name for name in system if not PURE_HEADERS.fullmatch(name)] == []
+
+
+@pytest.mark.parametrize("path", [path for path in C_FILES if path.stem.startswith("io")], ids=lambda path: path.name)
+def test_io_knows_no_frame(path: Path) -> None:
+    assert own_includes(path) & PROTOCOL == set()
+
+
+@pytest.mark.parametrize("path", C_FILES, ids=lambda path: path.name)
+def test_system_interface_stays_in_its_file(path: Path) -> None:
+    strangers = [name for name, _ in includes(path) if ONLY_IN.get(name, path.name) != path.name]
+    assert strangers == []
+
+
+@pytest.mark.parametrize("path", sorted(SHIM.glob("*.h")), ids=lambda path: path.name)
+def test_header_guard(path: Path) -> None:
+    guard = f"URS_{path.stem.upper()}_H"
+    assert f"#ifndef {guard}\n#define {guard}\n" in path.read_text()
+
+
+@pytest.mark.parametrize("path", sorted(SHIM.glob("*.c")), ids=lambda path: path.name)
+def test_c_functions_fit_one_screen(path: Path) -> None:
+    functions = c_functions(path.read_text())
+    assert functions, "no function found: a file without functions, or a layout that this test does not know"
+    allowed = {key.partition(":")[2] for key in LONG_FUNCTIONS if key.startswith(f"{path.name}:")}
+    long = {name for name, lines in functions.items() if lines > FUNCTION_LINES_MAX}
+    assert long == allowed, {name: functions.get(name) for name in long ^ allowed}
+
+
+def test_c_functions_are_counted() -> None:
+    text = (
+        "static const int table[] = {\n    1,\n};\n\n"
+        "int one(void) { return 1; }\n\n"
+        "DEFINE_IT(word)\n\n"
+        "struct pair {\n    int a;\n};\n\n"
+        "static int two(int a,\n               int b)\n{\n    return a + b;\n}\n\n"
+        "__attribute__((cold)) static void three(void) {\n    one();\n}\n"
+    )
+    assert c_functions(text) == {"two": 5, "three": 3}
+
+
+def test_imports_go_one_way() -> None:
+    graph: dict[str, set[str]] = {}
+    for path in PYTHON_FILES:
+        graph.setdefault(module_name(path), set()).update(own_imports(path) - {"_shim"})
+    assert_one_way(graph, PYTHON_LAYERS)
+
+
+@pytest.mark.parametrize("path", PYTHON_FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_only_shim_touches_the_extension(path: Path) -> None:
+    assert path.name == "shim.py" or "_shim" not in own_imports(path)
+
+
+@pytest.mark.parametrize("path", source_files(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_file_opens_with_what_it_is(path: Path) -> None:
+    marks = {".py": ('"""', 'r"""'), ".sh": ("# ",)}.get(path.suffix, ("/* ", "// "))
+    assert opening(path).startswith(marks)
+
+
+@pytest.mark.parametrize("name", uringws.__all__)
+def test_public_name_is_documented(name: str) -> None:
+    thing = getattr(uringws, name)
+    if callable(thing):
+        assert (thing.__doc__ or "").strip(), f"uringws.{name} has no docstring"
+
+
+def test_public_names_stand_once() -> None:
+    assert sorted(set(uringws.__all__)) == sorted(uringws.__all__)

@@ -1,0 +1,164 @@
+/* The reactor's insides, shared by turn.c (the hot path), lifecycle.c (how sessions begin and end) and reactor.c
+ * (what Python calls). */
+#ifndef URS_CORE_H
+#define URS_CORE_H
+
+#include "base.h"
+#include "block.h"
+#include "engine.h"
+#include "io.h"
+#include "outbound.h"
+#include "pool.h"
+#include "reactor.h"
+#include "session.h"
+#include "wheel.h"
+
+enum {
+    URS_COMPLETIONS = 512,               /* taken from the backend at a time, to begin with */
+    URS_LISTENERS_MAX = 16,
+    URS_ARENA_FLUSH_BYTES = 1 << 20,     /* more than this of handlers' sends is flushed before the turn ends */
+    URS_CONTROL_RESERVE_BYTES = 4096,    /* of a backlog: for pings, pongs and close frames alone */
+    URS_DELAY_MS = 50                    /* the pause after a shortage of the system's */
+};
+
+/* Slots of sessions, each at most once (the session has a flag for it); there is always room for all. */
+struct urs_slots {
+    uint32_t *slots;
+    uint32_t count;
+};
+
+struct urs_listener {
+    int fd;
+    bool armed;
+    bool local;                          /* AF_UNIX */
+    bool delayed;
+};
+
+struct urs_reactor {
+    struct urs_io *io;
+    struct urs_pool pool;
+    struct urs_outbox outbox;
+    struct urs_memory memory;
+    struct urs_sessions sessions;
+    struct urs_wheel wheel;
+    struct urs_reactor_options options;
+
+    struct urs_event *events;            /* URS_EVENTS_MAX */
+    int32_t *targets;
+    uint32_t event_count;
+    uint32_t applied;                    /* events before this one are carried out */
+    uint32_t visible;                    /* events that Python has to look at */
+    struct urs_event *late;              /* found while Python handles events: the next turn's first */
+    uint32_t late_count;
+    uint32_t late_room;
+
+    struct urs_completion *completions;  /* those not yet dispatched */
+    uint32_t completion_room;
+    uint32_t completion_next;
+    uint32_t completion_count;
+    uint16_t *used_buffers;              /* released when the turn's sends have completed */
+    uint32_t used_count;
+    struct iovec *vectors;               /* of the sends not yet submitted */
+    uint32_t vector_count;
+
+    struct urs_slots dirty;              /* to be flushed */
+    struct urs_slots ready;              /* with held input to be fed */
+    struct urs_slots parked;             /* to be armed when buffers are back */
+    struct urs_slots delayed;            /* to be armed or flushed after a pause */
+    struct urs_slots dead;               /* to be freed when no event refers to them */
+    uint32_t slots_room;
+
+    struct urs_listener listeners[URS_LISTENERS_MAX];
+    uint32_t listener_count;
+    struct urs_ip_count *ips;            /* sessions by address, open addressing */
+    uint32_t ips_room;
+    uint32_t ips_used;
+
+    struct urs_reactor_stats stats;
+    uint64_t now_ms;
+    uint64_t now_us;
+    uint64_t delayed_until_ms;
+    uint32_t turn;
+    uint32_t handshakes;
+    uint32_t sends;                      /* submitted or queued, not yet completed */
+    bool echo;
+    bool started;
+    bool draining;
+    bool woken;
+    bool dispatching;                    /* events may be added to this turn's */
+};
+
+enum { URS_VECTORS = 1024 };
+
+static inline struct urs_session *urs_core_session(const struct urs_reactor *reactor, uint32_t slot)
+{
+    return urs_session_at(&reactor->sessions, slot);
+}
+
+static inline void urs_slots_push(struct urs_slots *slots, uint32_t slot) { slots->slots[slots->count++] = slot; }
+
+/* turn.c */
+
+/* Puts a session on the list of those that have something to send, or to end. */
+void urs_turn_dirty(struct urs_reactor *reactor, struct urs_session *session);
+
+/* Carries out what the events before `until` owe: echoes, pongs, close frames, ends. In wire order. */
+void urs_turn_apply(struct urs_reactor *reactor, uint32_t until);
+
+/* Sends what is to be sent. Returns 0 or -errno for a backend beyond use. */
+int urs_turn_flush(struct urs_reactor *reactor);
+
+/* Gives held input to the engine as soon as the turn has room. */
+void urs_turn_ready(struct urs_reactor *reactor, struct urs_session *session);
+
+/* Arms receive if the session wants input and none is armed; asks for its end if it does not. */
+void urs_turn_receive(struct urs_reactor *reactor, struct urs_session *session, bool idle);
+
+/* Adds an event for Python; while Python handles a turn's events, to the next turn's. */
+void urs_turn_event(struct urs_reactor *reactor, uint32_t slot, const struct urs_item *item);
+
+void urs_turn_clock(struct urs_reactor *reactor);
+
+/* lifecycle.c */
+
+/* A session for that socket, its lists' room included; NULL without memory. */
+struct urs_session *urs_life_new(struct urs_reactor *reactor, int fd, bool local);
+
+void urs_life_accepted(struct urs_reactor *reactor, const struct urs_completion *completion);
+void urs_life_arm_listeners(struct urs_reactor *reactor);
+
+/* Bytes of an opening request. */
+void urs_life_head(struct urs_reactor *reactor, struct urs_session *session, uint8_t *data, size_t bytes);
+
+/* Makes a session with its upgrade done an open one. */
+void urs_life_open(struct urs_reactor *reactor, struct urs_session *session);
+
+/* Our close frame, then the peer's is awaited. Returns 0 or -ENOMEM. */
+int urs_life_close(struct urs_reactor *reactor, struct urs_session *session, unsigned code, const uint8_t *reason,
+                   size_t bytes);
+
+/* Nothing more may be sent after what is queued: flush, shut down, wait for the peer's end. */
+void urs_life_finish(struct urs_reactor *reactor, struct urs_session *session);
+
+/* Goes on with the end of a session whose last byte was sent. */
+void urs_life_flushed(struct urs_reactor *reactor, struct urs_session *session);
+
+/* The socket is of no more use, or the peer's patience: an URS_EVENT_LOST, once. */
+void urs_life_lose(struct urs_reactor *reactor, struct urs_session *session, int error);
+
+/* Shuts both sides down and frees the session once its last completions are in. */
+void urs_life_end(struct urs_reactor *reactor, struct urs_session *session);
+
+/* A completion came for a session that only awaits its last ones. */
+void urs_life_try_free(struct urs_reactor *reactor, struct urs_session *session);
+
+/* Sets the session's timer to the next moment at which something is due. */
+void urs_life_schedule(struct urs_reactor *reactor, struct urs_session *session);
+void urs_life_timers(struct urs_reactor *reactor);
+
+/* Sees to it that memory stays within its budget: the greediest sessions are closed. */
+void urs_life_budget(struct urs_reactor *reactor);
+
+void urs_life_pong(struct urs_reactor *reactor, struct urs_session *session, const struct urs_item *item);
+
+#endif

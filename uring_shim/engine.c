@@ -1,0 +1,326 @@
+/* The engine: one frame at a time, whole frames in place, cut ones through a block. */
+#include "engine.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "frame.h"
+#include "mask.h"
+
+static bool is_control(uint8_t opcode) { return (opcode & 0x8) != 0; }
+
+uint16_t urs_engine_close_code(int error)
+{
+    switch (error) {
+    case URS_ERROR_UTF8:
+        return URS_CLOSE_INVALID_PAYLOAD;
+    case URS_ERROR_TOO_BIG:
+        return URS_CLOSE_MESSAGE_TOO_BIG;
+    case URS_ERROR_REFUSED_OPCODE:
+        return URS_CLOSE_UNSUPPORTED_DATA;
+    case URS_ERROR_MEMORY_BUDGET:
+    case -ENOMEM:
+        return URS_CLOSE_TRY_AGAIN_LATER;
+    default:
+        return URS_CLOSE_PROTOCOL_ERROR;
+    }
+}
+
+const char *urs_engine_error_text(int error)
+{
+    switch (error) {
+    case URS_ERROR_RSV: return "reserved bit set";
+    case URS_ERROR_OPCODE: return "reserved opcode";
+    case URS_ERROR_CONTROL_FRAGMENTED: return "fragmented control frame";
+    case URS_ERROR_CONTROL_LENGTH: return "control frame over 125 bytes";
+    case URS_ERROR_LENGTH_NOT_MINIMAL: return "payload length not in its shortest form";
+    case URS_ERROR_LENGTH_TOP_BIT: return "payload length with the top bit set";
+    case URS_ERROR_UNMASKED: return "unmasked client frame";
+    case URS_ERROR_MASKED: return "masked server frame";
+    case URS_ERROR_CONTINUATION: return "continuation without a message";
+    case URS_ERROR_INTERLEAVED: return "new message inside a fragmented one";
+    case URS_ERROR_CLOSE_PAYLOAD: return "close frame of one byte";
+    case URS_ERROR_CLOSE_CODE: return "invalid close code";
+    case URS_ERROR_UTF8: return "invalid UTF-8";
+    case URS_ERROR_TOO_BIG: return "message too big";
+    case URS_ERROR_REFUSED_OPCODE: return "this kind of data is not accepted";
+    case URS_ERROR_MEMORY_BUDGET: return "out of memory budget";
+    case -ENOMEM: return "out of memory";
+    default: return "protocol error";
+    }
+}
+
+size_t urs_engine_partial_bytes(const struct urs_engine *engine)
+{
+    return engine->header_have + (engine->partial == NULL ? 0 : urs_block_bytes(engine->partial))
+        + (engine->control == NULL ? 0 : urs_block_bytes(engine->control));
+}
+
+void urs_engine_clear(struct urs_engine *engine)
+{
+    urs_block_drop(engine->partial);
+    urs_block_drop(engine->control);
+    memset(engine, 0, sizeof *engine);
+    engine->phase = URS_ENGINE_ENDED;
+}
+
+static int fail(struct urs_engine *engine, struct urs_input *input, struct urs_item *item, int error)
+{
+    urs_engine_clear(engine);
+    input->next = input->end;
+    *item = (struct urs_item){
+        .kind = URS_ITEM_FAILED, .error = error, .close_code = urs_engine_close_code(error)};
+    return URS_ITEM_FAILED;
+}
+
+/* A close frame's code and reason, RFC 6455 5.5.1. */
+static int take_close(struct urs_engine *engine, struct urs_input *input, struct urs_item *item)
+{
+    int error = 0;
+    unsigned code = URS_CLOSE_NO_STATUS;
+    if (item->bytes == 1)
+        error = URS_ERROR_CLOSE_PAYLOAD;
+    if (item->bytes >= 2) {
+        code = (unsigned)item->payload[0] << 8 | item->payload[1];
+        item->payload += 2;
+        item->bytes -= 2;
+        struct urs_utf8 utf8 = {0};
+        if (!urs_frame_close_code_ok(code))
+            error = URS_ERROR_CLOSE_CODE;
+        else if (urs_utf8_feed(&utf8, item->payload, item->bytes) >= 0 || !urs_utf8_complete(&utf8))
+            error = URS_ERROR_UTF8;
+    }
+    if (error != 0) {
+        urs_block_drop(item->block);
+        return fail(engine, input, item, error);
+    }
+    urs_engine_clear(engine);
+    input->next = input->end;
+    item->kind = URS_ITEM_CLOSE;
+    item->close_code = (uint16_t)code;
+    return URS_ITEM_CLOSE;
+}
+
+/* A control frame whose unmasked payload is in item. */
+static int take_control(struct urs_engine *engine, struct urs_input *input, struct urs_item *item, uint8_t opcode)
+{
+    item->opcode = opcode;
+    item->fin = true;
+    if (opcode == URS_OPCODE_CLOSE)
+        return take_close(engine, input, item);
+    item->kind = opcode == URS_OPCODE_PING ? URS_ITEM_PING : URS_ITEM_PONG;
+    return item->kind;
+}
+
+/* The rules that join frames into messages, RFC 6455 5.4, and the limits. */
+static int begin_data(struct urs_engine *engine, const struct urs_engine_rules *rules,
+                      const struct urs_frame_header *header)
+{
+    if (header->opcode == URS_OPCODE_CONTINUATION) {
+        if (engine->message_opcode == 0)
+            return URS_ERROR_CONTINUATION;
+    } else {
+        if (engine->message_opcode != 0)
+            return URS_ERROR_INTERLEAVED;
+        if ((header->opcode == URS_OPCODE_TEXT && rules->refuse_text)
+            || (header->opcode == URS_OPCODE_BINARY && rules->refuse_binary))
+            return URS_ERROR_REFUSED_OPCODE;
+        engine->message_bytes = 0;
+        engine->utf8.state = 0;
+    }
+    if (header->payload_bytes > rules->message_bytes_max - engine->message_bytes)
+        return URS_ERROR_TOO_BIG;
+    engine->message_bytes += header->payload_bytes;
+    return 0;
+}
+
+/* True if the text so far, `bytes` more bytes of it and, with fin, its end are good UTF-8. */
+static bool text_ok(struct urs_engine *engine, const uint8_t *data, size_t bytes, bool fin)
+{
+    return urs_utf8_feed(&engine->utf8, data, bytes) < 0 && (!fin || urs_utf8_complete(&engine->utf8));
+}
+
+/* The header of the next frame, from the input, or from what an earlier read left of it and the input. Returns what
+ * urs_frame_parse does; *in_place says whether the header's own bytes lie in the input, before input->next. */
+static int take_header(struct urs_engine *engine, struct urs_input *input, struct urs_frame_header *header,
+                       bool *in_place)
+{
+    *in_place = engine->header_have == 0;
+    if (URS_LIKELY(*in_place)) {
+        int size = urs_frame_parse(input->next, (size_t)(input->end - input->next), URS_FRAME_FROM_CLIENT, header);
+        if (size != 0) {
+            input->next += size > 0 ? size : 0;
+            return size;
+        }
+    }
+    while (input->next < input->end) {
+        engine->header[engine->header_have++] = *input->next++;
+        int size = urs_frame_parse(engine->header, engine->header_have, URS_FRAME_FROM_CLIENT, header);
+        if (size != 0) {
+            *in_place = false;
+            engine->header_have = 0;
+            return size;
+        }
+    }
+    return 0;
+}
+
+/* Copies what the input has of the current frame's payload behind the block, unmasked; returns its first byte, or
+ * NULL with *error set. */
+static uint8_t *collect(struct urs_engine *engine, struct urs_memory *memory, struct urs_block **block,
+                        struct urs_input *input, size_t *taken, int *error)
+{
+    size_t bytes = urs_min((size_t)(input->end - input->next), engine->frame_left);
+    size_t have = *block == NULL ? 0 : urs_block_bytes(*block);
+    size_t expected = have + engine->frame_left;
+    if (!engine->frame_fin)
+        expected = urs_max(expected, 2 * (have + bytes) + 256);  /* fragments without end: grow by doubling */
+    *error = urs_block_reserve(memory, block, bytes, expected);
+    if (*error != 0)
+        return NULL;
+    uint8_t *target = (*block)->bytes + (*block)->end;
+    urs_mask_move(target, input->next, bytes, engine->masking_key, engine->key_offset);
+    (*block)->end += bytes;
+    input->next += bytes;
+    engine->frame_left -= bytes;
+    engine->key_offset = (uint8_t)((engine->key_offset + bytes) & 3);
+    *taken = bytes;
+    return target;
+}
+
+/* Hands a block over to the item. */
+static void give_block(struct urs_item *item, struct urs_block **block)
+{
+    item->payload = urs_block_data(*block);
+    item->bytes = urs_block_bytes(*block);
+    item->block = *block;
+    *block = NULL;
+}
+
+/* More of a data frame that does not lie whole in one input, or of a fragmented message. */
+static int continue_data(struct urs_engine *engine, const struct urs_engine_rules *rules, struct urs_memory *memory,
+                         struct urs_input *input, struct urs_item *item)
+{
+    size_t taken;
+    int error;
+    const uint8_t *chunk = collect(engine, memory, &engine->partial, input, &taken, &error);
+    if (chunk == NULL)
+        return fail(engine, input, item, error);
+    bool frame_done = engine->frame_left == 0;
+    bool message_done = frame_done && engine->frame_fin;
+    if (engine->message_opcode == URS_OPCODE_TEXT && !text_ok(engine, chunk, taken, message_done))
+        return fail(engine, input, item, URS_ERROR_UTF8);
+    engine->phase = frame_done ? URS_ENGINE_AWAIT_HEADER : URS_ENGINE_AWAIT_PAYLOAD;
+    if (!frame_done || !(message_done || rules->frames))
+        return URS_ITEM_NONE;
+
+    item->kind = rules->frames ? URS_ITEM_FRAME : URS_ITEM_MESSAGE;
+    item->opcode = rules->frames ? engine->frame_opcode : engine->message_opcode;
+    item->fin = message_done;
+    give_block(item, &engine->partial);
+    if (message_done)
+        engine->message_opcode = 0;
+    return item->kind;
+}
+
+static int continue_control(struct urs_engine *engine, struct urs_memory *memory, struct urs_input *input,
+                            struct urs_item *item)
+{
+    size_t taken;
+    int error;
+    if (collect(engine, memory, &engine->control, input, &taken, &error) == NULL)
+        return fail(engine, input, item, error);
+    if (engine->frame_left > 0)
+        return URS_ITEM_NONE;
+    give_block(item, &engine->control);
+    /* A control frame may stand between the fragments of a message, never inside a frame. */
+    engine->phase = URS_ENGINE_AWAIT_HEADER;
+    return take_control(engine, input, item, engine->frame_opcode);
+}
+
+/* A frame that lies whole in the input, header and all: nothing is copied. */
+static int whole_frame(struct urs_engine *engine, const struct urs_engine_rules *rules, struct urs_input *input,
+                       const struct urs_frame_header *header, struct urs_item *item)
+{
+    uint8_t *payload = input->next;
+    size_t bytes = (size_t)header->payload_bytes;
+    urs_mask_move(payload, payload, bytes, header->masking_key, 0);
+    input->next += bytes;
+    item->payload = payload;
+    item->bytes = bytes;
+    if (is_control(header->opcode))
+        return take_control(engine, input, item, header->opcode);
+
+    uint8_t message_opcode = engine->message_opcode != 0 ? engine->message_opcode : header->opcode;
+    if (message_opcode == URS_OPCODE_TEXT && !text_ok(engine, payload, bytes, header->fin))
+        return fail(engine, input, item, URS_ERROR_UTF8);
+    engine->message_opcode = header->fin ? 0 : message_opcode;
+    item->kind = rules->frames ? URS_ITEM_FRAME : URS_ITEM_MESSAGE;
+    item->opcode = header->opcode;
+    item->fin = header->fin;
+    return item->kind;
+}
+
+/* The start of a frame. */
+static int begin_frame(struct urs_engine *engine, const struct urs_engine_rules *rules, struct urs_memory *memory,
+                       struct urs_input *input, struct urs_item *item)
+{
+    struct urs_frame_header header;
+    bool in_place;
+    int size = take_header(engine, input, &header, &in_place);
+    if (size == 0)
+        return URS_ITEM_NONE;
+    if (size > 0 && !is_control(header.opcode))
+        size = begin_data(engine, rules, &header);
+    if (size < 0)
+        return fail(engine, input, item, size);
+
+    bool whole = in_place && header.payload_bytes <= (size_t)(input->end - input->next);
+    bool alone = is_control(header.opcode) || rules->frames || (header.fin && engine->message_opcode == 0);
+    if (URS_LIKELY(whole && alone))
+        return whole_frame(engine, rules, input, &header, item);
+
+    memcpy(engine->masking_key, header.masking_key, sizeof engine->masking_key);
+    engine->key_offset = 0;
+    engine->frame_left = header.payload_bytes;
+    engine->frame_opcode = header.opcode;
+    engine->frame_fin = header.fin;
+    if (is_control(header.opcode)) {
+        engine->phase = URS_ENGINE_AWAIT_CONTROL;
+        return continue_control(engine, memory, input, item);
+    }
+    if (engine->message_opcode == 0)
+        engine->message_opcode = header.opcode;
+    engine->phase = URS_ENGINE_AWAIT_PAYLOAD;
+    return continue_data(engine, rules, memory, input, item);
+}
+
+int urs_engine_next(struct urs_engine *engine, const struct urs_engine_rules *rules, struct urs_memory *memory,
+                    struct urs_input *input, struct urs_item *item)
+{
+    item->block = NULL;
+    item->error = 0;
+    while (input->next < input->end) {
+        int kind;
+        switch ((enum urs_engine_phase)engine->phase) {
+        case URS_ENGINE_AWAIT_HEADER:
+            kind = begin_frame(engine, rules, memory, input, item);
+            break;
+        case URS_ENGINE_AWAIT_PAYLOAD:
+            kind = continue_data(engine, rules, memory, input, item);
+            break;
+        case URS_ENGINE_AWAIT_CONTROL:
+            kind = continue_control(engine, memory, input, item);
+            break;
+        case URS_ENGINE_ENDED:
+        default:
+            input->next = input->end;
+            kind = URS_ITEM_NONE;
+            break;
+        }
+        if (kind != URS_ITEM_NONE)
+            return kind;
+    }
+    item->kind = URS_ITEM_NONE;
+    return URS_ITEM_NONE;
+}

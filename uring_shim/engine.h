@@ -1,0 +1,94 @@
+/* One connection's protocol, RFC 6455 sections 5 to 8, for the server's side: bytes in, items out, one at a time.
+ * No I/O, no clock, no descriptor, no Python. What the items oblige the server to answer is written by outbound. */
+#ifndef URS_ENGINE_H
+#define URS_ENGINE_H
+
+#include "base.h"
+#include "block.h"
+#include "utf8.h"
+
+/* cdef: begin */
+
+enum urs_engine_phase {
+    URS_ENGINE_AWAIT_HEADER = 0,
+    URS_ENGINE_AWAIT_PAYLOAD = 1,        /* of a text, binary or continuation frame */
+    URS_ENGINE_AWAIT_CONTROL = 2,        /* the payload of a control frame */
+    URS_ENGINE_ENDED = 3                 /* a close frame or a violation was seen: all further input is ignored */
+};
+
+enum urs_item_kind {
+    URS_ITEM_NONE = 0,                   /* the input is used up */
+    URS_ITEM_MESSAGE = 1,                /* a whole message */
+    URS_ITEM_FRAME = 2,                  /* one fragment, or an unfragmented message: only under rules.frames */
+    URS_ITEM_PING = 3,
+    URS_ITEM_PONG = 4,
+    URS_ITEM_CLOSE = 5,                  /* close_code is the peer's (1005 for none), the payload is the reason */
+    URS_ITEM_FAILED = 6                  /* the peer broke a rule: error says which, close_code what to answer */
+};
+
+/* What holds for every connection of a server. */
+struct urs_engine_rules {
+    uint64_t message_bytes_max;          /* of a whole message, all its fragments together */
+    bool frames;                         /* give fragments as they come instead of whole messages */
+    bool refuse_text;                    /* answer text with 1003 */
+    bool refuse_binary;                  /* answer binary with 1003 */
+};
+
+/* One connection. Zero-initialise it; urs_engine_clear frees what it holds. */
+struct urs_engine {
+    struct urs_block *partial;           /* the message (under rules.frames: the frame) begun */
+    struct urs_block *control;           /* a control frame that was cut by the end of a read */
+    uint64_t frame_left;                 /* payload bytes of the current frame still to come */
+    uint64_t message_bytes;              /* of the message begun, as announced so far */
+    struct urs_utf8 utf8;
+    uint8_t masking_key[4];
+    uint8_t header[14];                  /* a header that was cut */
+    uint8_t header_have;
+    uint8_t phase;                       /* enum urs_engine_phase */
+    uint8_t message_opcode;              /* of the fragmented message begun; 0 for none */
+    uint8_t frame_opcode;
+    bool frame_fin;
+    uint8_t key_offset;                  /* position in the masking key of the next payload byte */
+};
+
+/* Bytes that came from the peer. The engine writes into them (it unmasks in place) and moves `next` forward. */
+struct urs_input {
+    uint8_t *next;
+    uint8_t *end;
+};
+
+/* What urs_engine_next found. The payload lies in the input, or in `block`, whose one reference is then the
+ * caller's. At least enough bytes in front of the payload for the header of an answer of the same size may be
+ * overwritten. */
+struct urs_item {
+    uint8_t *payload;
+    size_t bytes;
+    struct urs_block *block;
+    int32_t error;                       /* enum urs_error, or -ENOMEM; only in URS_ITEM_FAILED */
+    uint16_t close_code;                 /* only in URS_ITEM_CLOSE and URS_ITEM_FAILED */
+    uint8_t kind;                        /* enum urs_item_kind */
+    uint8_t opcode;                      /* of the message or, under rules.frames, of the frame */
+    bool fin;
+};
+
+/* Takes the next item out of the input and returns its kind; call it until it returns URS_ITEM_NONE. What does not
+ * make a whole item is copied out (charged to `memory`), so that the input's buffer is free afterwards. Text is
+ * validated as it comes and fails at its first bad byte. After URS_ITEM_CLOSE and URS_ITEM_FAILED nothing follows. */
+int urs_engine_next(struct urs_engine *engine, const struct urs_engine_rules *rules, struct urs_memory *memory,
+                    struct urs_input *input, struct urs_item *item);
+
+/* The close code that answers an error of the engine, RFC 6455 7.4.1. */
+uint16_t urs_engine_close_code(int error);
+
+/* A short English sentence for an error of the engine, for close reasons (at most 123 bytes) and logs. */
+const char *urs_engine_error_text(int error);
+
+/* Bytes of a frame or message begun that the engine holds. */
+size_t urs_engine_partial_bytes(const struct urs_engine *engine);
+
+/* Frees what the engine holds; it is then as new, but for its phase, which is URS_ENGINE_ENDED. */
+void urs_engine_clear(struct urs_engine *engine);
+
+/* cdef: end */
+
+#endif

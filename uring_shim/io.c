@@ -1,0 +1,105 @@
+/* What the backends share: the errno tables and the wake-up pipe. */
+#define _GNU_SOURCE
+#include "io.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <unistd.h>
+
+struct row {
+    int error;
+    enum urs_io_fate fate;
+};
+
+/* accept(2). Errors of the network that was between us and that one peer concern that peer only. */
+static const struct row accept_rows[] = {
+    {EAGAIN, URS_FATE_AGAIN},       {EINTR, URS_FATE_AGAIN},     {ECONNABORTED, URS_FATE_AGAIN},
+    {EPERM, URS_FATE_AGAIN},        {EPROTO, URS_FATE_AGAIN},    {ENETDOWN, URS_FATE_AGAIN},
+    {ENOPROTOOPT, URS_FATE_AGAIN},  {EHOSTDOWN, URS_FATE_AGAIN}, {ENONET, URS_FATE_AGAIN},
+    {EHOSTUNREACH, URS_FATE_AGAIN}, {EOPNOTSUPP, URS_FATE_LOST}, {ENETUNREACH, URS_FATE_AGAIN},
+    {EMFILE, URS_FATE_LATER},       {ENFILE, URS_FATE_LATER},    {ENOBUFS, URS_FATE_LATER},
+    {ENOMEM, URS_FATE_LATER},       {ECANCELED, URS_FATE_STOPPED},
+};
+
+/* recv(2), and io_uring's own: ENOBUFS is an empty buffer ring (the data stays in the socket), ENOMEM a kernel bug of
+ * 2025 that a retry outlives. */
+static const struct row receive_rows[] = {
+    {EAGAIN, URS_FATE_AGAIN}, {EINTR, URS_FATE_AGAIN},       {ENOBUFS, URS_FATE_PARK},
+    {ENOMEM, URS_FATE_LATER}, {ECANCELED, URS_FATE_STOPPED},
+};
+
+/* send(2). */
+static const struct row send_rows[] = {
+    {EAGAIN, URS_FATE_AGAIN},  {EINTR, URS_FATE_AGAIN},  {ENOBUFS, URS_FATE_LATER},
+    {ENOMEM, URS_FATE_LATER},  {ECANCELED, URS_FATE_AGAIN},
+};
+
+static enum urs_io_fate find(const struct row *rows, size_t count, int error)
+{
+    for (size_t index = 0; index < count; index++)
+        if (rows[index].error == error)
+            return rows[index].fate;
+    return URS_FATE_LOST;
+}
+
+enum urs_io_fate urs_io_accept_fate(int32_t result)
+{
+    return result >= 0 ? URS_FATE_DATA : find(accept_rows, URS_COUNT(accept_rows), -result);
+}
+
+enum urs_io_fate urs_io_receive_fate(int32_t result)
+{
+    if (result >= 0)
+        return result > 0 ? URS_FATE_DATA : URS_FATE_END;
+    return find(receive_rows, URS_COUNT(receive_rows), -result);
+}
+
+enum urs_io_fate urs_io_send_fate(int32_t result)
+{
+    return result >= 0 ? URS_FATE_DATA : find(send_rows, URS_COUNT(send_rows), -result);
+}
+
+int urs_io_set_blocking(int fd, bool blocking)
+{
+    int flags = fcntl(fd, F_GETFL);
+    if (flags < 0 || fcntl(fd, F_SETFL, blocking ? flags & ~O_NONBLOCK : flags | O_NONBLOCK) != 0)
+        return -errno;
+    return 0;
+}
+
+int urs_wake_open(struct urs_wake *wake)
+{
+    int fds[2];
+    if (pipe2(fds, O_CLOEXEC) != 0)
+        return -errno;
+    /* Only the writing end: a full pipe means that a wake-up is on its way, and io_uring reads the other. */
+    if (fcntl(fds[1], F_SETFL, O_NONBLOCK) != 0) {
+        int error = -errno;
+        close(fds[0]);
+        close(fds[1]);
+        return error;
+    }
+    *wake = (struct urs_wake){.read_fd = fds[0], .write_fd = fds[1]};
+    return 0;
+}
+
+void urs_wake_close(struct urs_wake *wake)
+{
+    close(wake->read_fd);
+    close(wake->write_fd);
+    wake->read_fd = wake->write_fd = -1;
+}
+
+void urs_wake_write(struct urs_wake *wake)
+{
+    if (__atomic_exchange_n(&wake->pending, 1, __ATOMIC_ACQ_REL) != 0)
+        return;
+    /* EAGAIN needs no care: the pipe holds bytes that will wake the reader. */
+    while (write(wake->write_fd, "", 1) < 0 && errno == EINTR)
+        ;
+}
+
+void urs_wake_clear(struct urs_wake *wake)
+{
+    __atomic_store_n(&wake->pending, 0, __ATOMIC_RELEASE);
+}

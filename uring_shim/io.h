@@ -1,0 +1,164 @@
+/* The contract of an I/O backend: sockets in, completions out, for io_uring and epoll alike. A backend never sees a
+ * frame. Every call but urs_io_wake belongs to the thread that called start. */
+#ifndef URS_IO_H
+#define URS_IO_H
+
+#include <sys/uio.h>
+
+#include "base.h"
+#include "pool.h"
+
+/* cdef: begin */
+
+enum urs_io_kind {
+    URS_IO_NONE = 0,
+    URS_IO_ACCEPT = 1,                   /* result: a descriptor, or -errno */
+    URS_IO_RECEIVE = 2,                  /* result: bytes in `buffer`, 0 at the end of the stream, or -errno */
+    URS_IO_SEND = 3,                     /* result: bytes the socket took, or -errno (-EAGAIN: it is full) */
+    URS_IO_WRITABLE = 4,                 /* the socket can take bytes again, or has failed: send to find out */
+    URS_IO_WAKE = 5                      /* urs_io_wake was called, once or several times */
+};
+
+/* What a completion obliges its receiver to do. */
+enum urs_io_fate {
+    URS_FATE_DATA = 0,                   /* bytes, or a descriptor */
+    URS_FATE_END = 1,                    /* the peer will send no more */
+    URS_FATE_AGAIN = 2,                  /* arm or send once more, now (sends: once the socket is writable) */
+    URS_FATE_PARK = 3,                   /* arm once more when receive buffers have come back */
+    URS_FATE_LATER = 4,                  /* a shortage of the system's: once more after a pause */
+    URS_FATE_STOPPED = 5,                /* we cancelled it */
+    URS_FATE_LOST = 6                    /* the socket is of no more use */
+};
+
+enum urs_io_limit { URS_IO_NO_BUFFER = 0xffff, URS_IO_VECTORS_MAX = 64 };
+
+/* Why a backend could not be opened, and what it settled for where it could. */
+struct urs_io_report {
+    int32_t error;                       /* 0 or the -errno of the last attempt */
+    const char *stage;                   /* the step that failed, a static string; NULL on success */
+    uint32_t ring_entries;               /* submission queue entries in use; 0 for epoll */
+    uint32_t setup_flags;                /* IORING_SETUP_* in use */
+    uint32_t features;                   /* IORING_FEAT_* of this kernel */
+    bool reduced;                        /* a smaller ring, or fewer flags, than asked for */
+};
+
+/* Counters, all since open. */
+struct urs_io_stats {
+    uint64_t enters;                     /* io_uring_enter or epoll_wait calls */
+    uint64_t cq_overflows;
+    uint64_t sq_full;
+};
+
+/* cdef: end */
+
+struct urs_completion {
+    uint32_t slot;
+    uint32_t generation;                 /* the low 24 bits */
+    int32_t result;
+    uint16_t buffer;                     /* URS_IO_NO_BUFFER for none; else the caller's, to be released */
+    uint8_t kind;                        /* enum urs_io_kind */
+    bool more;                           /* the request stays armed; false: this was its last completion */
+};
+
+struct urs_io {
+    const struct urs_io_operations *operations;
+    struct urs_pool *pool;
+    struct urs_io_stats stats;
+};
+
+struct urs_io_operations {
+    const char *name;
+
+    /* Makes a backend. `ring_entries` is a wish. Returns 0 with *io set, or -errno; *report is filled in either
+     * way. May be called by a thread other than the one that will run it. */
+    int (*open)(struct urs_io **io, struct urs_pool *pool, uint32_t ring_entries, struct urs_io_report *report);
+
+    /* Makes the calling thread the owner; armed requests go out from now on. Returns 0 or -errno. */
+    int (*start)(struct urs_io *io);
+
+    /* Ends everything. Sockets stay open: they are their owners'. */
+    void (*close)(struct urs_io *io);
+
+    /* Arms accept on a listening socket: one URS_IO_ACCEPT a connection until one comes with more == false. */
+    int (*accept)(struct urs_io *io, uint32_t slot, int fd);
+
+    /* Ends accepting on that socket; a last completion with -ECANCELED follows. */
+    int (*accept_stop)(struct urs_io *io, uint32_t slot, int fd);
+
+    /* Arms receiving: URS_IO_RECEIVE completions until one comes with more == false. `idle`: nothing is expected to
+     * be there yet. `once`: a single completion. */
+    int (*receive)(struct urs_io *io, uint32_t slot, uint32_t generation, int fd, bool idle, bool once);
+
+    /* Asks for the last completion of receive; data that came before it is still delivered. */
+    int (*receive_stop)(struct urs_io *io, uint32_t slot, uint32_t generation, int fd);
+
+    /* Sends without waiting. The vectors must stay until submit returns, and so must the bytes; then exactly one
+     * URS_IO_SEND is there to collect. Returns -EBUSY where submit and collect must come first. */
+    int (*send)(struct urs_io *io, uint32_t slot, uint32_t generation, int fd, const struct iovec *vectors,
+                uint32_t count);
+
+    /* Asks for one URS_IO_WRITABLE. Needs an armed receive or none; at most one at a time a socket. */
+    int (*writable)(struct urs_io *io, uint32_t slot, uint32_t generation, int fd);
+
+    /* The descriptor is about to be closed: nothing is armed on it any more. */
+    void (*forget)(struct urs_io *io, uint32_t slot, int fd);
+
+    /* Hands everything armed or sent to the kernel; afterwards each send has completed. Returns 0 or -errno. */
+    int (*submit)(struct urs_io *io);
+
+    /* Fills `out` with completions that are there, without waiting; returns their number. */
+    uint32_t (*collect)(struct urs_io *io, struct urs_completion *out, uint32_t room);
+
+    /* Waits until a completion is there, at most timeout_ns (negative: without end). Returns 0 (also on time-out),
+     * -EINTR, or -errno. */
+    int (*wait)(struct urs_io *io, int64_t timeout_ns);
+
+    /* Gives a receive buffer back. */
+    void (*release)(struct urs_io *io, uint16_t buffer);
+
+    /* Makes wait return, from any thread or a signal handler; calls in a burst cost one system call. */
+    void (*wake)(struct urs_io *io);
+
+    /* A descriptor that may be written to (one byte) instead of calling wake: for signal.set_wakeup_fd. */
+    int (*wake_descriptor)(const struct urs_io *io);
+};
+
+extern const struct urs_io_operations urs_io_uring;
+extern const struct urs_io_operations urs_io_epoll;
+
+/* The rows of the errno tables. */
+enum urs_io_fate urs_io_accept_fate(int32_t result);
+enum urs_io_fate urs_io_receive_fate(int32_t result);
+enum urs_io_fate urs_io_send_fate(int32_t result);
+
+/* Sets or clears O_NONBLOCK. io_uring wants it clear (a request on a non-blocking file fails instead of waiting);
+ * epoll's receives and sends do not look at it. */
+int urs_io_set_blocking(int fd, bool blocking);
+
+/* The wake-up that both backends share: a pipe (signal.set_wakeup_fd writes single bytes, which an eventfd would
+ * refuse), and a flag so that a burst writes once. */
+struct urs_wake {
+    int read_fd;
+    int write_fd;
+    uint32_t pending;
+};
+
+int urs_wake_open(struct urs_wake *wake);
+void urs_wake_close(struct urs_wake *wake);
+void urs_wake_write(struct urs_wake *wake);
+void urs_wake_clear(struct urs_wake *wake);
+
+/* A request's identity in 64 bits: kind, generation, slot; never a pointer. */
+static inline uint64_t urs_io_pack(uint8_t kind, uint32_t generation, uint32_t slot)
+{
+    return (uint64_t)kind << 56 | (uint64_t)(generation & 0xffffff) << 32 | slot;
+}
+
+static inline void urs_io_unpack(uint64_t data, struct urs_completion *completion)
+{
+    completion->kind = (uint8_t)(data >> 56);
+    completion->generation = (uint32_t)(data >> 32) & 0xffffff;
+    completion->slot = (uint32_t)data;
+}
+
+#endif

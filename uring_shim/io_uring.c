@@ -1,0 +1,411 @@
+/* The contract on io_uring: one ring, multishot accept and receive from a provided-buffer ring, sends that never
+ * wait. The only file that knows liburing; facts about kernels stand beside the line that heeds them. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <liburing.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "fault.h"
+#include "io.h"
+
+/* Constants newer than the headers of liburing 2.3; their values are the kernel's ABI. */
+#ifndef IORING_SETUP_SINGLE_ISSUER
+#define IORING_SETUP_SINGLE_ISSUER (1U << 12)
+#endif
+#ifndef IORING_SETUP_DEFER_TASKRUN
+#define IORING_SETUP_DEFER_TASKRUN (1U << 13)
+#endif
+#ifndef IORING_FEAT_NO_IOWAIT
+#define IORING_FEAT_NO_IOWAIT (1U << 17)
+#endif
+#ifndef IORING_ENTER_NO_IOWAIT
+#define IORING_ENTER_NO_IOWAIT (1U << 7)
+#endif
+
+enum { BUFFER_GROUP = 1, ENTRIES_MIN = 64, ENTRIES_MAX = 4096, CQ_FACTOR = 4, KIND_CANCEL = 255 };
+
+struct uring {
+    struct urs_io io;                    /* first: the contract's handle */
+    struct io_uring ring;
+    struct io_uring_buf_ring *buffers;
+    size_t buffers_bytes;
+    uint32_t released;                   /* buffers added to the ring, but not yet published */
+    struct urs_wake wake;
+    char wake_bytes[64];
+    struct msghdr *messages;             /* one for each submission queue entry: sendmsg reads it at submit */
+    unsigned enter_flags;
+    bool wake_armed;
+    bool started;
+};
+
+static struct uring *of(struct urs_io *io) { return (struct uring *)io; }
+
+/* Hands over what is queued, without running completions that need the task (no GETEVENTS). */
+static int submit_all(struct uring *uring)
+{
+    while (io_uring_sq_ready(&uring->ring) > 0) {
+        uring->io.stats.enters++;
+        int result = urs_fault(URS_FAULT_ENTER);
+        if (result == 0)
+            result = io_uring_submit(&uring->ring);
+        if (result == -EINTR)
+            continue;
+        /* EAGAIN and EBUSY: the kernel wants completions collected first; the entries stay queued. */
+        if (result == -EAGAIN || result == -EBUSY)
+            return 0;
+        if (result < 0)
+            return result;
+    }
+    return 0;
+}
+
+static struct io_uring_sqe *take_sqe(struct uring *uring)
+{
+    struct io_uring_sqe *sqe = io_uring_get_sqe(&uring->ring);
+    if (sqe == NULL && uring->started) {
+        uring->io.stats.sq_full++;
+        submit_all(uring);
+        sqe = io_uring_get_sqe(&uring->ring);
+    }
+    return sqe;
+}
+
+static int arm_wake(struct uring *uring)
+{
+    struct io_uring_sqe *sqe = take_sqe(uring);
+    if (sqe == NULL)
+        return -EBUSY;
+    io_uring_prep_read(sqe, uring->wake.read_fd, uring->wake_bytes, sizeof uring->wake_bytes, 0);
+    io_uring_sqe_set_data64(sqe, urs_io_pack(URS_IO_WAKE, 0, 0));
+    uring->wake_armed = true;
+    return 0;
+}
+
+/* The ladder: the best flags first, and for each the size wished for, halved while memory is short. -EINVAL is a flag
+ * that this kernel lacks, -ENOMEM the user's RLIMIT_MEMLOCK, which the rings themselves count against. */
+static int setup_ring(struct io_uring *ring, uint32_t entries, struct urs_io_report *report)
+{
+    static const uint32_t ladder[] = {
+        IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN,                            /* 6.1 */
+        IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG, /* 6.0 */
+    };
+    uint32_t wish = entries;
+    int error = -EINVAL;
+    for (size_t rung = 0; rung < URS_COUNT(ladder); rung++) {
+        for (entries = wish; entries >= ENTRIES_MIN; entries /= 2) {
+            /* Created here, enabled by the thread that runs it: SINGLE_ISSUER binds the ring to that one. */
+            struct io_uring_params params = {
+                .flags = ladder[rung] | IORING_SETUP_SUBMIT_ALL | IORING_SETUP_CQSIZE | IORING_SETUP_CLAMP
+                    | IORING_SETUP_R_DISABLED,
+                .cq_entries = entries * CQ_FACTOR,
+            };
+            error = urs_fault(URS_FAULT_SETUP);
+            if (error == 0)
+                error = io_uring_queue_init_params(entries, ring, &params);
+            if (error == 0) {
+                report->ring_entries = params.sq_entries;
+                report->setup_flags = params.flags;
+                report->features = params.features;
+                report->reduced = rung > 0 || entries < wish;
+                return 0;
+            }
+            if (error != -ENOMEM)
+                break;
+        }
+        if (error != -EINVAL)
+            break;
+    }
+    report->stage = "io_uring_setup";
+    return error;
+}
+
+static int register_buffers(struct uring *uring, struct urs_io_report *report)
+{
+    struct urs_pool *pool = uring->io.pool;
+    size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    uring->buffers_bytes = (pool->buffers * sizeof(struct io_uring_buf) + page - 1) / page * page;
+    void *memory = mmap(NULL, uring->buffers_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    report->stage = "mmap";
+    if (memory == MAP_FAILED)
+        return -ENOMEM;
+    struct io_uring_buf_reg registration = {
+        .ring_addr = (uint64_t)(uintptr_t)memory, .ring_entries = pool->buffers, .bgid = BUFFER_GROUP};
+    report->stage = "io_uring_register (provided buffer ring)";
+    int error = io_uring_register_buf_ring(&uring->ring, &registration, 0);
+    if (error != 0) {
+        munmap(memory, uring->buffers_bytes);
+        return error;
+    }
+    uring->buffers = memory;
+    io_uring_buf_ring_init(uring->buffers);
+    for (uint32_t index = 0; index < pool->buffers; index++)
+        io_uring_buf_ring_add(uring->buffers, urs_pool_buffer(pool, index), (unsigned)pool->buffer_bytes,
+                              (unsigned short)index, io_uring_buf_ring_mask(pool->buffers), (int)index);
+    io_uring_buf_ring_advance(uring->buffers, (int)pool->buffers);
+    return 0;
+}
+
+static void uring_close(struct urs_io *io)
+{
+    struct uring *uring = of(io);
+    io_uring_queue_exit(&uring->ring);
+    if (uring->buffers != NULL)
+        munmap(uring->buffers, uring->buffers_bytes);
+    urs_wake_close(&uring->wake);
+    free(uring->messages);
+    free(uring);
+}
+
+static int uring_open(struct urs_io **io, struct urs_pool *pool, uint32_t ring_entries, struct urs_io_report *report)
+{
+    *report = (struct urs_io_report){0};
+    struct uring *uring = calloc(1, sizeof *uring);
+    if (uring == NULL)
+        return report->error = -ENOMEM;
+    uring->io.operations = &urs_io_uring;
+    uring->io.pool = pool;
+    report->stage = "pipe2";
+    int error = urs_wake_open(&uring->wake);
+    if (error != 0) {
+        free(uring);
+        return report->error = error;
+    }
+    error = setup_ring(&uring->ring, (uint32_t)urs_min(urs_max(ring_entries, ENTRIES_MIN), ENTRIES_MAX), report);
+    if (error != 0) {
+        urs_wake_close(&uring->wake);
+        free(uring);
+        return report->error = error;
+    }
+    /* Without it every wait counts as iowait, and monitors show an idle server at 100 % (6.15 and later). */
+    uring->enter_flags = IORING_ENTER_GETEVENTS | IORING_ENTER_EXT_ARG;
+    if ((report->features & IORING_FEAT_NO_IOWAIT) != 0)
+        uring->enter_flags |= IORING_ENTER_NO_IOWAIT;
+    uring->messages = calloc(report->ring_entries, sizeof *uring->messages);
+    error = uring->messages == NULL ? -ENOMEM : register_buffers(uring, report);
+    if (error != 0) {
+        uring_close(&uring->io);
+        return report->error = error;
+    }
+    report->stage = NULL;
+    *io = &uring->io;
+    return 0;
+}
+
+static int uring_start(struct urs_io *io)
+{
+    struct uring *uring = of(io);
+    /* The raw call: the shared library of liburing 2.3 does not export io_uring_enable_rings. */
+    if (syscall(__NR_io_uring_register, uring->ring.ring_fd, IORING_REGISTER_ENABLE_RINGS, NULL, 0) != 0)
+        return -errno;
+    uring->started = true;
+    io_uring_ring_dontfork(&uring->ring);
+    /* Optional: spares a reference on the ring's file at each enter, which threaded processes pay for. */
+    if (io_uring_register_ring_fd(&uring->ring) == 1)
+        uring->enter_flags |= IORING_ENTER_REGISTERED_RING;
+    return arm_wake(uring);
+}
+
+static int uring_accept(struct urs_io *io, uint32_t slot, int fd)
+{
+    int error = urs_io_set_blocking(fd, true);
+    if (error != 0)
+        return error;
+    struct io_uring_sqe *sqe = take_sqe(of(io));
+    if (sqe == NULL)
+        return -EBUSY;
+    io_uring_prep_multishot_accept(sqe, fd, NULL, NULL, SOCK_CLOEXEC);
+    io_uring_sqe_set_data64(sqe, urs_io_pack(URS_IO_ACCEPT, 0, slot));
+    return 0;
+}
+
+static int cancel(struct uring *uring, uint64_t data)
+{
+    struct io_uring_sqe *sqe = take_sqe(uring);
+    if (sqe == NULL)
+        return -EBUSY;
+    io_uring_prep_cancel64(sqe, data, 0);
+    io_uring_sqe_set_data64(sqe, urs_io_pack(KIND_CANCEL, 0, 0));
+    return 0;
+}
+
+static int uring_accept_stop(struct urs_io *io, uint32_t slot, int fd)
+{
+    (void)fd;
+    return cancel(of(io), urs_io_pack(URS_IO_ACCEPT, 0, slot));
+}
+
+static int uring_receive(struct urs_io *io, uint32_t slot, uint32_t generation, int fd, bool idle, bool once)
+{
+    struct io_uring_sqe *sqe = take_sqe(of(io));
+    if (sqe == NULL)
+        return -EBUSY;
+    if (once)
+        io_uring_prep_recv(sqe, fd, NULL, 0, 0);
+    else
+        io_uring_prep_recv_multishot(sqe, fd, NULL, 0, 0);
+    sqe->flags |= IOSQE_BUFFER_SELECT;
+    sqe->buf_group = BUFFER_GROUP;
+    /* Saves the futile first attempt, and its ENOBUFS where the buffer ring happens to be empty. */
+    if (idle)
+        sqe->ioprio |= IORING_RECVSEND_POLL_FIRST;
+    io_uring_sqe_set_data64(sqe, urs_io_pack(URS_IO_RECEIVE, generation, slot));
+    return 0;
+}
+
+static int uring_receive_stop(struct urs_io *io, uint32_t slot, uint32_t generation, int fd)
+{
+    (void)fd;
+    return cancel(of(io), urs_io_pack(URS_IO_RECEIVE, generation, slot));
+}
+
+static int uring_send(struct urs_io *io, uint32_t slot, uint32_t generation, int fd, const struct iovec *vectors,
+                      uint32_t count)
+{
+    struct uring *uring = of(io);
+    struct io_uring_sqe *sqe = io_uring_get_sqe(&uring->ring);
+    if (sqe == NULL) {
+        io->stats.sq_full++;
+        return -EBUSY;
+    }
+    int32_t fault = urs_fault(URS_FAULT_SEND);
+    if (count == 1 || fault > 0) {
+        io_uring_prep_send(sqe, fd, vectors->iov_base, urs_fault_cut(fault, vectors->iov_len),
+                           MSG_DONTWAIT | MSG_NOSIGNAL);
+    } else {
+        struct msghdr *message = &uring->messages[(size_t)(sqe - uring->ring.sq.sqes)];
+        *message = (struct msghdr){.msg_iov = (struct iovec *)(uintptr_t)vectors, .msg_iovlen = count};
+        io_uring_prep_sendmsg(sqe, fd, message, MSG_DONTWAIT | MSG_NOSIGNAL);
+    }
+    io_uring_sqe_set_data64(sqe, urs_io_pack(URS_IO_SEND, generation, slot));
+    return 0;
+}
+
+static int uring_writable(struct urs_io *io, uint32_t slot, uint32_t generation, int fd)
+{
+    struct io_uring_sqe *sqe = take_sqe(of(io));
+    if (sqe == NULL)
+        return -EBUSY;
+    io_uring_prep_poll_add(sqe, fd, POLLOUT);
+    io_uring_sqe_set_data64(sqe, urs_io_pack(URS_IO_WRITABLE, generation, slot));
+    return 0;
+}
+
+static void uring_forget(struct urs_io *io, uint32_t slot, int fd)
+{
+    (void)io;
+    (void)slot;
+    (void)fd;
+}
+
+/* Lets the kernel see the buffers released since. */
+static void publish(struct uring *uring)
+{
+    if (uring->released > 0)
+        io_uring_buf_ring_advance(uring->buffers, (int)uring->released);
+    uring->released = 0;
+}
+
+static int uring_submit(struct urs_io *io) { return submit_all(of(io)); }
+
+static uint32_t uring_collect(struct urs_io *io, struct urs_completion *out, uint32_t room)
+{
+    struct uring *uring = of(io);
+    uint32_t count = 0;
+    unsigned head, seen = 0;
+    struct io_uring_cqe *cqe;
+    io_uring_for_each_cqe(&uring->ring, head, cqe) {
+        if (count == room)
+            break;
+        seen++;
+        struct urs_completion *completion = &out[count];
+        urs_io_unpack(cqe->user_data, completion);
+        completion->result = cqe->res;
+        completion->more = (cqe->flags & IORING_CQE_F_MORE) != 0;
+        completion->buffer = URS_IO_NO_BUFFER;
+        /* Only with this flag is the upper half of flags a buffer of ours, whatever the result says. */
+        if ((cqe->flags & IORING_CQE_F_BUFFER) != 0) {
+            completion->buffer = (uint16_t)(cqe->flags >> IORING_CQE_BUFFER_SHIFT);
+            urs_pool_taken(io->pool);
+        }
+        if (completion->kind == KIND_CANCEL)
+            continue;
+        if (completion->kind == URS_IO_WAKE) {
+            uring->wake_armed = false;
+            urs_wake_clear(&uring->wake);
+        }
+        count++;
+    }
+    io_uring_cq_advance(&uring->ring, seen);
+    return count;
+}
+
+static int uring_wait(struct urs_io *io, int64_t timeout_ns)
+{
+    struct uring *uring = of(io);
+    publish(uring);
+    if (!uring->wake_armed)
+        arm_wake(uring);
+    int error = submit_all(uring);
+    if (error != 0)
+        return error;
+    if (IO_URING_READ_ONCE(*uring->ring.sq.kflags) & IORING_SQ_CQ_OVERFLOW)
+        io->stats.cq_overflows++;
+    else if (io_uring_cq_ready(&uring->ring) > 0)
+        timeout_ns = 0;
+
+    struct __kernel_timespec timeout = {.tv_sec = timeout_ns / 1000000000, .tv_nsec = timeout_ns % 1000000000};
+    struct io_uring_getevents_arg argument = {
+        .sigmask_sz = _NSIG / 8, .ts = timeout_ns < 0 ? 0 : (uint64_t)(uintptr_t)&timeout};
+    io->stats.enters++;
+    int result = urs_fault(URS_FAULT_ENTER);
+    if (result == 0)
+        result = io_uring_enter2((unsigned)uring->ring.enter_ring_fd, 0, timeout_ns == 0 ? 0 : 1, uring->enter_flags,
+                                 (sigset_t *)&argument, sizeof argument);
+    switch (result) {
+    case -ETIME:    /* the time-out */
+    case -EAGAIN:   /* the kernel is short of memory for a moment, or */
+    case -EBUSY:    /* wants completions collected first: the next turn tries again */
+        return 0;
+    default:
+        return result < 0 ? result : 0;  /* -EINTR is the caller's; -EBADR, a completion lost, ends the ring */
+    }
+}
+
+static void uring_release(struct urs_io *io, uint16_t buffer)
+{
+    struct uring *uring = of(io);
+    struct urs_pool *pool = io->pool;
+    io_uring_buf_ring_add(uring->buffers, urs_pool_buffer(pool, buffer), (unsigned)pool->buffer_bytes, buffer,
+                          io_uring_buf_ring_mask(pool->buffers), (int)uring->released++);
+    pool->in_use--;
+}
+
+static void uring_wake(struct urs_io *io) { urs_wake_write(&of(io)->wake); }
+
+static int uring_wake_descriptor(const struct urs_io *io) { return ((const struct uring *)io)->wake.write_fd; }
+
+const struct urs_io_operations urs_io_uring = {
+    .name = "io_uring",
+    .open = uring_open,
+    .start = uring_start,
+    .close = uring_close,
+    .accept = uring_accept,
+    .accept_stop = uring_accept_stop,
+    .receive = uring_receive,
+    .receive_stop = uring_receive_stop,
+    .send = uring_send,
+    .writable = uring_writable,
+    .forget = uring_forget,
+    .submit = uring_submit,
+    .collect = uring_collect,
+    .wait = uring_wait,
+    .release = uring_release,
+    .wake = uring_wake,
+    .wake_descriptor = uring_wake_descriptor,
+};

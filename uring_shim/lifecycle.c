@@ -1,0 +1,602 @@
+/* How sessions begin and end: accepting and its limits, the opening request's head, the close handshake, deadlines and
+ * pings, the memory budget. */
+#define _GNU_SOURCE
+#include "core.h"
+
+#include <errno.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+enum { PROXY_V2_BYTES = 16, IPS_MIN = 256, BUDGET_SCAN_MAX = 64 };
+
+/* ---- sessions by address ------------------------------------------------------------------------------------ */
+
+struct urs_ip_count {
+    uint32_t hash;                       /* 0: empty */
+    uint32_t count;
+};
+
+/* FNV-1a over the address. Two addresses that share a hash share a limit; nothing worse. */
+static uint32_t peer_hash(int fd)
+{
+    struct sockaddr_storage address = {0};
+    socklen_t size = sizeof address;
+    const uint8_t *bytes = NULL;
+    size_t count = 0;
+    if (getpeername(fd, (struct sockaddr *)&address, &size) != 0)
+        return 0;
+    if (address.ss_family == AF_INET) {
+        bytes = (const uint8_t *)&((const struct sockaddr_in *)&address)->sin_addr;
+        count = 4;
+    } else if (address.ss_family == AF_INET6) {
+        const struct in6_addr *in6 = &((const struct sockaddr_in6 *)&address)->sin6_addr;
+        bytes = in6->s6_addr;
+        count = IN6_IS_ADDR_V4MAPPED(in6) ? 16 : 8;  /* a peer owns a whole /64 */
+    }
+    uint32_t hash = 2166136261u;
+    for (size_t index = 0; index < count; index++)
+        hash = (hash ^ bytes[index]) * 16777619u;
+    return bytes == NULL ? 0 : hash | 1u;
+}
+
+static struct urs_ip_count *ip_entry(const struct urs_reactor *reactor, uint32_t hash)
+{
+    uint32_t mask = reactor->ips_room - 1;
+    uint32_t index = hash & mask;
+    while (reactor->ips[index].hash != 0 && reactor->ips[index].hash != hash)
+        index = (index + 1) & mask;
+    return &reactor->ips[index];
+}
+
+/* Doubles the table, leaving out addresses without sessions. */
+static int ips_grow(struct urs_reactor *reactor)
+{
+    uint32_t old_room = reactor->ips_room;
+    struct urs_ip_count *old = reactor->ips;
+    uint32_t room = old_room == 0 ? IPS_MIN : 2 * old_room;
+    struct urs_ip_count *ips = calloc(room, sizeof *ips);
+    if (ips == NULL)
+        return -ENOMEM;
+    reactor->ips = ips;
+    reactor->ips_room = room;
+    reactor->ips_used = 0;
+    for (uint32_t index = 0; index < old_room; index++) {
+        if (old[index].count > 0) {
+            *ip_entry(reactor, old[index].hash) = old[index];
+            reactor->ips_used++;
+        }
+    }
+    free(old);
+    return 0;
+}
+
+/* Counts one more session of that address; false if it has as many as it may. */
+static bool ip_enter(struct urs_reactor *reactor, uint32_t hash)
+{
+    if (hash == 0)
+        return true;
+    if (2 * (reactor->ips_used + 1) > reactor->ips_room && ips_grow(reactor) != 0)
+        return false;
+    struct urs_ip_count *entry = ip_entry(reactor, hash);
+    if (entry->count >= reactor->options.sessions_per_ip_max)
+        return false;
+    if (entry->hash == 0) {
+        entry->hash = hash;
+        reactor->ips_used++;
+    }
+    entry->count++;
+    return true;
+}
+
+static void ip_leave(struct urs_reactor *reactor, uint32_t hash)
+{
+    if (hash != 0)
+        ip_entry(reactor, hash)->count--;
+}
+
+/* ---- beginning ----------------------------------------------------------------------------------------------- */
+
+static int grow_list(struct urs_slots *list, size_t room)
+{
+    uint32_t *slots = realloc(list->slots, room * sizeof *slots);
+    if (slots == NULL)
+        return -ENOMEM;
+    list->slots = slots;
+    return 0;
+}
+
+/* Sees to it that every list has room for every slot, so that putting a session on one cannot fail. */
+static int reserve_slots(struct urs_reactor *reactor, uint32_t slots)
+{
+    if (slots <= reactor->slots_room)
+        return 0;
+    size_t room = urs_max(256, 2 * (size_t)reactor->slots_room);
+    struct urs_event *late = realloc(reactor->late, (2 * room + 64) * sizeof *late);
+    if (late == NULL)
+        return -ENOMEM;
+    reactor->late = late;
+    /* dirty: a session may stand there twice while the list is worked through. */
+    if (grow_list(&reactor->dirty, 2 * room) != 0 || grow_list(&reactor->ready, 2 * room) != 0
+        || grow_list(&reactor->parked, room) != 0 || grow_list(&reactor->delayed, room) != 0
+        || grow_list(&reactor->dead, room) != 0)
+        return -ENOMEM;
+    reactor->late_room = (uint32_t)(2 * room + 64);
+    reactor->slots_room = (uint32_t)room;
+    return 0;
+}
+
+struct urs_session *urs_life_new(struct urs_reactor *reactor, int fd, bool local)
+{
+    if (reserve_slots(reactor, reactor->sessions.slots + 1) != 0)
+        return NULL;
+    struct urs_session *session = urs_session_new(&reactor->sessions, fd);
+    if (session == NULL)
+        return NULL;
+    session->local = local;
+    session->opened_ms = session->last_input_ms = (uint32_t)reactor->now_ms;
+    if (urs_wheel_set(&reactor->wheel, session->slot, reactor->now_ms + URS_WHEEL_TICK_MS) != 0) {
+        urs_session_free(&reactor->sessions, session);
+        return NULL;
+    }
+    return session;
+}
+
+static void set_deadline(struct urs_reactor *reactor, struct urs_session *session, uint32_t in_ms)
+{
+    session->has_deadline = in_ms != 0;
+    session->deadline_ms = (uint32_t)reactor->now_ms + in_ms;
+    urs_life_schedule(reactor, session);
+}
+
+static void refuse(struct urs_reactor *reactor, int fd, enum urs_refusal why)
+{
+    static const char response[] = "HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Type: text/plain\r\n"
+                                   "Content-Length: 5\r\n\r\nbusy\n";
+    reactor->stats.refused[why]++;
+    /* Best effort: nothing is read, and nobody waits for it to arrive. */
+    if (why != URS_REFUSED_MEMORY)
+        (void)!send(fd, response, sizeof response - 1, MSG_DONTWAIT | MSG_NOSIGNAL);
+    shutdown(fd, SHUT_WR);
+    close(fd);
+}
+
+static void admit(struct urs_reactor *reactor, int fd, bool local)
+{
+    const struct urs_reactor_options *options = &reactor->options;
+    reactor->stats.accepted++;
+    if (reactor->draining) {
+        refuse(reactor, fd, URS_REFUSED_DRAINING);
+        return;
+    }
+    if (options->sessions_max != 0 && reactor->sessions.in_use >= options->sessions_max) {
+        refuse(reactor, fd, URS_REFUSED_SESSIONS);
+        return;
+    }
+    if (options->handshakes_max != 0 && reactor->handshakes >= options->handshakes_max) {
+        refuse(reactor, fd, URS_REFUSED_HANDSHAKES);
+        return;
+    }
+    uint32_t hash = options->sessions_per_ip_max != 0 && !local ? peer_hash(fd) : 0;
+    if (!ip_enter(reactor, hash)) {
+        refuse(reactor, fd, URS_REFUSED_PER_IP);
+        return;
+    }
+    struct urs_session *session = urs_life_new(reactor, fd, local);
+    if (session == NULL) {
+        ip_leave(reactor, hash);
+        refuse(reactor, fd, URS_REFUSED_MEMORY);
+        return;
+    }
+    session->peer_hash = hash;
+    reactor->handshakes++;
+    set_deadline(reactor, session, options->handshake_ms);
+    urs_turn_receive(reactor, session, true);
+}
+
+void urs_life_arm_listeners(struct urs_reactor *reactor)
+{
+    for (uint32_t index = 0; index < reactor->listener_count; index++) {
+        struct urs_listener *listener = &reactor->listeners[index];
+        if (listener->armed || listener->fd < 0 || reactor->draining)
+            continue;
+        listener->armed = reactor->io->operations->accept(reactor->io, index, listener->fd) == 0;
+        if (!listener->armed)
+            reactor->delayed_until_ms = reactor->now_ms + URS_DELAY_MS;
+    }
+}
+
+void urs_life_accepted(struct urs_reactor *reactor, const struct urs_completion *completion)
+{
+    struct urs_listener *listener = &reactor->listeners[completion->slot];
+    listener->armed = completion->more;
+    switch (urs_io_accept_fate(completion->result)) {
+    case URS_FATE_DATA:
+        admit(reactor, completion->result, listener->local);
+        break;
+    case URS_FATE_LATER:
+        /* No descriptor or memory to be had: the queue of the listening socket keeps who comes. */
+        reactor->stats.accept_pauses++;
+        reactor->delayed_until_ms = reactor->now_ms + URS_DELAY_MS;
+        return;
+    case URS_FATE_STOPPED:
+    case URS_FATE_LOST:
+        listener->fd = -1;
+        return;
+    default:
+        break;
+    }
+    if (!listener->armed)
+        urs_life_arm_listeners(reactor);
+}
+
+/* ---- the opening request ------------------------------------------------------------------------------------- */
+
+/* Bytes of a PROXY v2 header at the start; 0 for none, SIZE_MAX while that cannot be told. */
+static size_t proxy_bytes(const uint8_t *data, size_t bytes)
+{
+    static const uint8_t signature[] = "\r\n\r\n\0\r\nQUIT\n";
+    if (memcmp(data, signature, urs_min(bytes, sizeof signature - 1)) != 0)
+        return 0;
+    if (bytes < PROXY_V2_BYTES)
+        return SIZE_MAX;
+    return PROXY_V2_BYTES + ((size_t)data[14] << 8 | data[15]);
+}
+
+/* The size of the request's head, up to and with the empty line; 0 if it is not whole yet; a negative result if it
+ * will never be one. */
+static int64_t head_bytes(const struct urs_reactor *reactor, const uint8_t *data, size_t bytes)
+{
+    size_t skip = reactor->options.proxy_protocol ? proxy_bytes(data, bytes) : 0;
+    const uint8_t *end = NULL;
+    if (skip < bytes) {
+        /* Methods are upper-case: what begins otherwise is TLS, or noise, and would wait for ever. */
+        if (data[skip] < 'A' || data[skip] > 'Z')
+            return URS_ERROR_REQUEST;
+        end = memmem(data + skip, bytes - skip, "\r\n\r\n", 4);
+    }
+    size_t have = end == NULL ? bytes : (size_t)(end - data) + 4;
+    if (have > reactor->options.header_bytes_max)
+        return URS_ERROR_TOO_BIG;
+    return end == NULL ? 0 : (int64_t)have;
+}
+
+void urs_life_head(struct urs_reactor *reactor, struct urs_session *session, uint8_t *data, size_t bytes)
+{
+    struct urs_item item = {.kind = URS_EVENT_UPGRADE};
+    struct urs_block *held = NULL;
+    int error = 0;
+    if (session->held != NULL) {
+        error = urs_session_hold(session, &reactor->memory, data, bytes);
+        held = session->held;
+        data = urs_block_data(held);
+        bytes = urs_block_bytes(held);
+    }
+    int64_t head = error != 0 ? error : head_bytes(reactor, data, bytes);
+    if (head == 0) {
+        if (held == NULL)
+            error = urs_session_hold(session, &reactor->memory, data, bytes);
+        if (error != 0)
+            urs_life_lose(reactor, session, error);
+        return;
+    }
+    session->held = NULL;
+    session->state = URS_SESSION_AWAIT_VERDICT;
+    if (head > 0) {
+        item.payload = data;
+        item.bytes = (size_t)head;
+        if (bytes > item.bytes)
+            error = urs_session_hold(session, &reactor->memory, data + head, bytes - item.bytes);
+    } else {
+        item.error = (int32_t)head;
+    }
+    item.block = held;
+    if (error != 0) {
+        urs_block_drop(held);
+        urs_life_lose(reactor, session, error);
+        return;
+    }
+    urs_turn_event(reactor, session->slot, &item);
+}
+
+static void end_handshake(struct urs_reactor *reactor, struct urs_session *session)
+{
+    if (session->state == URS_SESSION_AWAIT_HEAD || session->state == URS_SESSION_AWAIT_VERDICT)
+        reactor->handshakes--;
+}
+
+void urs_life_open(struct urs_reactor *reactor, struct urs_session *session)
+{
+    end_handshake(reactor, session);
+    session->state = URS_SESSION_OPEN;
+    session->has_deadline = false;
+    session->opened_ms = session->last_input_ms = (uint32_t)reactor->now_ms;
+    session->ping_due_ms = session->opened_ms + reactor->options.ping_interval_ms;
+    urs_life_schedule(reactor, session);
+    if (session->held != NULL)
+        urs_turn_ready(reactor, session);
+    urs_turn_receive(reactor, session, false);
+}
+
+/* ---- ending -------------------------------------------------------------------------------------------------- */
+
+int urs_life_close(struct urs_reactor *reactor, struct urs_session *session, unsigned code, const uint8_t *reason,
+                   size_t bytes)
+{
+    int error = urs_outbound_close(&reactor->outbox, &session->outbound, code, reason, bytes);
+    if (error != 0) {
+        urs_life_lose(reactor, session, error);
+        return error;
+    }
+    session->state = URS_SESSION_AWAIT_CLOSE;
+    set_deadline(reactor, session, reactor->options.close_ms);
+    urs_turn_dirty(reactor, session);
+    urs_turn_receive(reactor, session, false);  /* paused or not: the peer's close frame is wanted */
+    if (session->held != NULL)
+        urs_turn_ready(reactor, session);
+    return 0;
+}
+
+void urs_life_finish(struct urs_reactor *reactor, struct urs_session *session)
+{
+    if (session->state >= URS_SESSION_AWAIT_FLUSH)
+        return;
+    end_handshake(reactor, session);
+    session->state = URS_SESSION_AWAIT_FLUSH;
+    urs_block_drop(session->held);
+    session->held = NULL;
+    urs_engine_clear(&session->engine);
+    set_deadline(reactor, session, reactor->options.close_ms);
+    urs_turn_dirty(reactor, session);
+    urs_turn_receive(reactor, session, false);
+}
+
+void urs_life_flushed(struct urs_reactor *reactor, struct urs_session *session)
+{
+    if (session->state != URS_SESSION_AWAIT_FLUSH || session->outbound.first != 0 || session->backlog != NULL)
+        return;
+    /* The peer reads to our end of stream, we to its: closing with unread input would reset the connection, and
+     * destroy what the peer has not read yet. The system call, for the opcode would start a worker thread. */
+    session->state = URS_SESSION_AWAIT_END;
+    if (session->input_ended || session->lost || shutdown(session->fd, SHUT_WR) != 0)
+        urs_life_end(reactor, session);
+}
+
+void urs_life_lose(struct urs_reactor *reactor, struct urs_session *session, int error)
+{
+    if (session->state == URS_SESSION_AWAIT_END && error == 0) {
+        urs_life_end(reactor, session);  /* the end that was awaited */
+        return;
+    }
+    if (error != 0) {
+        session->lost = true;
+        urs_outbound_clear(&reactor->outbox, &session->outbound);
+        urs_session_drop_memory(session);
+    }
+    if (session->told && session->state >= URS_SESSION_AWAIT_FLUSH) {
+        if (session->lost)
+            urs_turn_event(reactor, session->slot, &(struct urs_item){.kind = URS_EVENT_LOST, .error = error});
+        return;
+    }
+    session->told = true;
+    urs_turn_event(reactor, session->slot,
+                   &(struct urs_item){.kind = URS_EVENT_LOST, .error = error, .close_code = URS_CLOSE_ABNORMAL});
+}
+
+void urs_life_end(struct urs_reactor *reactor, struct urs_session *session)
+{
+    if (session->state == URS_SESSION_AWAIT_REQUESTS || session->state == URS_SESSION_FREE)
+        return;
+    end_handshake(reactor, session);
+    session->state = URS_SESSION_AWAIT_REQUESTS;
+    session->lost = true;
+    urs_outbound_clear(&reactor->outbox, &session->outbound);
+    urs_session_drop_memory(session);
+    if (session->receiving || session->polling)
+        shutdown(session->fd, SHUT_RDWR);  /* makes them complete; close alone would not */
+    set_deadline(reactor, session, reactor->options.close_ms);
+    urs_life_try_free(reactor, session);
+}
+
+void urs_life_try_free(struct urs_reactor *reactor, struct urs_session *session)
+{
+    if (session->receiving || session->polling || session->sending || session->fd < 0)
+        return;
+    reactor->io->operations->forget(reactor->io, session->slot, session->fd);
+    close(session->fd);
+    session->fd = -1;
+    urs_wheel_cancel(&reactor->wheel, session->slot);
+    ip_leave(reactor, session->peer_hash);
+    urs_slots_push(&reactor->dead, session->slot);
+}
+
+/* ---- time ---------------------------------------------------------------------------------------------------- */
+
+/* The milliseconds from now to a moment of the 32-bit clock; 0 if it has passed. */
+static uint32_t until(const struct urs_reactor *reactor, uint32_t at_ms)
+{
+    int32_t left = (int32_t)(at_ms - (uint32_t)reactor->now_ms);
+    return left > 0 ? (uint32_t)left : 0;
+}
+
+void urs_life_schedule(struct urs_reactor *reactor, struct urs_session *session)
+{
+    const struct urs_reactor_options *options = &reactor->options;
+    uint32_t next = UINT32_MAX;
+    if (session->has_deadline)
+        next = until(reactor, session->deadline_ms);
+    if (session->state == URS_SESSION_OPEN) {
+        if (options->idle_ms != 0)
+            next = (uint32_t)urs_min(next, until(reactor, session->last_input_ms + options->idle_ms));
+        if (options->session_ms != 0)
+            next = (uint32_t)urs_min(next, until(reactor, session->opened_ms + options->session_ms));
+        if (options->ping_interval_ms != 0)
+            next = (uint32_t)urs_min(next, until(reactor, session->ping_due_ms));
+        if (session->ping_sent_us != 0 && options->ping_timeout_ms != 0) {
+            uint32_t sent_ms = (uint32_t)(session->ping_sent_us / 1000);
+            next = (uint32_t)urs_min(next, until(reactor, sent_ms + options->ping_timeout_ms));
+        }
+    }
+    if (next == UINT32_MAX)
+        urs_wheel_cancel(&reactor->wheel, session->slot);
+    else
+        urs_wheel_set(&reactor->wheel, session->slot, reactor->now_ms + next);
+}
+
+/* A ping carries the moment it was sent: its pong tells the round trip. */
+static void send_ping(struct urs_reactor *reactor, struct urs_session *session)
+{
+    uint8_t payload[8];
+    if (session->ping_sent_us != 0)
+        return;
+    if (session->backlog_bytes > reactor->options.backlog_bytes_max + URS_CONTROL_RESERVE_BYTES)
+        return;
+    memcpy(payload, &reactor->now_us, sizeof payload);
+    if (urs_outbound_frame(&reactor->outbox, &session->outbound, URS_OPCODE_PING, true, payload, sizeof payload) != 0)
+        return;
+    session->ping_sent_us = reactor->now_us;
+    reactor->stats.pings_sent++;
+    urs_turn_dirty(reactor, session);
+}
+
+void urs_life_pong(struct urs_reactor *reactor, struct urs_session *session, const struct urs_item *item)
+{
+    uint64_t sent_us;
+    reactor->stats.pongs_received++;
+    if (item->bytes != sizeof sent_us || session->ping_sent_us == 0)
+        return;
+    memcpy(&sent_us, item->payload, sizeof sent_us);
+    if (sent_us != session->ping_sent_us)
+        return;
+    session->latency_seconds = (float)(reactor->now_us - sent_us) / 1e6f;
+    session->ping_sent_us = 0;
+}
+
+static void expire(struct urs_reactor *reactor, struct urs_session *session, const char *reason)
+{
+    reactor->stats.timeouts++;
+    urs_life_close(reactor, session, URS_CLOSE_GOING_AWAY, (const uint8_t *)reason, strlen(reason));
+}
+
+static void open_timer(struct urs_reactor *reactor, struct urs_session *session)
+{
+    const struct urs_reactor_options *options = &reactor->options;
+    uint32_t ping_sent_ms = (uint32_t)(session->ping_sent_us / 1000);
+    if (session->ping_sent_us != 0 && options->ping_timeout_ms != 0
+        && until(reactor, ping_sent_ms + options->ping_timeout_ms) == 0) {
+        /* Anything that came since the ping shows that the peer lives, only busy. */
+        if ((int32_t)(session->last_input_ms - ping_sent_ms) <= 0) {
+            reactor->stats.timeouts++;
+            urs_life_lose(reactor, session, -ETIMEDOUT);
+            return;
+        }
+        session->ping_sent_us = 0;
+    }
+    if (options->session_ms != 0 && until(reactor, session->opened_ms + options->session_ms) == 0) {
+        expire(reactor, session, "session time is over");
+        return;
+    }
+    if (options->idle_ms != 0 && until(reactor, session->last_input_ms + options->idle_ms) == 0) {
+        expire(reactor, session, "idle");
+        return;
+    }
+    if (options->ping_interval_ms != 0 && until(reactor, session->ping_due_ms) == 0) {
+        send_ping(reactor, session);
+        session->ping_due_ms = (uint32_t)reactor->now_ms + options->ping_interval_ms;
+    }
+    urs_life_schedule(reactor, session);
+}
+
+static void deadline_passed(struct urs_reactor *reactor, struct urs_session *session)
+{
+    static const char response[] = "HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Type: text/plain\r\n"
+                                   "Content-Length: 16\r\n\r\nrequest timeout\n";
+    session->has_deadline = false;
+    switch ((enum urs_session_state)session->state) {
+    case URS_SESSION_AWAIT_HEAD:
+    case URS_SESSION_AWAIT_VERDICT:
+        reactor->stats.refused[URS_REFUSED_TIMEOUT]++;
+        urs_outbound_bytes(&reactor->outbox, &session->outbound, (const uint8_t *)response, sizeof response - 1);
+        urs_life_finish(reactor, session);
+        break;
+    case URS_SESSION_AWAIT_CLOSE:
+    case URS_SESSION_AWAIT_FLUSH:
+        reactor->stats.timeouts++;
+        urs_life_lose(reactor, session, -ETIMEDOUT);
+        break;
+    case URS_SESSION_AWAIT_END:
+        urs_life_end(reactor, session);
+        break;
+    case URS_SESSION_AWAIT_REQUESTS:
+        /* shutdown did not bring the last completion: ask for it by name. */
+        if (session->receiving)
+            reactor->io->operations->receive_stop(reactor->io, session->slot, session->generation, session->fd);
+        set_deadline(reactor, session, reactor->options.close_ms);
+        break;
+    case URS_SESSION_OPEN:
+    case URS_SESSION_FREE:
+    default:
+        break;
+    }
+}
+
+void urs_life_timers(struct urs_reactor *reactor)
+{
+    uint32_t slot;
+    while ((slot = urs_wheel_take(&reactor->wheel, reactor->now_ms)) != URS_WHEEL_NONE) {
+        struct urs_session *session = urs_core_session(reactor, slot);
+        if (session->has_deadline && until(reactor, session->deadline_ms) == 0)
+            deadline_passed(reactor, session);
+        else if (session->state == URS_SESSION_OPEN && !session->lost)
+            open_timer(reactor, session);
+        else
+            urs_life_schedule(reactor, session);
+    }
+}
+
+/* ---- the memory budget ---------------------------------------------------------------------------------------- */
+
+static struct urs_session *greediest(struct urs_reactor *reactor)
+{
+    struct urs_session *most = NULL;
+    size_t most_bytes = 0;
+    for (uint32_t slot = 0; slot < reactor->sessions.slots; slot++) {
+        struct urs_session *session = urs_core_session(reactor, slot);
+        size_t bytes = session->state == URS_SESSION_FREE ? 0 : urs_session_memory_bytes(session);
+        if (bytes > most_bytes) {
+            most_bytes = bytes;
+            most = session;
+        }
+    }
+    return most;
+}
+
+void urs_life_budget(struct urs_reactor *reactor)
+{
+    static const char reason[] = "server out of memory";
+    size_t max = reactor->memory.bytes_max;
+    if (max == 0 || reactor->memory.bytes_used < max - max / 8)
+        return;
+    for (int count = 0; count < BUDGET_SCAN_MAX && reactor->memory.bytes_used > max - max / 4; count++) {
+        struct urs_session *session = greediest(reactor);
+        if (session == NULL)
+            return;
+        reactor->stats.evictions++;
+        if (session->backlog != NULL || session->state != URS_SESSION_OPEN) {
+            /* Bytes would be missing from its stream: it cannot be closed in good order. */
+            urs_life_lose(reactor, session, URS_ERROR_MEMORY_BUDGET);
+            continue;
+        }
+        urs_session_drop_memory(session);
+        urs_outbound_close(&reactor->outbox, &session->outbound, URS_CLOSE_MESSAGE_TOO_BIG, (const uint8_t *)reason,
+                           sizeof reason - 1);
+        session->told = true;
+        urs_turn_event(reactor, session->slot,
+                       &(struct urs_item){.kind = URS_EVENT_LOST, .error = URS_ERROR_MEMORY_BUDGET,
+                                          .close_code = URS_CLOSE_MESSAGE_TOO_BIG});
+        urs_life_finish(reactor, session);
+    }
+}

@@ -1,0 +1,174 @@
+/* Outbound: segments, the arena, and answers in place. */
+#include "outbound.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "frame.h"
+
+enum { ARENA_BYTES_MIN = 128 * 1024, SEGMENTS_MIN = 256 };
+
+/* A new segment at the end of the list. */
+static int add_segment(struct urs_outbox *outbox, struct urs_outbound *outbound, uint8_t *data, size_t bytes,
+                       struct urs_block *block)
+{
+    if (outbox->count == outbox->capacity) {
+        uint32_t capacity = outbox->capacity == 0 ? SEGMENTS_MIN : 2 * outbox->capacity;
+        struct urs_segment *segments = realloc(outbox->segments, capacity * sizeof *segments);
+        if (segments == NULL) {
+            urs_block_drop(block);
+            return -ENOMEM;
+        }
+        outbox->segments = segments;
+        outbox->capacity = capacity;
+    }
+    uint32_t index = outbox->count++;
+    outbox->segments[index] = (struct urs_segment){.data = data, .bytes = bytes, .block = block};
+    if (outbound->last == 0)
+        outbound->first = index + 1;
+    else
+        outbox->segments[outbound->last - 1].next = index + 1;
+    outbound->last = index + 1;
+    outbound->bytes += bytes;
+    return 0;
+}
+
+/* Adds bytes to the list, joining them to the last segment where they follow it directly, or so closely that moving
+ * them up is cheaper than a segment of their own. */
+static int append(struct urs_outbox *outbox, struct urs_outbound *outbound, uint8_t *data, size_t bytes,
+                  struct urs_block *block)
+{
+    if (outbound->last != 0) {
+        struct urs_segment *last = &outbox->segments[outbound->last - 1];
+        uint8_t *end = last->data + last->bytes;
+        if (last->block == block && data >= end && data - end <= URS_OUTBOUND_GAP_BYTES_MAX
+            && (data == end || bytes <= URS_OUTBOUND_CLOSE_UP_BYTES_MAX)) {
+            if (data != end)
+                memmove(end, data, bytes);
+            last->bytes += bytes;
+            outbound->bytes += bytes;
+            urs_block_drop(block);  /* the segment holds one reference already */
+            return 0;
+        }
+    }
+    return add_segment(outbox, outbound, data, bytes, block);
+}
+
+int urs_outbound_answer(struct urs_outbox *outbox, struct urs_outbound *outbound, struct urs_item *item,
+                        uint8_t opcode, bool fin)
+{
+    size_t header_bytes = urs_frame_answer_bytes(item->bytes);
+    uint8_t *start = item->payload - header_bytes;
+    urs_frame_write(start, opcode, fin, item->bytes);
+    struct urs_block *block = item->block;
+    item->block = NULL;
+    return append(outbox, outbound, start, header_bytes + item->bytes, block);
+}
+
+/* Room for `bytes` contiguous bytes in the arena, or NULL. */
+static uint8_t *arena_take(struct urs_outbox *outbox, size_t bytes)
+{
+    struct urs_block *arena = outbox->arena;
+    if (arena == NULL || urs_block_room(arena) < bytes) {
+        arena = urs_block_new(&outbox->arena_memory, urs_max(bytes, ARENA_BYTES_MIN - URS_BLOCK_HEADROOM));
+        if (arena == NULL)
+            return NULL;
+        arena->next = outbox->arena;
+        outbox->arena = arena;
+    }
+    uint8_t *target = arena->bytes + arena->end;
+    arena->end += bytes;
+    outbox->arena_bytes += bytes;
+    return target;
+}
+
+int urs_outbound_bytes(struct urs_outbox *outbox, struct urs_outbound *outbound, const uint8_t *data, size_t bytes)
+{
+    uint8_t *target = arena_take(outbox, bytes);
+    if (target == NULL)
+        return -ENOMEM;
+    memcpy(target, data, bytes);
+    return append(outbox, outbound, target, bytes, NULL);
+}
+
+int urs_outbound_frame(struct urs_outbox *outbox, struct urs_outbound *outbound, uint8_t opcode, bool fin,
+                       const uint8_t *payload, size_t bytes)
+{
+    size_t header_bytes = urs_frame_answer_bytes(bytes);
+    uint8_t *target = arena_take(outbox, header_bytes + bytes);
+    if (target == NULL)
+        return -ENOMEM;
+    urs_frame_write(target, opcode, fin, bytes);
+    if (bytes > 0)
+        memcpy(target + header_bytes, payload, bytes);
+    return append(outbox, outbound, target, header_bytes + bytes, NULL);
+}
+
+int urs_outbound_close(struct urs_outbox *outbox, struct urs_outbound *outbound, unsigned code,
+                       const uint8_t *reason, size_t bytes)
+{
+    uint8_t payload[2 + URS_CLOSE_REASON_BYTES_MAX];
+    if (code == 0 || code == URS_CLOSE_NO_STATUS)
+        return urs_outbound_frame(outbox, outbound, URS_OPCODE_CLOSE, true, NULL, 0);
+    bytes = urs_min(bytes, URS_CLOSE_REASON_BYTES_MAX);
+    payload[0] = (uint8_t)(code >> 8);
+    payload[1] = (uint8_t)code;
+    if (bytes > 0)
+        memcpy(payload + 2, reason, bytes);
+    return urs_outbound_frame(outbox, outbound, URS_OPCODE_CLOSE, true, payload, 2 + bytes);
+}
+
+int urs_outbound_owed(struct urs_outbox *outbox, struct urs_outbound *outbound, struct urs_item *item)
+{
+    switch (item->kind) {
+    case URS_ITEM_PING:
+        return urs_outbound_answer(outbox, outbound, item, URS_OPCODE_PONG, true);
+    case URS_ITEM_CLOSE:
+        /* The peer's code goes back without its reason, as RFC 6455 5.5.1 suggests. */
+        urs_block_drop(item->block);
+        item->block = NULL;
+        return urs_outbound_close(outbox, outbound, item->close_code, NULL, 0);
+    case URS_ITEM_FAILED: {
+        const char *text = urs_engine_error_text(item->error);
+        return urs_outbound_close(outbox, outbound, item->close_code, (const uint8_t *)text, strlen(text));
+    }
+    default:
+        urs_block_drop(item->block);
+        item->block = NULL;
+        return 0;
+    }
+}
+
+void urs_outbound_clear(struct urs_outbox *outbox, struct urs_outbound *outbound)
+{
+    for (uint32_t index = outbound->first; index != 0; index = outbox->segments[index - 1].next) {
+        urs_block_drop(outbox->segments[index - 1].block);
+        outbox->segments[index - 1].block = NULL;
+    }
+    *outbound = (struct urs_outbound){0};
+}
+
+void urs_outbox_reset(struct urs_outbox *outbox)
+{
+    struct urs_block *arena = outbox->arena;
+    outbox->count = 0;
+    outbox->arena_bytes = 0;
+    if (arena == NULL)
+        return;
+    while (arena->next != NULL) {
+        struct urs_block *older = arena->next;
+        arena->next = older->next;
+        urs_block_drop(older);
+    }
+    arena->end = arena->start;
+}
+
+void urs_outbox_clear(struct urs_outbox *outbox)
+{
+    urs_outbox_reset(outbox);
+    urs_block_drop(outbox->arena);
+    urs_memory_clear(&outbox->arena_memory);
+    free(outbox->segments);
+    *outbox = (struct urs_outbox){0};
+}

@@ -1,0 +1,78 @@
+/* What one connection sends in a turn: answers written in place in front of their payloads, and frames written into
+ * an arena. Builds lists of segments in wire order; never sends. */
+#ifndef URS_OUTBOUND_H
+#define URS_OUTBOUND_H
+
+#include "base.h"
+#include "block.h"
+#include "engine.h"
+
+/* cdef: begin */
+
+enum urs_outbound_limit {
+    URS_OUTBOUND_GAP_BYTES_MAX = 64,     /* answers this close together ... */
+    URS_OUTBOUND_CLOSE_UP_BYTES_MAX = 4096, /* ... and no larger than this are moved up into one segment */
+    URS_OUTBOUND_ARENA_PAYLOAD_BYTES_MAX = 65536, /* larger payloads get a block of their own */
+    URS_CLOSE_REASON_BYTES_MAX = 123     /* RFC 6455 5.5: 125 less the code */
+};
+
+/* Contiguous bytes to send. They lie in a receive buffer or the arena (block NULL), or in a block whose reference
+ * the segment holds. */
+struct urs_segment {
+    uint8_t *data;
+    size_t bytes;
+    struct urs_block *block;
+    uint32_t next;                       /* index + 1 of the next segment; 0 ends the list */
+};
+
+/* The segments and the arena that all connections of one thread share for a turn. Zero-initialise it. */
+struct urs_outbox {
+    struct urs_segment *segments;
+    uint32_t count;
+    uint32_t capacity;
+    struct urs_block *arena;             /* the block written to; those before it hang behind it */
+    size_t arena_bytes;                  /* written since the last reset */
+    struct urs_memory arena_memory;      /* no budget: the reactor flushes before it grows large */
+};
+
+/* One connection's list. Zero-initialise it. */
+struct urs_outbound {
+    uint32_t first;                      /* index + 1 of the first segment; 0 for none */
+    uint32_t last;
+    size_t bytes;
+};
+
+/* Makes the item's payload the payload of an answer: the header goes into the bytes in front of it (the freed mask
+ * slot), small answers that follow one another closely are moved up into one segment. Takes over item->block, also
+ * on failure. Returns 0 or -ENOMEM. */
+int urs_outbound_answer(struct urs_outbox *outbox, struct urs_outbound *outbound, struct urs_item *item,
+                        uint8_t opcode, bool fin);
+
+/* Copies a frame into the arena. Returns 0 or -ENOMEM. */
+int urs_outbound_frame(struct urs_outbox *outbox, struct urs_outbound *outbound, uint8_t opcode, bool fin,
+                       const uint8_t *payload, size_t bytes);
+
+/* Copies bytes that are no frame (an HTTP response) into the arena. Returns 0 or -ENOMEM. */
+int urs_outbound_bytes(struct urs_outbox *outbox, struct urs_outbound *outbound, const uint8_t *data, size_t bytes);
+
+/* A close frame. `code` 0 or 1005 sends none; the reason is at most URS_CLOSE_REASON_BYTES_MAX bytes of UTF-8.
+ * Returns 0 or -ENOMEM. */
+int urs_outbound_close(struct urs_outbox *outbox, struct urs_outbound *outbound, unsigned code,
+                       const uint8_t *reason, size_t bytes);
+
+/* What the item obliges its receiver to send: the pong of a ping, the close frame that answers a close frame or a
+ * violation; nothing for the rest. Takes over item->block. Returns 0 or -ENOMEM. */
+int urs_outbound_owed(struct urs_outbox *outbox, struct urs_outbound *outbound, struct urs_item *item);
+
+/* Drops the references of one connection's segments and empties its list. */
+void urs_outbound_clear(struct urs_outbox *outbox, struct urs_outbound *outbound);
+
+/* Forgets all segments and empties the arena, keeping its largest block; every list must be empty. */
+void urs_outbox_reset(struct urs_outbox *outbox);
+
+/* Frees everything. */
+void urs_outbox_clear(struct urs_outbox *outbox);
+
+/* cdef: end */
+
+#endif

@@ -1,0 +1,408 @@
+/* What Python calls: opening and closing a reactor, answers and commands to its sessions, figures. */
+#define _GNU_SOURCE
+#include "reactor.h"
+
+#include <errno.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "core.h"
+#include "fault.h"
+#include "frame.h"
+
+enum { DIRECT_BYTES_MIN = 65536 };
+
+/* ---- the reactor --------------------------------------------------------------------------------------------- */
+
+static void free_all(struct urs_reactor *reactor)
+{
+    if (reactor->io != NULL)
+        reactor->io->operations->close(reactor->io);
+    urs_wheel_close(&reactor->wheel);
+    urs_outbox_clear(&reactor->outbox);
+    urs_memory_clear(&reactor->memory);
+    urs_sessions_close(&reactor->sessions);
+    free(reactor->dirty.slots);
+    free(reactor->ready.slots);
+    free(reactor->parked.slots);
+    free(reactor->delayed.slots);
+    free(reactor->dead.slots);
+    free(reactor->late);
+    free(reactor->ips);
+    free(reactor->events);
+    free(reactor->targets);
+    free(reactor->completions);
+    free(reactor->used_buffers);
+    free(reactor->vectors);
+    free(reactor);
+}
+
+struct urs_reactor *urs_reactor_open(const char *backend, const struct urs_reactor_options *options,
+                                     struct urs_io_report *report)
+{
+    const struct urs_io_operations *operations = strcmp(backend, "io_uring") == 0 ? &urs_io_uring : &urs_io_epoll;
+    *report = (struct urs_io_report){.error = -ENOMEM, .stage = "malloc"};
+    struct urs_reactor *reactor = calloc(1, sizeof *reactor);
+    if (reactor == NULL)
+        return NULL;
+    reactor->options = *options;
+    reactor->memory.bytes_max = options->memory_bytes_max;
+    reactor->events = malloc(URS_EVENTS_MAX * sizeof *reactor->events);
+    reactor->targets = malloc(URS_EVENTS_MAX * sizeof *reactor->targets);
+    reactor->completions = malloc(URS_COMPLETIONS * sizeof *reactor->completions);
+    reactor->completion_room = URS_COMPLETIONS;
+    reactor->vectors = malloc(URS_VECTORS * sizeof *reactor->vectors);
+    int error = urs_pool_open(&reactor->pool, options->pool_memory, options->receive_buffers,
+                              options->receive_buffer_bytes);
+    reactor->used_buffers = malloc(options->receive_buffers * sizeof *reactor->used_buffers);
+    if (reactor->events == NULL || reactor->targets == NULL || reactor->completions == NULL
+        || reactor->vectors == NULL || reactor->used_buffers == NULL || error != 0) {
+        report->error = error != 0 ? error : -ENOMEM;
+        free_all(reactor);
+        return NULL;
+    }
+    urs_turn_clock(reactor);
+    urs_wheel_open(&reactor->wheel, reactor->now_ms);
+    error = operations->open(&reactor->io, &reactor->pool, options->ring_entries, report);
+    if (error != 0) {
+        reactor->io = NULL;
+        free_all(reactor);
+        return NULL;
+    }
+    return reactor;
+}
+
+void urs_reactor_close(struct urs_reactor *reactor)
+{
+    for (uint32_t index = reactor->applied; index < reactor->event_count; index++)
+        urs_block_drop(reactor->events[index].item.block);
+    /* The ring first: what it still has armed must not see descriptors or memory go. */
+    reactor->io->operations->close(reactor->io);
+    reactor->io = NULL;
+    for (uint32_t slot = 0; slot < reactor->sessions.slots; slot++) {
+        struct urs_session *session = urs_core_session(reactor, slot);
+        if (session->state == URS_SESSION_FREE)
+            continue;
+        urs_outbound_clear(&reactor->outbox, &session->outbound);
+        urs_session_drop_memory(session);
+        if (session->fd >= 0)
+            close(session->fd);
+    }
+    free_all(reactor);
+}
+
+int urs_reactor_start(struct urs_reactor *reactor)
+{
+    int error = reactor->io->operations->start(reactor->io);
+    if (error != 0)
+        return error;
+    reactor->started = true;
+    urs_turn_clock(reactor);
+    urs_life_arm_listeners(reactor);
+    return 0;
+}
+
+int urs_reactor_listen(struct urs_reactor *reactor, int fd, bool local)
+{
+    if (reactor->listener_count == URS_LISTENERS_MAX)
+        return URS_ERROR_LIMIT;
+    reactor->listeners[reactor->listener_count] = (struct urs_listener){.fd = fd, .local = local};
+    reactor->listener_count++;
+    if (reactor->started)
+        urs_life_arm_listeners(reactor);
+    return (int)reactor->listener_count - 1;
+}
+
+void urs_reactor_stop_listening(struct urs_reactor *reactor)
+{
+    reactor->draining = true;
+    for (uint32_t index = 0; index < reactor->listener_count; index++) {
+        struct urs_listener *listener = &reactor->listeners[index];
+        if (listener->armed)
+            reactor->io->operations->accept_stop(reactor->io, index, listener->fd);
+    }
+}
+
+struct urs_event *urs_reactor_events(struct urs_reactor *reactor) { return reactor->events; }
+
+const int32_t *urs_reactor_targets(struct urs_reactor *reactor) { return reactor->targets; }
+
+void urs_reactor_wake(struct urs_reactor *reactor) { reactor->io->operations->wake(reactor->io); }
+
+int urs_reactor_wake_descriptor(struct urs_reactor *reactor)
+{
+    return reactor->io->operations->wake_descriptor(reactor->io);
+}
+
+uint64_t urs_reactor_id(struct urs_reactor *reactor, uint32_t slot)
+{
+    return urs_session_id(urs_core_session(reactor, slot));
+}
+
+int urs_reactor_adopt(struct urs_reactor *reactor, int fd, const uint8_t *prefix, size_t prefix_bytes, uint64_t *id)
+{
+    struct sockaddr_storage address;
+    socklen_t size = sizeof address;
+    int one = 1;
+    if (getpeername(fd, (struct sockaddr *)&address, &size) != 0)
+        return -errno;
+    if (reactor->draining
+        || (reactor->options.sessions_max != 0 && reactor->sessions.in_use >= reactor->options.sessions_max))
+        return URS_ERROR_LIMIT;
+    int error = urs_io_set_blocking(fd, true);
+    if (error != 0)
+        return error;
+    bool local = address.ss_family == AF_UNIX;
+    if (!local)
+        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+    struct urs_session *session = urs_life_new(reactor, fd, local);
+    if (session == NULL)
+        return -ENOMEM;
+    if (prefix_bytes > 0)
+        error = urs_session_hold(session, &reactor->memory, prefix, prefix_bytes);
+    if (error != 0) {
+        urs_wheel_cancel(&reactor->wheel, session->slot);
+        urs_session_free(&reactor->sessions, session);
+        return error;
+    }
+    reactor->stats.accepted++;
+    reactor->handshakes++;  /* urs_life_open counts it down again */
+    urs_life_open(reactor, session);
+    *id = urs_session_id(session);
+    return 0;
+}
+
+void urs_reactor_drain(struct urs_reactor *reactor, unsigned code, const uint8_t *response, size_t response_bytes)
+{
+    urs_reactor_stop_listening(reactor);
+    for (uint32_t slot = 0; slot < reactor->sessions.slots; slot++) {
+        struct urs_session *session = urs_core_session(reactor, slot);
+        if (session->state == URS_SESSION_OPEN) {
+            urs_life_close(reactor, session, code, NULL, 0);
+        } else if (session->state == URS_SESSION_AWAIT_HEAD || session->state == URS_SESSION_AWAIT_VERDICT) {
+            reactor->stats.refused[URS_REFUSED_DRAINING]++;
+            urs_session_reject(reactor, urs_session_id(session), response, response_bytes);
+        }
+        if (reactor->outbox.arena_bytes > URS_ARENA_FLUSH_BYTES)
+            urs_turn_flush(reactor);
+    }
+}
+
+void urs_reactor_cut(struct urs_reactor *reactor)
+{
+    for (uint32_t slot = 0; slot < reactor->sessions.slots; slot++) {
+        struct urs_session *session = urs_core_session(reactor, slot);
+        if (session->state != URS_SESSION_FREE && session->state != URS_SESSION_AWAIT_REQUESTS)
+            urs_life_lose(reactor, session, -ECONNABORTED);
+    }
+}
+
+void urs_reactor_read_stats(struct urs_reactor *reactor, struct urs_reactor_stats *stats)
+{
+    *stats = reactor->stats;
+    stats->cq_overflows = reactor->io->stats.cq_overflows;
+    stats->enters = reactor->io->stats.enters;
+    stats->memory_bytes = reactor->memory.bytes_used;
+    stats->sessions = reactor->sessions.in_use;
+    stats->sessions_most = reactor->sessions.in_use_max;
+    stats->handshakes = reactor->handshakes;
+    stats->pool_buffers = reactor->pool.buffers;
+    stats->pool_in_use = reactor->pool.in_use;
+    stats->pool_in_use_most = reactor->pool.in_use_max;
+    for (uint32_t slot = 0; slot < reactor->sessions.slots; slot++)
+        stats->queued_bytes += urs_core_session(reactor, slot)->backlog_bytes;
+}
+
+/* ---- one session --------------------------------------------------------------------------------------------- */
+
+static int answer_request(struct urs_reactor *reactor, uint64_t id, const uint8_t *response, size_t bytes, bool open)
+{
+    struct urs_session *session = urs_session_find(&reactor->sessions, id);
+    if (session == NULL)
+        return URS_ERROR_STALE;
+    if (session->state != URS_SESSION_AWAIT_VERDICT && (open || session->state != URS_SESSION_AWAIT_HEAD))
+        return URS_ERROR_STATE;
+    int error = urs_outbound_bytes(&reactor->outbox, &session->outbound, response, bytes);
+    if (error != 0) {
+        urs_life_lose(reactor, session, error);
+        return error;
+    }
+    if (open) {
+        urs_turn_dirty(reactor, session);
+        urs_life_open(reactor, session);
+    } else {
+        urs_life_finish(reactor, session);
+    }
+    return 0;
+}
+
+int urs_session_accept(struct urs_reactor *reactor, uint64_t id, const uint8_t *response, size_t bytes)
+{
+    return answer_request(reactor, id, response, bytes, true);
+}
+
+int urs_session_reject(struct urs_reactor *reactor, uint64_t id, const uint8_t *response, size_t bytes)
+{
+    return answer_request(reactor, id, response, bytes, false);
+}
+
+/* What a full backlog means for the message that would not fit. */
+static int refuse_message(struct urs_reactor *reactor, struct urs_session *session)
+{
+    static const char reason[] = "backlog full";
+    reactor->stats.drops++;
+    if (reactor->options.on_full == URS_ON_FULL_ERROR)
+        return URS_ERROR_FULL;
+    if (reactor->options.on_full == URS_ON_FULL_CLOSE)
+        urs_life_close(reactor, session, URS_CLOSE_POLICY_VIOLATION, (const uint8_t *)reason, sizeof reason - 1);
+    return URS_DROPPED;
+}
+
+/* A large payload leaves at once from the caller's memory where nothing of the session waits; only what the socket
+ * refuses is copied. Returns an urs_send_outcome or a negative result. */
+static int send_direct(struct urs_reactor *reactor, struct urs_session *session, uint8_t opcode, const uint8_t *data,
+                       size_t bytes)
+{
+    uint8_t header[URS_FRAME_ANSWER_BYTES_MAX];
+    size_t header_bytes = urs_frame_write(header, opcode, true, bytes);
+    struct iovec vectors[2] = {{.iov_base = header, .iov_len = header_bytes},
+                               {.iov_base = (uint8_t *)(uintptr_t)data, .iov_len = bytes}};
+    struct msghdr message = {.msg_iov = vectors, .msg_iovlen = 2};
+    ssize_t result = urs_sys_sendmsg(session->fd, &message);
+    size_t sent = result > 0 ? (size_t)result : 0;
+    if (result < 0 && urs_io_send_fate(-errno) == URS_FATE_LOST) {
+        urs_life_lose(reactor, session, -errno);
+        return URS_ERROR_CLOSING;
+    }
+    reactor->stats.sends_direct++;
+    reactor->stats.bytes_out += sent;
+    if (sent == header_bytes + bytes)
+        return URS_SENT;
+    /* The rest goes through the arena into the backlog at the next flush, and is sent from there. */
+    int error = 0;
+    if (sent < header_bytes)
+        error = urs_outbound_bytes(&reactor->outbox, &session->outbound, header + sent, header_bytes - sent);
+    size_t from = sent > header_bytes ? sent - header_bytes : 0;
+    if (error == 0)
+        error = urs_outbound_bytes(&reactor->outbox, &session->outbound, data + from, bytes - from);
+    if (error != 0) {
+        urs_life_lose(reactor, session, error);
+        return error;
+    }
+    urs_turn_dirty(reactor, session);
+    return URS_QUEUED;
+}
+
+int urs_session_send(struct urs_reactor *reactor, uint64_t id, uint32_t index, uint8_t opcode, const uint8_t *data,
+                     size_t bytes)
+{
+    struct urs_session *session = urs_session_find(&reactor->sessions, id);
+    if (session == NULL)
+        return URS_ERROR_STALE;
+    urs_turn_apply(reactor, index);
+    if (session->state != URS_SESSION_OPEN || session->lost)
+        return URS_ERROR_CLOSING;
+    size_t pending = session->backlog_bytes + session->outbound.bytes;
+    size_t reserve = opcode >= URS_OPCODE_CLOSE ? URS_CONTROL_RESERVE_BYTES : 0;
+    if (pending + bytes > reactor->options.backlog_bytes_max + reserve)
+        return refuse_message(reactor, session);
+    reactor->stats.messages_out += opcode < URS_OPCODE_CLOSE;
+
+    int result;
+    if (bytes >= DIRECT_BYTES_MIN && pending == 0 && !session->polling && !session->delayed) {
+        result = send_direct(reactor, session, opcode, data, bytes);
+    } else {
+        result = urs_outbound_frame(&reactor->outbox, &session->outbound, opcode, true, data, bytes);
+        if (result != 0)
+            return result;
+        result = session->backlog != NULL || session->polling ? URS_QUEUED : URS_SENT;
+        urs_turn_dirty(reactor, session);
+    }
+    if (reactor->outbox.arena_bytes > URS_ARENA_FLUSH_BYTES && reactor->started) {
+        int error = urs_turn_flush(reactor);
+        if (error != 0)
+            return error;
+        urs_outbox_reset(&reactor->outbox);
+        result = session->backlog != NULL ? URS_QUEUED : result;
+    }
+    return result;
+}
+
+int urs_session_send_event(struct urs_reactor *reactor, uint64_t id, uint32_t index, uint8_t opcode)
+{
+    if (index >= reactor->event_count || index < reactor->applied)
+        return URS_ERROR_STATE;
+    const struct urs_item *item = &reactor->events[index].item;
+    return urs_session_send(reactor, id, index, opcode, item->payload, item->bytes);
+}
+
+int urs_session_close(struct urs_reactor *reactor, uint64_t id, uint32_t index, unsigned code, const uint8_t *reason,
+                      size_t bytes)
+{
+    struct urs_session *session = urs_session_find(&reactor->sessions, id);
+    if (session == NULL)
+        return URS_ERROR_STALE;
+    urs_turn_apply(reactor, (uint32_t)urs_min((size_t)index + 1, reactor->event_count));
+    if (session->state != URS_SESSION_OPEN || session->lost)
+        return URS_ERROR_CLOSING;
+    return urs_life_close(reactor, session, code, reason, bytes);
+}
+
+int urs_session_abort(struct urs_reactor *reactor, uint64_t id)
+{
+    struct urs_session *session = urs_session_find(&reactor->sessions, id);
+    if (session == NULL)
+        return URS_ERROR_STALE;
+    urs_life_lose(reactor, session, -ECONNABORTED);
+    return 0;
+}
+
+int urs_session_pause(struct urs_reactor *reactor, uint64_t id)
+{
+    struct urs_session *session = urs_session_find(&reactor->sessions, id);
+    if (session == NULL)
+        return URS_ERROR_STALE;
+    session->paused = true;
+    urs_turn_receive(reactor, session, false);
+    return 0;
+}
+
+int urs_session_resume(struct urs_reactor *reactor, uint64_t id)
+{
+    struct urs_session *session = urs_session_find(&reactor->sessions, id);
+    if (session == NULL)
+        return URS_ERROR_STALE;
+    session->paused = false;
+    if (session->held != NULL)
+        urs_turn_ready(reactor, session);
+    urs_turn_receive(reactor, session, false);
+    return 0;
+}
+
+int64_t urs_session_buffered(struct urs_reactor *reactor, uint64_t id)
+{
+    const struct urs_session *session = urs_session_find(&reactor->sessions, id);
+    return session == NULL ? URS_ERROR_STALE : (int64_t)(session->backlog_bytes + session->outbound.bytes);
+}
+
+double urs_session_latency(struct urs_reactor *reactor, uint64_t id)
+{
+    const struct urs_session *session = urs_session_find(&reactor->sessions, id);
+    return session == NULL ? -1.0 : (double)session->latency_seconds;
+}
+
+int urs_session_descriptor(struct urs_reactor *reactor, uint64_t id)
+{
+    const struct urs_session *session = urs_session_find(&reactor->sessions, id);
+    return session == NULL ? URS_ERROR_STALE : session->fd;
+}
+
+int urs_session_state(struct urs_reactor *reactor, uint64_t id)
+{
+    const struct urs_session *session = urs_session_find(&reactor->sessions, id);
+    return session == NULL ? URS_SESSION_FREE : session->state;
+}

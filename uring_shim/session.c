@@ -1,0 +1,192 @@
+/* Sessions: the slot table, the backlog, held input. */
+#include "session.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { BACKLOG_BLOCK_BYTES = 4096, MOVE_BYTES_MIN = 4096 };
+
+struct urs_session *urs_session_find(const struct urs_sessions *sessions, uint64_t id)
+{
+    uint32_t slot = (uint32_t)id;
+    if (slot >= sessions->slots)
+        return NULL;
+    struct urs_session *session = urs_session_at(sessions, slot);
+    bool in_use = session->state != URS_SESSION_FREE;
+    return in_use && session->generation == (uint32_t)(id >> 32) ? session : NULL;
+}
+
+static int add_slab(struct urs_sessions *sessions)
+{
+    if ((sessions->slab_count & (sessions->slab_count - 1)) == 0) {
+        size_t room = urs_max(1, 2 * (size_t)sessions->slab_count);
+        struct urs_session **slabs = realloc(sessions->slabs, room * sizeof *slabs);
+        if (slabs == NULL)
+            return -ENOMEM;
+        sessions->slabs = slabs;
+    }
+    struct urs_session *slab = calloc(URS_SLAB_SESSIONS, sizeof *slab);
+    if (slab == NULL)
+        return -ENOMEM;
+    sessions->slabs[sessions->slab_count++] = slab;
+    return 0;
+}
+
+struct urs_session *urs_session_new(struct urs_sessions *sessions, int fd)
+{
+    struct urs_session *session;
+    uint32_t slot;
+    if (sessions->free_first != 0) {
+        slot = sessions->free_first - 1;
+        session = urs_session_at(sessions, slot);
+        sessions->free_first = session->next_free;
+    } else {
+        slot = sessions->slots;
+        if (slot >> URS_SLAB_SESSIONS_LOG2 == sessions->slab_count && add_slab(sessions) != 0)
+            return NULL;
+        sessions->slots++;
+        session = urs_session_at(sessions, slot);
+    }
+    uint32_t generation = session->generation + 1;
+    *session = (struct urs_session){.fd = fd, .slot = slot, .generation = generation, .latency_seconds = -1.0f};
+    session->state = URS_SESSION_AWAIT_HEAD;
+    sessions->in_use++;
+    if (sessions->in_use > sessions->in_use_max)
+        sessions->in_use_max = sessions->in_use;
+    return session;
+}
+
+void urs_session_free(struct urs_sessions *sessions, struct urs_session *session)
+{
+    urs_session_drop_memory(session);
+    session->fd = -1;
+    session->state = URS_SESSION_FREE;
+    session->generation++;
+    session->next_free = sessions->free_first;
+    sessions->free_first = session->slot + 1;
+    sessions->in_use--;
+}
+
+void urs_sessions_close(struct urs_sessions *sessions)
+{
+    for (uint32_t index = 0; index < sessions->slab_count; index++)
+        free(sessions->slabs[index]);
+    free(sessions->slabs);
+    *sessions = (struct urs_sessions){0};
+}
+
+static void append_block(struct urs_session *session, struct urs_block *block)
+{
+    block->next = NULL;
+    if (session->backlog_last == NULL)
+        session->backlog = block;
+    else
+        session->backlog_last->next = block;
+    session->backlog_last = block;
+}
+
+static int store_bytes(struct urs_session *session, struct urs_memory *memory, const uint8_t *data, size_t bytes)
+{
+    struct urs_block *last = session->backlog_last;
+    session->backlog_bytes += bytes;
+    if (last != NULL && last->references == 1) {
+        size_t part = urs_min(bytes, urs_block_room(last));
+        memcpy(last->bytes + last->end, data, part);
+        last->end += part;
+        data += part;
+        bytes -= part;
+    }
+    if (bytes == 0)
+        return 0;
+    struct urs_block *block = urs_block_new(memory, urs_max(bytes, BACKLOG_BLOCK_BYTES));
+    if (block == NULL) {
+        session->backlog_bytes -= bytes;
+        return urs_memory_error(memory, bytes);
+    }
+    memcpy(block->bytes + block->end, data, bytes);
+    block->end += bytes;
+    append_block(session, block);
+    return 0;
+}
+
+/* True if the segment's block may be put into the backlog as it is: nobody else refers to it. */
+static bool movable(const struct urs_segment *segment, size_t bytes)
+{
+    return segment->block != NULL && segment->block->memory != NULL && bytes >= MOVE_BYTES_MIN
+        && __atomic_load_n(&segment->block->references, __ATOMIC_ACQUIRE) == 1;
+}
+
+int urs_session_store(struct urs_session *session, struct urs_outbox *outbox, struct urs_memory *memory, size_t from)
+{
+    int error = 0;
+    for (uint32_t index = session->outbound.first; index != 0; index = outbox->segments[index - 1].next) {
+        struct urs_segment *segment = &outbox->segments[index - 1];
+        size_t skip = urs_min(from, segment->bytes);
+        uint8_t *data = segment->data + skip;
+        size_t bytes = segment->bytes - skip;
+        from -= skip;
+        if (error != 0 || bytes == 0)
+            continue;
+        if (movable(segment, bytes)) {
+            segment->block->start = (size_t)(data - segment->block->bytes);
+            segment->block->end = segment->block->start + bytes;
+            append_block(session, segment->block);
+            session->backlog_bytes += bytes;
+            segment->block = NULL;
+        } else {
+            error = store_bytes(session, memory, data, bytes);
+        }
+    }
+    urs_outbound_clear(outbox, &session->outbound);
+    return error;
+}
+
+uint32_t urs_session_backlog_vectors(const struct urs_session *session, struct iovec *vectors, uint32_t room)
+{
+    uint32_t count = 0;
+    for (struct urs_block *block = session->backlog; block != NULL && count < room; block = block->next)
+        vectors[count++] = (struct iovec){.iov_base = urs_block_data(block), .iov_len = urs_block_bytes(block)};
+    return count;
+}
+
+void urs_session_backlog_consume(struct urs_session *session, size_t bytes)
+{
+    session->backlog_bytes -= bytes;
+    while (session->backlog != NULL) {
+        struct urs_block *block = session->backlog;
+        size_t part = urs_min(bytes, urs_block_bytes(block));
+        block->start += part;
+        bytes -= part;
+        if (urs_block_bytes(block) > 0)
+            return;
+        session->backlog = block->next;
+        urs_block_drop(block);
+    }
+    session->backlog_last = NULL;
+}
+
+int urs_session_hold(struct urs_session *session, struct urs_memory *memory, const uint8_t *data, size_t bytes)
+{
+    size_t have = session->held == NULL ? 0 : urs_block_bytes(session->held);
+    int error = urs_block_reserve(memory, &session->held, bytes, 2 * (have + bytes));
+    if (error != 0)
+        return error;
+    memcpy(session->held->bytes + session->held->end, data, bytes);
+    session->held->end += bytes;
+    return 0;
+}
+
+size_t urs_session_memory_bytes(const struct urs_session *session)
+{
+    return session->backlog_bytes + (session->held == NULL ? 0 : session->held->capacity)
+        + (session->engine.partial == NULL ? 0 : session->engine.partial->capacity);
+}
+
+void urs_session_drop_memory(struct urs_session *session)
+{
+    urs_session_backlog_consume(session, session->backlog_bytes);
+    urs_block_drop(session->held);
+    session->held = NULL;
+    urs_engine_clear(&session->engine);
+}

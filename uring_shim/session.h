@@ -1,0 +1,121 @@
+/* The sessions of one reactor: slots with generations, each session's state, its backlog (bytes the socket would not
+ * take) and its held input (bytes not yet given to the engine). Lists and counts only: no I/O, no policy. */
+#ifndef URS_SESSION_H
+#define URS_SESSION_H
+
+#include <sys/uio.h>
+
+#include "base.h"
+#include "block.h"
+#include "engine.h"
+#include "outbound.h"
+
+/* cdef: begin */
+
+/* Each state is named by what is awaited. */
+enum urs_session_state {
+    URS_SESSION_FREE = 0,
+    URS_SESSION_AWAIT_HEAD = 1,          /* the rest of the opening request */
+    URS_SESSION_AWAIT_VERDICT = 2,       /* Python's answer to the request */
+    URS_SESSION_OPEN = 3,                /* messages */
+    URS_SESSION_AWAIT_CLOSE = 4,         /* our close frame is out: the peer's */
+    URS_SESSION_AWAIT_FLUSH = 5,         /* nothing may follow: the socket to take the rest */
+    URS_SESSION_AWAIT_END = 6,           /* our side is shut down: the end of the peer's stream */
+    URS_SESSION_AWAIT_REQUESTS = 7       /* both sides are shut down: the last completions */
+};
+
+/* cdef: end */
+
+struct urs_session {
+    struct urs_engine engine;
+    struct urs_outbound outbound;        /* this turn's segments */
+    struct urs_block *backlog;           /* oldest first, linked by next */
+    struct urs_block *backlog_last;
+    size_t backlog_bytes;
+    struct urs_block *held;              /* input that came, but may not be fed yet */
+    uint64_t ping_sent_us;               /* of the ping that awaits its pong; 0: none */
+    size_t offered;                      /* bytes of the send that has not completed yet */
+    float latency_seconds;               /* of the last pong; negative: none yet */
+    int fd;
+    uint32_t slot;
+    uint32_t generation;                 /* odd while in use; its low 24 bits go with each request */
+    uint32_t next_free;                  /* slot + 1, while free */
+    uint32_t last_input_ms;              /* all _ms: the reactor's clock, modulo 2^32 */
+    uint32_t opened_ms;
+    uint32_t deadline_ms;                /* of the state, where it has one */
+    uint32_t ping_due_ms;
+    uint32_t turn;                       /* the turn that turn_bytes counts for */
+    uint32_t turn_bytes;
+    uint32_t peer_hash;                  /* of the address, for sessions_per_ip_max; 0: not counted */
+    uint8_t state;                       /* enum urs_session_state */
+    bool has_deadline;
+    bool receiving;                      /* a receive is armed, or its last completion is still to come */
+    bool stopping;                       /* that last completion was asked for */
+    bool polling;                        /* a WRITABLE is to come */
+    bool sending;                        /* a send of this turn has not completed yet */
+    bool sent_backlog;                   /* ... and it was from the backlog */
+    bool dirty;                          /* on the reactor's list of sessions to flush */
+    bool ready;                          /* on the list of sessions with held input to feed */
+    bool parked;                         /* on the list of those to be armed when buffers are back */
+    bool delayed;                        /* on the list of those to be armed or flushed after a pause */
+    bool paused;                         /* Python paused reading */
+    bool choked;                         /* the backlog is high and nobody else would stop the input (run_echo) */
+    bool above_high;                     /* the backlog is over the high water mark; on_drain is owed */
+    bool input_ended;                    /* the peer's end of stream was seen */
+    bool lost;                           /* the socket is of no more use */
+    bool told;                           /* URS_EVENT_LOST was given */
+    bool local;                          /* AF_UNIX: receive one at a time (multishot loses the end of stream) */
+};
+
+struct urs_sessions {
+    struct urs_session **slabs;
+    uint32_t slab_count;
+    uint32_t slots;                      /* ever used */
+    uint32_t free_first;                 /* slot + 1 */
+    uint32_t in_use;
+    uint32_t in_use_max;
+};
+
+enum { URS_SLAB_SESSIONS_LOG2 = 8, URS_SLAB_SESSIONS = 1 << URS_SLAB_SESSIONS_LOG2 };
+
+static inline struct urs_session *urs_session_at(const struct urs_sessions *sessions, uint32_t slot)
+{
+    return &sessions->slabs[slot >> URS_SLAB_SESSIONS_LOG2][slot & (URS_SLAB_SESSIONS - 1)];
+}
+
+/* The session with that id, or NULL if it is gone. */
+struct urs_session *urs_session_find(const struct urs_sessions *sessions, uint64_t id);
+
+static inline uint64_t urs_session_id(const struct urs_session *session)
+{
+    return (uint64_t)session->generation << 32 | session->slot;
+}
+
+/* A free slot made a session of that socket; NULL without memory. */
+struct urs_session *urs_session_new(struct urs_sessions *sessions, int fd);
+
+/* Frees what the session holds, and its slot. The descriptor must be closed already. */
+void urs_session_free(struct urs_sessions *sessions, struct urs_session *session);
+
+void urs_sessions_close(struct urs_sessions *sessions);
+
+/* Moves this turn's segments, from byte `from` of them on, behind the backlog: whole blocks of their own by
+ * reference, all else as a copy. Returns 0, URS_ERROR_MEMORY_BUDGET or -ENOMEM; the list is empty afterwards. */
+int urs_session_store(struct urs_session *session, struct urs_outbox *outbox, struct urs_memory *memory, size_t from);
+
+/* Describes the first bytes of the backlog in at most `room` vectors; returns how many it took. */
+uint32_t urs_session_backlog_vectors(const struct urs_session *session, struct iovec *vectors, uint32_t room);
+
+/* Drops `bytes` bytes from the front of the backlog. */
+void urs_session_backlog_consume(struct urs_session *session, size_t bytes);
+
+/* Appends input that cannot be fed now. Returns 0, URS_ERROR_MEMORY_BUDGET or -ENOMEM. */
+int urs_session_hold(struct urs_session *session, struct urs_memory *memory, const uint8_t *data, size_t bytes);
+
+/* Bytes of the budget that this session alone is the cause of. */
+size_t urs_session_memory_bytes(const struct urs_session *session);
+
+/* Frees backlog, held input and a message begun. */
+void urs_session_drop_memory(struct urs_session *session);
+
+#endif

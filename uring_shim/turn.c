@@ -1,0 +1,676 @@
+/* One turn of the reactor, from completions to events and from answers to sends: the hot path, top to bottom.
+ *
+ *     apply      what the last events owe is written into outbound lists, in wire order
+ *     flush      each session with something to send gets one send; what a socket refuses is copied to its backlog
+ *     release    every receive buffer of the turn goes back to the pool
+ *     wait       completions
+ *     dispatch   bytes go through the session's engine; items become events
+ */
+#include "core.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+void urs_turn_clock(struct urs_reactor *reactor)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    reactor->now_us = (uint64_t)now.tv_sec * 1000000 + (uint64_t)now.tv_nsec / 1000;
+    reactor->now_ms = reactor->now_us / 1000;
+}
+
+void urs_turn_dirty(struct urs_reactor *reactor, struct urs_session *session)
+{
+    if (!session->dirty) {
+        session->dirty = true;
+        urs_slots_push(&reactor->dirty, session->slot);
+    }
+}
+
+void urs_turn_ready(struct urs_reactor *reactor, struct urs_session *session)
+{
+    if (!session->ready) {
+        session->ready = true;
+        urs_slots_push(&reactor->ready, session->slot);
+    }
+}
+
+static void delay(struct urs_reactor *reactor, struct urs_session *session)
+{
+    if (!session->delayed) {
+        session->delayed = true;
+        urs_slots_push(&reactor->delayed, session->slot);
+        reactor->delayed_until_ms = reactor->now_ms + URS_DELAY_MS;
+    }
+}
+
+void urs_turn_event(struct urs_reactor *reactor, uint32_t slot, const struct urs_item *item)
+{
+    if (reactor->dispatching && reactor->event_count < URS_EVENTS_MAX) {
+        reactor->events[reactor->event_count] = (struct urs_event){.item = *item, .slot = slot};
+        reactor->targets[reactor->event_count++] = -1 - (int32_t)slot;
+        reactor->visible++;
+    } else if (reactor->late_count < reactor->late_room) {
+        reactor->late[reactor->late_count++] = (struct urs_event){.item = *item, .slot = slot};
+    }
+}
+
+/* ---- apply ------------------------------------------------------------------------------------------------- */
+
+/* False, and the session's fate decided, if `bytes` more would overfill the backlog. */
+static bool has_room(struct urs_reactor *reactor, struct urs_session *session, size_t bytes)
+{
+    if (URS_LIKELY(session->backlog_bytes + session->outbound.bytes + bytes <= reactor->options.backlog_bytes_max))
+        return true;
+    reactor->stats.drops++;
+    if (reactor->options.on_full != URS_ON_FULL_DROP) {
+        static const char reason[] = "backlog full";
+        urs_life_close(reactor, session, URS_CLOSE_POLICY_VIOLATION, (const uint8_t *)reason, sizeof reason - 1);
+    }
+    return false;
+}
+
+static void apply_message(struct urs_reactor *reactor, struct urs_session *session, struct urs_item *item, bool echo)
+{
+    if (echo && session->state == URS_SESSION_OPEN && has_room(reactor, session, item->bytes)) {
+        reactor->stats.messages_out++;
+        if (urs_outbound_answer(&reactor->outbox, &session->outbound, item, item->opcode, item->fin) != 0)
+            urs_life_lose(reactor, session, -ENOMEM);
+        urs_turn_dirty(reactor, session);
+    } else if (item->block != NULL) {
+        urs_block_drop(item->block);
+        item->block = NULL;
+    }
+}
+
+/* Pongs, and close frames in answer. */
+static void apply_owed(struct urs_reactor *reactor, struct urs_session *session, struct urs_item *item)
+{
+    bool room = session->backlog_bytes + session->outbound.bytes
+        <= reactor->options.backlog_bytes_max + URS_CONTROL_RESERVE_BYTES;
+    if (session->state == URS_SESSION_OPEN && (room || item->kind != URS_ITEM_PING)) {
+        if (urs_outbound_owed(&reactor->outbox, &session->outbound, item) != 0)
+            urs_life_lose(reactor, session, -ENOMEM);
+        urs_turn_dirty(reactor, session);
+    } else {
+        urs_block_drop(item->block);
+        item->block = NULL;
+    }
+    if (item->kind != URS_ITEM_PING)
+        urs_life_finish(reactor, session);
+}
+
+static void apply_lost(struct urs_reactor *reactor, struct urs_session *session)
+{
+    if (session->state < URS_SESSION_AWAIT_END && !session->lost)
+        urs_life_finish(reactor, session);
+    else
+        urs_life_end(reactor, session);
+}
+
+void urs_turn_apply(struct urs_reactor *reactor, uint32_t until)
+{
+    for (; reactor->applied < until; reactor->applied++) {
+        struct urs_event *event = &reactor->events[reactor->applied];
+        struct urs_session *session = urs_core_session(reactor, event->slot);
+        switch (event->item.kind) {
+        case URS_ITEM_MESSAGE:
+        case URS_ITEM_FRAME:
+            apply_message(reactor, session, &event->item, reactor->options.verdicts[reactor->applied] != 0);
+            break;
+        case URS_ITEM_PING:
+        case URS_ITEM_CLOSE:
+        case URS_ITEM_FAILED:
+            apply_owed(reactor, session, &event->item);
+            break;
+        case URS_EVENT_LOST:
+            apply_lost(reactor, session);
+            break;
+        default:
+            urs_block_drop(event->item.block);
+            event->item.block = NULL;
+            break;
+        }
+    }
+}
+
+/* ---- flush ------------------------------------------------------------------------------------------------- */
+
+/* The backlog grew, or shrank: water marks. */
+static void note_backlog(struct urs_reactor *reactor, struct urs_session *session)
+{
+    const struct urs_reactor_options *options = &reactor->options;
+    if (!session->above_high && session->backlog_bytes >= options->backlog_high_bytes) {
+        session->above_high = true;
+        /* Echoed without Python, a peer that does not read is not read from either. */
+        session->choked = reactor->echo;
+        urs_turn_receive(reactor, session, false);
+    } else if (session->above_high && session->backlog_bytes <= options->backlog_low_bytes) {
+        session->above_high = false;
+        if (session->state == URS_SESSION_OPEN)
+            urs_turn_event(reactor, session->slot, &(struct urs_item){.kind = URS_EVENT_DRAIN});
+        if (session->choked) {
+            session->choked = false;
+            if (session->held != NULL)
+                urs_turn_ready(reactor, session);
+            urs_turn_receive(reactor, session, false);
+        }
+    }
+}
+
+static void store(struct urs_reactor *reactor, struct urs_session *session, size_t from)
+{
+    int error = urs_session_store(session, &reactor->outbox, &reactor->memory, from);
+    if (error != 0)
+        urs_life_lose(reactor, session, error);
+    else
+        note_backlog(reactor, session);
+}
+
+static uint32_t segment_vectors(struct urs_reactor *reactor, const struct urs_session *session, struct iovec *vectors)
+{
+    uint32_t count = 0;
+    const struct urs_segment *segments = reactor->outbox.segments;
+    for (uint32_t index = session->outbound.first; index != 0 && count < URS_IO_VECTORS_MAX; count++) {
+        vectors[count] = (struct iovec){.iov_base = segments[index - 1].data, .iov_len = segments[index - 1].bytes};
+        index = segments[index - 1].next;
+    }
+    return count;
+}
+
+/* Queues the session's one send of this round. Returns -EBUSY where the queue must be submitted first. */
+static int send_one(struct urs_reactor *reactor, struct urs_session *session)
+{
+    if (session->state == URS_SESSION_FREE || session->lost) {
+        urs_outbound_clear(&reactor->outbox, &session->outbound);
+        return 0;
+    }
+    if (session->outbound.first != 0 && (session->backlog != NULL || session->polling || session->delayed))
+        store(reactor, session, 0);
+    if (session->polling || session->delayed || session->lost)
+        return 0;
+    if (session->outbound.first == 0 && session->backlog == NULL) {
+        urs_life_flushed(reactor, session);
+        return 0;
+    }
+    if (reactor->vector_count + URS_IO_VECTORS_MAX > URS_VECTORS)
+        return -EBUSY;
+
+    struct iovec *vectors = reactor->vectors + reactor->vector_count;
+    session->sent_backlog = session->backlog != NULL;
+    uint32_t count = session->sent_backlog ? urs_session_backlog_vectors(session, vectors, URS_IO_VECTORS_MAX)
+                                           : segment_vectors(reactor, session, vectors);
+    session->offered = 0;
+    for (uint32_t index = 0; index < count; index++)
+        session->offered += vectors[index].iov_len;
+    int error = reactor->io->operations->send(reactor->io, session->slot, session->generation, session->fd, vectors,
+                                              count);
+    if (error != 0)
+        return error;
+    reactor->vector_count += count;
+    reactor->sends++;
+    session->sending = true;
+    return 0;
+}
+
+/* What is left waits until the socket is writable, or for a moment where the system was short of memory. */
+static void wait_writable(struct urs_reactor *reactor, struct urs_session *session, enum urs_io_fate fate)
+{
+    reactor->stats.sends_short++;
+    if (fate == URS_FATE_LATER
+        || reactor->io->operations->writable(reactor->io, session->slot, session->generation, session->fd) != 0)
+        delay(reactor, session);
+    else
+        session->polling = true;
+}
+
+static void on_sent(struct urs_reactor *reactor, struct urs_session *session, int32_t result)
+{
+    enum urs_io_fate fate = urs_io_send_fate(result);
+    size_t sent = result > 0 ? (size_t)result : 0;
+    reactor->stats.bytes_out += sent;
+    session->sending = false;
+    if (session->sent_backlog) {
+        urs_session_backlog_consume(session, sent);
+        note_backlog(reactor, session);
+    } else if (URS_LIKELY(sent == session->outbound.bytes)) {
+        urs_outbound_clear(&reactor->outbox, &session->outbound);
+        urs_life_flushed(reactor, session);
+        return;
+    } else if (fate != URS_FATE_LOST) {
+        store(reactor, session, sent);
+    }
+    if (fate == URS_FATE_LOST)
+        urs_life_lose(reactor, session, result);
+    else if (session->backlog == NULL)
+        urs_life_flushed(reactor, session);
+    else if (sent == session->offered)
+        urs_turn_dirty(reactor, session);
+    else
+        wait_writable(reactor, session, fate);
+}
+
+static int reserve_completions(struct urs_reactor *reactor, uint32_t more)
+{
+    if (reactor->completion_room - reactor->completion_count >= more)
+        return 0;
+    uint32_t room = 2 * reactor->completion_room + more;
+    struct urs_completion *completions = realloc(reactor->completions, room * sizeof *completions);
+    if (completions == NULL)
+        return -ENOMEM;
+    reactor->completions = completions;
+    reactor->completion_room = room;
+    return 0;
+}
+
+/* Takes in completions of sends; others are kept for dispatch. Returns how many there were, or -ENOMEM. */
+static int collect_sends(struct urs_reactor *reactor)
+{
+    struct urs_completion batch[64];
+    if (reserve_completions(reactor, URS_COUNT(batch)) != 0)
+        return -ENOMEM;
+    uint32_t count = reactor->io->operations->collect(reactor->io, batch, URS_COUNT(batch));
+    for (uint32_t index = 0; index < count; index++) {
+        if (batch[index].kind == URS_IO_SEND) {
+            reactor->sends--;
+            on_sent(reactor, urs_core_session(reactor, batch[index].slot), batch[index].result);
+        } else {
+            reactor->completions[reactor->completion_count++] = batch[index];
+        }
+    }
+    return (int)count;
+}
+
+/* Submits what is queued; afterwards every send has completed. */
+static int submit(struct urs_reactor *reactor)
+{
+    int result = reactor->io->operations->submit(reactor->io);
+    while (result >= 0 && reactor->sends > 0) {
+        result = collect_sends(reactor);
+        /* Sends that may not wait complete as they are submitted. Should a kernel see that otherwise, wait: the
+         * turn's buffers must not be reused before. */
+        if (result == 0 && reactor->sends > 0)
+            result = reactor->io->operations->wait(reactor->io, 1000000);
+        if (result == -EINTR)
+            result = 0;
+    }
+    reactor->vector_count = 0;
+    return result < 0 ? result : 0;
+}
+
+int urs_turn_flush(struct urs_reactor *reactor)
+{
+    int error = 0;
+    while (reactor->dirty.count > 0 && error == 0) {
+        uint32_t count = reactor->dirty.count;
+        for (uint32_t index = 0; index < count && error == 0; index++) {
+            struct urs_session *session = urs_core_session(reactor, reactor->dirty.slots[index]);
+            session->dirty = false;
+            while ((error = send_one(reactor, session)) == -EBUSY && (error = submit(reactor)) == 0)
+                ;
+        }
+        /* Sessions that became dirty meanwhile (a backlog that goes on) stand behind the first `count`. */
+        reactor->dirty.count -= count;
+        memmove(reactor->dirty.slots, reactor->dirty.slots + count, reactor->dirty.count * sizeof(uint32_t));
+        if (error == 0)
+            error = submit(reactor);
+    }
+    return error;
+}
+
+/* ---- dispatch ---------------------------------------------------------------------------------------------- */
+
+static bool wants_input(const struct urs_session *session)
+{
+    if (session->input_ended || session->lost || session->state == URS_SESSION_AWAIT_REQUESTS)
+        return false;
+    return session->state != URS_SESSION_OPEN || !(session->paused || session->choked || session->held != NULL);
+}
+
+void urs_turn_receive(struct urs_reactor *reactor, struct urs_session *session, bool idle)
+{
+    const struct urs_io_operations *io = reactor->io->operations;
+    if (session->state == URS_SESSION_FREE || session->parked || session->delayed)
+        return;
+    bool wants = wants_input(session);
+    if (wants && !session->receiving) {
+        session->receiving = true;
+        if (io->receive(reactor->io, session->slot, session->generation, session->fd, idle, session->local) != 0) {
+            session->receiving = false;
+            delay(reactor, session);
+        }
+    } else if (!wants && session->receiving && !session->stopping) {
+        session->stopping = io->receive_stop(reactor->io, session->slot, session->generation, session->fd) == 0;
+    }
+}
+
+/* Makes events of bytes. What lies in `block` (held input) keeps it alive; else it lies in a receive buffer. Stops
+ * where the turn's events are full. */
+static void feed(struct urs_reactor *reactor, struct urs_session *session, struct urs_input *input,
+                 struct urs_block *block)
+{
+    while (reactor->event_count < URS_MESSAGES_MAX) {
+        uint32_t index = reactor->event_count;
+        struct urs_event *event = &reactor->events[index];
+        struct urs_item *item = &event->item;
+        int kind = urs_engine_next(&session->engine, &reactor->options.rules, &reactor->memory, input, item);
+        if (kind == URS_ITEM_NONE)
+            return;
+        if (kind == URS_ITEM_PONG) {
+            urs_life_pong(reactor, session, item);
+            urs_block_drop(item->block);
+            continue;
+        }
+        if (block != NULL && item->block == NULL) {
+            block->references++;
+            item->block = block;
+        }
+        bool message = kind == URS_ITEM_MESSAGE || kind == URS_ITEM_FRAME;
+        event->slot = session->slot;
+        reactor->targets[index] = message ? (int32_t)session->slot : -1 - (int32_t)session->slot;
+        reactor->options.verdicts[index] = reactor->echo;
+        reactor->stats.messages_in += message;
+        reactor->visible += message ? !reactor->echo : kind != URS_ITEM_PING;
+        reactor->event_count++;
+    }
+}
+
+static void hold(struct urs_reactor *reactor, struct urs_session *session, const struct urs_input *input)
+{
+    size_t bytes = (size_t)(input->end - input->next);
+    if (bytes == 0)
+        return;
+    int error = urs_session_hold(session, &reactor->memory, input->next, bytes);
+    if (error != 0) {
+        urs_life_lose(reactor, session, error);
+        return;
+    }
+    if (!session->paused && !session->choked)
+        urs_turn_ready(reactor, session);
+    urs_turn_receive(reactor, session, false);  /* stops it until the engine has caught up */
+}
+
+/* Bytes of a session with its upgrade done. */
+static void take_input(struct urs_reactor *reactor, struct urs_session *session, uint8_t *data, size_t bytes)
+{
+    struct urs_input input = {.next = data, .end = data + bytes};
+    if (session->turn != reactor->turn) {
+        session->turn = reactor->turn;
+        session->turn_bytes = 0;
+    }
+    bool may = session->held == NULL && !session->paused && !session->choked
+        && session->turn_bytes < reactor->options.session_turn_bytes_max;
+    session->turn_bytes += (uint32_t)bytes;
+    if (URS_LIKELY(may))
+        feed(reactor, session, &input, NULL);
+    hold(reactor, session, &input);
+}
+
+static void on_data(struct urs_reactor *reactor, struct urs_session *session, uint8_t *data, size_t bytes)
+{
+    reactor->stats.bytes_in += bytes;
+    session->last_input_ms = (uint32_t)reactor->now_ms;
+    switch ((enum urs_session_state)session->state) {
+    case URS_SESSION_OPEN:
+    case URS_SESSION_AWAIT_CLOSE:
+        take_input(reactor, session, data, bytes);
+        break;
+    case URS_SESSION_AWAIT_HEAD:
+        urs_life_head(reactor, session, data, bytes);
+        break;
+    case URS_SESSION_AWAIT_VERDICT:
+        hold(reactor, session, &(struct urs_input){.next = data, .end = data + bytes});
+        break;
+    case URS_SESSION_AWAIT_FLUSH:
+    case URS_SESSION_AWAIT_END:
+    case URS_SESSION_AWAIT_REQUESTS:
+    case URS_SESSION_FREE:
+    default:
+        break;
+    }
+}
+
+static void on_receive(struct urs_reactor *reactor, const struct urs_completion *completion)
+{
+    struct urs_session *session = urs_core_session(reactor, completion->slot);
+    if (completion->buffer != URS_IO_NO_BUFFER)
+        reactor->used_buffers[reactor->used_count++] = completion->buffer;
+    if (URS_UNLIKELY((session->generation & 0xffffff) != completion->generation))
+        return;
+    if (!completion->more)
+        session->receiving = session->stopping = false;
+
+    switch (urs_io_receive_fate(completion->result)) {
+    case URS_FATE_DATA:
+        on_data(reactor, session, urs_pool_buffer(&reactor->pool, completion->buffer), (size_t)completion->result);
+        break;
+    case URS_FATE_END:
+        session->input_ended = true;
+        /* What was held came before the end, and is handled before it. */
+        if (session->held == NULL
+            || (session->state != URS_SESSION_OPEN && session->state != URS_SESSION_AWAIT_VERDICT))
+            urs_life_lose(reactor, session, 0);
+        break;
+    case URS_FATE_PARK:
+        reactor->stats.enobufs_parks++;
+        if (!session->receiving && !session->parked) {
+            session->parked = true;
+            urs_slots_push(&reactor->parked, session->slot);
+        }
+        break;
+    case URS_FATE_LATER:
+        delay(reactor, session);
+        break;
+    case URS_FATE_AGAIN:
+    case URS_FATE_STOPPED:
+        break;
+    case URS_FATE_LOST:
+    default:
+        urs_life_lose(reactor, session, completion->result);
+        break;
+    }
+    if (session->state == URS_SESSION_AWAIT_REQUESTS)
+        urs_life_try_free(reactor, session);
+    else if (!session->receiving)
+        urs_turn_receive(reactor, session, false);
+}
+
+static void on_writable(struct urs_reactor *reactor, const struct urs_completion *completion)
+{
+    struct urs_session *session = urs_core_session(reactor, completion->slot);
+    if ((session->generation & 0xffffff) != completion->generation)
+        return;
+    session->polling = false;
+    if (session->state == URS_SESSION_AWAIT_REQUESTS)
+        urs_life_try_free(reactor, session);
+    else
+        urs_turn_dirty(reactor, session);
+}
+
+/* Held input: as much of it as one receive might have brought, a session and turn. */
+static void feed_held(struct urs_reactor *reactor)
+{
+    uint32_t count = reactor->ready.count;
+    uint32_t done = 0;
+    while (done < count && reactor->event_count < URS_MESSAGES_MAX) {
+        struct urs_session *session = urs_core_session(reactor, reactor->ready.slots[done++]);
+        session->ready = false;
+        struct urs_block *block = session->held;
+        bool open = session->state == URS_SESSION_OPEN || session->state == URS_SESSION_AWAIT_CLOSE;
+        if (block == NULL || !open || session->paused || session->choked)
+            continue;
+        uint8_t *data = urs_block_data(block);
+        size_t bytes = urs_min(urs_block_bytes(block), reactor->pool.buffer_bytes);
+        struct urs_input input = {.next = data, .end = data + bytes};
+        feed(reactor, session, &input, block);
+        block->start += (size_t)(input.next - data);
+        if (urs_block_bytes(block) > 0) {
+            urs_turn_ready(reactor, session);
+            continue;
+        }
+        session->held = NULL;
+        urs_block_drop(block);
+        if (session->input_ended)
+            urs_life_lose(reactor, session, 0);
+        urs_turn_receive(reactor, session, false);
+    }
+    reactor->ready.count -= done;
+    memmove(reactor->ready.slots, reactor->ready.slots + done, reactor->ready.count * sizeof(uint32_t));
+}
+
+static void dispatch(struct urs_reactor *reactor)
+{
+    reactor->dispatching = true;
+    while (reactor->completion_next < reactor->completion_count && reactor->event_count < URS_MESSAGES_MAX) {
+        const struct urs_completion *completion = &reactor->completions[reactor->completion_next++];
+        switch (completion->kind) {
+        case URS_IO_RECEIVE:
+            on_receive(reactor, completion);
+            break;
+        case URS_IO_WRITABLE:
+            on_writable(reactor, completion);
+            break;
+        case URS_IO_ACCEPT:
+            urs_life_accepted(reactor, completion);
+            break;
+        case URS_IO_WAKE:
+            reactor->woken = true;
+            break;
+        default:
+            break;
+        }
+    }
+    if (reactor->completion_next == reactor->completion_count)
+        reactor->completion_next = reactor->completion_count = 0;
+    reactor->dispatching = false;
+}
+
+/* ---- the turn ---------------------------------------------------------------------------------------------- */
+
+static void rearm(struct urs_reactor *reactor)
+{
+    for (uint32_t count = reactor->parked.count; count > 0; count--) {
+        struct urs_session *session = urs_core_session(reactor, reactor->parked.slots[count - 1]);
+        session->parked = false;
+        urs_turn_receive(reactor, session, false);
+    }
+    reactor->parked.count = 0;
+    if (reactor->delayed_until_ms == 0 || reactor->now_ms < reactor->delayed_until_ms)
+        return;
+    uint32_t count = reactor->delayed.count;
+    reactor->delayed.count = 0;
+    reactor->delayed_until_ms = 0;
+    for (uint32_t index = 0; index < count; index++) {
+        struct urs_session *session = urs_core_session(reactor, reactor->delayed.slots[index]);
+        session->delayed = false;
+        urs_turn_receive(reactor, session, false);
+        urs_turn_dirty(reactor, session);
+    }
+    urs_life_arm_listeners(reactor);
+}
+
+/* Frees the sessions that ended, but for those that still stand on a list. */
+static void free_dead(struct urs_reactor *reactor)
+{
+    uint32_t count = reactor->dead.count;
+    reactor->dead.count = 0;
+    for (uint32_t index = 0; index < count; index++) {
+        uint32_t slot = reactor->dead.slots[index];
+        struct urs_session *session = urs_core_session(reactor, slot);
+        if (session->dirty || session->ready || session->parked || session->delayed)
+            urs_slots_push(&reactor->dead, slot);
+        else
+            urs_session_free(&reactor->sessions, session);
+    }
+}
+
+/* Ends a turn: after it nothing refers to its buffers, its events, or the sessions that ended in it. */
+static int finish(struct urs_reactor *reactor)
+{
+    urs_turn_apply(reactor, reactor->event_count);
+    reactor->event_count = reactor->applied = reactor->visible = 0;
+    int error = urs_turn_flush(reactor);
+    if (error != 0)
+        return error;
+    for (uint32_t index = 0; index < reactor->used_count; index++)
+        reactor->io->operations->release(reactor->io, reactor->used_buffers[index]);
+    reactor->used_count = 0;
+    urs_outbox_reset(&reactor->outbox);
+    free_dead(reactor);
+    return 0;
+}
+
+static void take_late(struct urs_reactor *reactor)
+{
+    uint32_t count = (uint32_t)urs_min(reactor->late_count, URS_EVENTS_MAX - URS_MESSAGES_MAX - URS_COMPLETIONS);
+    for (uint32_t index = 0; index < count; index++) {
+        reactor->events[index] = reactor->late[index];
+        reactor->targets[index] = -1 - (int32_t)reactor->late[index].slot;
+    }
+    reactor->event_count = reactor->visible = count;
+    reactor->late_count -= count;
+    memmove(reactor->late, reactor->late + count, reactor->late_count * sizeof *reactor->late);
+}
+
+/* Nanoseconds that the turn may wait. */
+static int64_t patience(const struct urs_reactor *reactor, int64_t until_ms)
+{
+    bool work = reactor->event_count > 0 || reactor->ready.count > 0 || reactor->dirty.count > 0
+        || reactor->late_count > 0;
+    if (work)
+        return 0;
+    int64_t wait_ms = urs_wheel_next_ms(&reactor->wheel, reactor->now_ms);
+    if (reactor->delayed_until_ms != 0) {
+        int64_t delayed_ms = (int64_t)(reactor->delayed_until_ms - urs_min(reactor->now_ms, reactor->delayed_until_ms));
+        wait_ms = wait_ms < 0 || delayed_ms < wait_ms ? delayed_ms : wait_ms;
+    }
+    if (until_ms >= 0) {
+        int64_t left_ms = until_ms > (int64_t)reactor->now_ms ? until_ms - (int64_t)reactor->now_ms : 0;
+        wait_ms = wait_ms < 0 || left_ms < wait_ms ? left_ms : wait_ms;
+    }
+    return wait_ms < 0 ? -1 : wait_ms * 1000000;
+}
+
+/* Completions: those left over, else new ones. */
+static int gather(struct urs_reactor *reactor, int64_t until_ms)
+{
+    const struct urs_io_operations *io = reactor->io->operations;
+    if (reactor->completion_count == 0) {
+        int error = io->wait(reactor->io, patience(reactor, until_ms));
+        if (error != 0)
+            return error;
+        urs_turn_clock(reactor);
+        reactor->completion_count = io->collect(reactor->io, reactor->completions, reactor->completion_room);
+    }
+    return 0;
+}
+
+int urs_reactor_turn(struct urs_reactor *reactor, int64_t timeout_ms, bool echo)
+{
+    reactor->echo = echo;
+    urs_turn_clock(reactor);
+    int64_t until_ms = timeout_ms < 0 ? -1 : (int64_t)reactor->now_ms + timeout_ms;
+    for (;;) {
+        int error = finish(reactor);
+        if (error != 0)
+            return error;
+        reactor->turn++;
+        reactor->stats.turns++;
+        take_late(reactor);
+        rearm(reactor);
+        urs_life_timers(reactor);
+        urs_life_budget(reactor);
+        feed_held(reactor);
+        error = gather(reactor, until_ms);
+        if (error != 0)
+            return error == -EINTR && reactor->event_count > 0 ? (int)reactor->event_count : error;
+        dispatch(reactor);
+        reactor->stats.events += reactor->event_count;
+        if (reactor->visible > 0 || reactor->woken || (until_ms >= 0 && (int64_t)reactor->now_ms >= until_ms)) {
+            reactor->woken = false;
+            return (int)reactor->event_count;
+        }
+    }
+}
