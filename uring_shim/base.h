@@ -33,7 +33,9 @@ enum urs_error {
     URS_ERROR_LIMIT = -4115,             /* a limit of the options is reached */
     URS_ERROR_MEMORY_BUDGET = -4116,     /* memory_bytes_max would be exceeded */
     URS_ERROR_STATE = -4117,             /* the call is not allowed in this state */
-    URS_ERROR_REQUEST = -4118            /* what came is no HTTP request */
+    URS_ERROR_REQUEST = -4118,           /* what came is no HTTP request */
+    URS_ERROR_THREAD = -4119,            /* a call from a thread that does not own the reactor */
+    URS_ERROR_FORKED = -4120             /* the reactor belongs to the parent process */
 };
 
 enum urs_opcode {

@@ -27,10 +27,12 @@ HEADERS = (
     "mask.h",
     "utf8.h",
     "frame.h",
+    "block.h",
     "engine.h",
     "outbound.h",
     "pool.h",
     "session.h",
+    "fault.h",
     "io.h",
     "reactor.h",
 )

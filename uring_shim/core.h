@@ -3,6 +3,8 @@
 #ifndef URS_CORE_H
 #define URS_CORE_H
 
+#include <pthread.h>
+
 #include "base.h"
 #include "block.h"
 #include "engine.h"
@@ -44,7 +46,10 @@ struct urs_reactor {
     struct urs_reactor_options options;
 
     struct urs_event *events;            /* URS_EVENTS_MAX */
-    int32_t *targets;
+    int32_t *targets;                    /* columns of the events, for Python to read in one go */
+    uint32_t *offsets;
+    uint32_t *lengths;
+    uint8_t *opcodes;
     uint32_t event_count;
     uint32_t applied;                    /* events before this one are carried out */
     uint32_t visible;                    /* events that Python has to look at */
@@ -81,6 +86,8 @@ struct urs_reactor {
     uint32_t turn;
     uint32_t handshakes;
     uint32_t sends;                      /* submitted or queued, not yet completed */
+    pthread_t owner;                     /* once started */
+    bool forked;                         /* this process inherited the reactor: hands off */
     bool echo;
     bool started;
     bool draining;
@@ -96,6 +103,14 @@ static inline struct urs_session *urs_core_session(const struct urs_reactor *rea
 }
 
 static inline void urs_slots_push(struct urs_slots *slots, uint32_t slot) { slots->slots[slots->count++] = slot; }
+
+/* 0 if the calling thread may use the reactor: any before it is started, then its owner. */
+static inline int urs_core_check(const struct urs_reactor *reactor)
+{
+    if (URS_LIKELY(!reactor->started || pthread_equal(reactor->owner, pthread_self())) && !reactor->forked)
+        return 0;
+    return reactor->forked ? URS_ERROR_FORKED : URS_ERROR_THREAD;
+}
 
 /* turn.c */
 
@@ -123,6 +138,9 @@ void urs_turn_clock(struct urs_reactor *reactor);
 
 /* A session for that socket, its lists' room included; NULL without memory. */
 struct urs_session *urs_life_new(struct urs_reactor *reactor, int fd, bool local);
+
+/* Asks the kernel who the session's peer is. */
+void urs_life_peer(struct urs_session *session);
 
 void urs_life_accepted(struct urs_reactor *reactor, const struct urs_completion *completion);
 void urs_life_arm_listeners(struct urs_reactor *reactor);

@@ -1,4 +1,5 @@
 /* The test build's plan of faults: at which call of which kind what happens. Nothing in the ordinary build. */
+#define _GNU_SOURCE
 #include "fault.h"
 #ifdef URS_FAULTS
 #include <stddef.h>

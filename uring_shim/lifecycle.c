@@ -20,27 +20,37 @@ struct urs_ip_count {
     uint32_t count;
 };
 
-/* FNV-1a over the address. Two addresses that share a hash share a limit; nothing worse. */
-static uint32_t peer_hash(int fd)
+void urs_life_peer(struct urs_session *session)
 {
     struct sockaddr_storage address = {0};
     socklen_t size = sizeof address;
-    const uint8_t *bytes = NULL;
-    size_t count = 0;
-    if (getpeername(fd, (struct sockaddr *)&address, &size) != 0)
-        return 0;
+    if (getpeername(session->fd, (struct sockaddr *)&address, &size) != 0)
+        return;
     if (address.ss_family == AF_INET) {
-        bytes = (const uint8_t *)&((const struct sockaddr_in *)&address)->sin_addr;
-        count = 4;
+        const struct sockaddr_in *in = (const struct sockaddr_in *)&address;
+        memcpy(session->peer.address, &in->sin_addr, 4);
+        session->peer.port = ntohs(in->sin_port);
+        session->peer.family = 4;
     } else if (address.ss_family == AF_INET6) {
-        const struct in6_addr *in6 = &((const struct sockaddr_in6 *)&address)->sin6_addr;
-        bytes = in6->s6_addr;
-        count = IN6_IS_ADDR_V4MAPPED(in6) ? 16 : 8;  /* a peer owns a whole /64 */
+        const struct sockaddr_in6 *in6 = (const struct sockaddr_in6 *)&address;
+        memcpy(session->peer.address, &in6->sin6_addr, 16);
+        session->peer.port = ntohs(in6->sin6_port);
+        session->peer.family = 6;
     }
+}
+
+/* FNV-1a over the address: of IPv6, but for mapped IPv4, over the /64 that one peer owns. Two addresses that share a
+ * hash share a limit; nothing worse. */
+static uint32_t peer_hash(const struct urs_peer *peer)
+{
+    static const uint8_t mapped[12] = {[10] = 0xff, [11] = 0xff};
+    bool is_mapped = peer->family == 6 && memcmp(peer->address, mapped, sizeof mapped) == 0;
+    const uint8_t *bytes = is_mapped ? peer->address + sizeof mapped : peer->address;
+    size_t count = peer->family == 4 || is_mapped ? 4 : 8;
     uint32_t hash = 2166136261u;
     for (size_t index = 0; index < count; index++)
         hash = (hash ^ bytes[index]) * 16777619u;
-    return bytes == NULL ? 0 : hash | 1u;
+    return peer->family == 0 ? 0 : hash | 1u;
 }
 
 static struct urs_ip_count *ip_entry(const struct urs_reactor *reactor, uint32_t hash)
@@ -180,18 +190,20 @@ static void admit(struct urs_reactor *reactor, int fd, bool local)
         refuse(reactor, fd, URS_REFUSED_HANDSHAKES);
         return;
     }
-    uint32_t hash = options->sessions_per_ip_max != 0 && !local ? peer_hash(fd) : 0;
-    if (!ip_enter(reactor, hash)) {
-        refuse(reactor, fd, URS_REFUSED_PER_IP);
-        return;
-    }
     struct urs_session *session = urs_life_new(reactor, fd, local);
     if (session == NULL) {
-        ip_leave(reactor, hash);
         refuse(reactor, fd, URS_REFUSED_MEMORY);
         return;
     }
-    session->peer_hash = hash;
+    urs_life_peer(session);
+    if (options->sessions_per_ip_max != 0 && !ip_enter(reactor, peer_hash(&session->peer))) {
+        urs_wheel_cancel(&reactor->wheel, session->slot);
+        urs_session_free(&reactor->sessions, session);
+        refuse(reactor, fd, URS_REFUSED_PER_IP);
+        return;
+    }
+    if (options->sessions_per_ip_max != 0)
+        session->peer_hash = peer_hash(&session->peer);
     reactor->handshakes++;
     set_deadline(reactor, session, options->handshake_ms);
     urs_turn_receive(reactor, session, true);

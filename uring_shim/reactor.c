@@ -35,6 +35,9 @@ static void free_all(struct urs_reactor *reactor)
     free(reactor->ips);
     free(reactor->events);
     free(reactor->targets);
+    free(reactor->offsets);
+    free(reactor->lengths);
+    free(reactor->opcodes);
     free(reactor->completions);
     free(reactor->used_buffers);
     free(reactor->vectors);
@@ -53,14 +56,18 @@ struct urs_reactor *urs_reactor_open(const char *backend, const struct urs_react
     reactor->memory.bytes_max = options->memory_bytes_max;
     reactor->events = malloc(URS_EVENTS_MAX * sizeof *reactor->events);
     reactor->targets = malloc(URS_EVENTS_MAX * sizeof *reactor->targets);
+    reactor->offsets = malloc(URS_EVENTS_MAX * sizeof *reactor->offsets);
+    reactor->lengths = malloc(URS_EVENTS_MAX * sizeof *reactor->lengths);
+    reactor->opcodes = malloc(URS_EVENTS_MAX * sizeof *reactor->opcodes);
     reactor->completions = malloc(URS_COMPLETIONS * sizeof *reactor->completions);
     reactor->completion_room = URS_COMPLETIONS;
     reactor->vectors = malloc(URS_VECTORS * sizeof *reactor->vectors);
     int error = urs_pool_open(&reactor->pool, options->pool_memory, options->receive_buffers,
                               options->receive_buffer_bytes);
     reactor->used_buffers = malloc(options->receive_buffers * sizeof *reactor->used_buffers);
-    if (reactor->events == NULL || reactor->targets == NULL || reactor->completions == NULL
-        || reactor->vectors == NULL || reactor->used_buffers == NULL || error != 0) {
+    if (reactor->events == NULL || reactor->targets == NULL || reactor->offsets == NULL || reactor->lengths == NULL
+        || reactor->opcodes == NULL || reactor->completions == NULL || reactor->vectors == NULL || reactor->used_buffers == NULL
+        || error != 0) {
         report->error = error != 0 ? error : -ENOMEM;
         free_all(reactor);
         return NULL;
@@ -80,6 +87,12 @@ void urs_reactor_close(struct urs_reactor *reactor)
 {
     for (uint32_t index = reactor->applied; index < reactor->event_count; index++)
         urs_block_drop(reactor->events[index].item.block);
+    if (reactor->forked) {
+        /* The ring's mappings are not in this process; descriptors are copies, closed with the process. */
+        reactor->io = NULL;
+        free_all(reactor);
+        return;
+    }
     /* The ring first: what it still has armed must not see descriptors or memory go. */
     reactor->io->operations->close(reactor->io);
     reactor->io = NULL;
@@ -101,6 +114,7 @@ int urs_reactor_start(struct urs_reactor *reactor)
     if (error != 0)
         return error;
     reactor->started = true;
+    reactor->owner = pthread_self();
     urs_turn_clock(reactor);
     urs_life_arm_listeners(reactor);
     return 0;
@@ -129,7 +143,13 @@ void urs_reactor_stop_listening(struct urs_reactor *reactor)
 
 struct urs_event *urs_reactor_events(struct urs_reactor *reactor) { return reactor->events; }
 
-const int32_t *urs_reactor_targets(struct urs_reactor *reactor) { return reactor->targets; }
+struct urs_event_columns urs_reactor_columns(struct urs_reactor *reactor)
+{
+    return (struct urs_event_columns){.targets = reactor->targets, .offsets = reactor->offsets,
+                                      .lengths = reactor->lengths, .opcodes = reactor->opcodes};
+}
+
+void urs_reactor_forked(struct urs_reactor *reactor) { reactor->forked = true; }
 
 void urs_reactor_wake(struct urs_reactor *reactor) { reactor->io->operations->wake(reactor->io); }
 
@@ -138,6 +158,8 @@ int urs_reactor_wake_descriptor(struct urs_reactor *reactor)
     return reactor->io->operations->wake_descriptor(reactor->io);
 }
 
+uint32_t urs_reactor_sessions(const struct urs_reactor *reactor) { return reactor->sessions.in_use; }
+
 uint64_t urs_reactor_id(struct urs_reactor *reactor, uint32_t slot)
 {
     return urs_session_id(urs_core_session(reactor, slot));
@@ -145,6 +167,9 @@ uint64_t urs_reactor_id(struct urs_reactor *reactor, uint32_t slot)
 
 int urs_reactor_adopt(struct urs_reactor *reactor, int fd, const uint8_t *prefix, size_t prefix_bytes, uint64_t *id)
 {
+    int refused = urs_core_check(reactor);
+    if (refused != 0)
+        return refused;
     struct sockaddr_storage address;
     socklen_t size = sizeof address;
     int one = 1;
@@ -169,6 +194,7 @@ int urs_reactor_adopt(struct urs_reactor *reactor, int fd, const uint8_t *prefix
         urs_session_free(&reactor->sessions, session);
         return error;
     }
+    urs_life_peer(session);
     reactor->stats.accepted++;
     reactor->handshakes++;  /* urs_life_open counts it down again */
     urs_life_open(reactor, session);
@@ -219,11 +245,24 @@ void urs_reactor_read_stats(struct urs_reactor *reactor, struct urs_reactor_stat
 
 /* ---- one session --------------------------------------------------------------------------------------------- */
 
+/* The session with that id, for a call by the owner: 0, or why not. */
+static int find(struct urs_reactor *reactor, uint64_t id, struct urs_session **session)
+{
+    if (reactor == NULL)
+        return URS_ERROR_STALE;
+    int refused = urs_core_check(reactor);
+    if (refused != 0)
+        return refused;
+    *session = urs_session_find(&reactor->sessions, id);
+    return *session == NULL ? URS_ERROR_STALE : 0;
+}
+
 static int answer_request(struct urs_reactor *reactor, uint64_t id, const uint8_t *response, size_t bytes, bool open)
 {
-    struct urs_session *session = urs_session_find(&reactor->sessions, id);
-    if (session == NULL)
-        return URS_ERROR_STALE;
+    struct urs_session *session;
+    int refused = find(reactor, id, &session);
+    if (refused != 0)
+        return refused;
     if (session->state != URS_SESSION_AWAIT_VERDICT && (open || session->state != URS_SESSION_AWAIT_HEAD))
         return URS_ERROR_STATE;
     int error = urs_outbound_bytes(&reactor->outbox, &session->outbound, response, bytes);
@@ -300,9 +339,10 @@ static int send_direct(struct urs_reactor *reactor, struct urs_session *session,
 int urs_session_send(struct urs_reactor *reactor, uint64_t id, uint32_t index, uint8_t opcode, const uint8_t *data,
                      size_t bytes)
 {
-    struct urs_session *session = urs_session_find(&reactor->sessions, id);
-    if (session == NULL)
-        return URS_ERROR_STALE;
+    struct urs_session *session;
+    int refused = find(reactor, id, &session);
+    if (refused != 0)
+        return refused;
     urs_turn_apply(reactor, index);
     if (session->state != URS_SESSION_OPEN || session->lost)
         return URS_ERROR_CLOSING;
@@ -334,7 +374,7 @@ int urs_session_send(struct urs_reactor *reactor, uint64_t id, uint32_t index, u
 
 int urs_session_send_event(struct urs_reactor *reactor, uint64_t id, uint32_t index, uint8_t opcode)
 {
-    if (index >= reactor->event_count || index < reactor->applied)
+    if (reactor == NULL || index >= reactor->event_count || index < reactor->applied)
         return URS_ERROR_STATE;
     const struct urs_item *item = &reactor->events[index].item;
     return urs_session_send(reactor, id, index, opcode, item->payload, item->bytes);
@@ -343,9 +383,10 @@ int urs_session_send_event(struct urs_reactor *reactor, uint64_t id, uint32_t in
 int urs_session_close(struct urs_reactor *reactor, uint64_t id, uint32_t index, unsigned code, const uint8_t *reason,
                       size_t bytes)
 {
-    struct urs_session *session = urs_session_find(&reactor->sessions, id);
-    if (session == NULL)
-        return URS_ERROR_STALE;
+    struct urs_session *session;
+    int refused = find(reactor, id, &session);
+    if (refused != 0)
+        return refused;
     urs_turn_apply(reactor, (uint32_t)urs_min((size_t)index + 1, reactor->event_count));
     if (session->state != URS_SESSION_OPEN || session->lost)
         return URS_ERROR_CLOSING;
@@ -354,18 +395,20 @@ int urs_session_close(struct urs_reactor *reactor, uint64_t id, uint32_t index, 
 
 int urs_session_abort(struct urs_reactor *reactor, uint64_t id)
 {
-    struct urs_session *session = urs_session_find(&reactor->sessions, id);
-    if (session == NULL)
-        return URS_ERROR_STALE;
+    struct urs_session *session;
+    int refused = find(reactor, id, &session);
+    if (refused != 0)
+        return refused;
     urs_life_lose(reactor, session, -ECONNABORTED);
     return 0;
 }
 
 int urs_session_pause(struct urs_reactor *reactor, uint64_t id)
 {
-    struct urs_session *session = urs_session_find(&reactor->sessions, id);
-    if (session == NULL)
-        return URS_ERROR_STALE;
+    struct urs_session *session;
+    int refused = find(reactor, id, &session);
+    if (refused != 0)
+        return refused;
     session->paused = true;
     urs_turn_receive(reactor, session, false);
     return 0;
@@ -373,9 +416,10 @@ int urs_session_pause(struct urs_reactor *reactor, uint64_t id)
 
 int urs_session_resume(struct urs_reactor *reactor, uint64_t id)
 {
-    struct urs_session *session = urs_session_find(&reactor->sessions, id);
-    if (session == NULL)
-        return URS_ERROR_STALE;
+    struct urs_session *session;
+    int refused = find(reactor, id, &session);
+    if (refused != 0)
+        return refused;
     session->paused = false;
     if (session->held != NULL)
         urs_turn_ready(reactor, session);
@@ -385,24 +429,35 @@ int urs_session_resume(struct urs_reactor *reactor, uint64_t id)
 
 int64_t urs_session_buffered(struct urs_reactor *reactor, uint64_t id)
 {
-    const struct urs_session *session = urs_session_find(&reactor->sessions, id);
-    return session == NULL ? URS_ERROR_STALE : (int64_t)(session->backlog_bytes + session->outbound.bytes);
+    struct urs_session *session;
+    int refused = find(reactor, id, &session);
+    return refused != 0 ? refused : (int64_t)(session->backlog_bytes + session->outbound.bytes);
 }
 
 double urs_session_latency(struct urs_reactor *reactor, uint64_t id)
 {
-    const struct urs_session *session = urs_session_find(&reactor->sessions, id);
-    return session == NULL ? -1.0 : (double)session->latency_seconds;
+    struct urs_session *session;
+    return find(reactor, id, &session) != 0 ? -1.0 : (double)session->latency_seconds;
 }
 
 int urs_session_descriptor(struct urs_reactor *reactor, uint64_t id)
 {
-    const struct urs_session *session = urs_session_find(&reactor->sessions, id);
-    return session == NULL ? URS_ERROR_STALE : session->fd;
+    struct urs_session *session;
+    int refused = find(reactor, id, &session);
+    return refused != 0 ? refused : session->fd;
+}
+
+int urs_session_peer(struct urs_reactor *reactor, uint64_t id, struct urs_peer *peer)
+{
+    struct urs_session *session;
+    int refused = find(reactor, id, &session);
+    if (refused == 0)
+        *peer = session->peer;
+    return refused;
 }
 
 int urs_session_state(struct urs_reactor *reactor, uint64_t id)
 {
-    const struct urs_session *session = urs_session_find(&reactor->sessions, id);
+    const struct urs_session *session = reactor == NULL ? NULL : urs_session_find(&reactor->sessions, id);
     return session == NULL ? URS_SESSION_FREE : session->state;
 }

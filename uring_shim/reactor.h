@@ -1,12 +1,13 @@
 /* The reactor as Python sees it: one thread, one I/O backend, many sessions. Python calls urs_reactor_turn, reads the
  * events it returns, answers through the urs_session_* calls, and calls again. Every call but urs_reactor_wake
- * belongs to the thread that called urs_reactor_start. An id is generation << 32 | slot; ids of sessions that are gone
+ * belongs to the thread that called urs_reactor_start, and fails with URS_ERROR_THREAD in others. An id is generation << 32 | slot; ids of sessions that are gone
  * give URS_ERROR_STALE. */
 #ifndef URS_REACTOR_H
 #define URS_REACTOR_H
 
 #include "engine.h"
 #include "io.h"
+#include "session.h"
 
 /* cdef: begin */
 
@@ -127,7 +128,20 @@ void urs_reactor_stop_listening(struct urs_reactor *reactor);
 int urs_reactor_turn(struct urs_reactor *reactor, int64_t timeout_ms, bool echo);
 
 struct urs_event *urs_reactor_events(struct urs_reactor *reactor);
-const int32_t *urs_reactor_targets(struct urs_reactor *reactor);
+
+/* Columns of the messages among the events: where the payload begins in the pool's memory (UINT32_MAX: it lies in the
+ * event's block), its bytes, its opcode. */
+struct urs_event_columns {
+    int32_t *targets;
+    uint32_t *offsets;
+    uint32_t *lengths;
+    uint8_t *opcodes;
+};
+struct urs_event_columns urs_reactor_columns(struct urs_reactor *reactor);
+
+/* This process is a fork's child: from now on every call but close fails with URS_ERROR_FORKED, and close leaves the
+ * parent's sockets and ring alone. */
+void urs_reactor_forked(struct urs_reactor *reactor);
 
 /* Makes the turn in progress, or the next, return. From any thread. */
 void urs_reactor_wake(struct urs_reactor *reactor);
@@ -144,6 +158,9 @@ void urs_reactor_drain(struct urs_reactor *reactor, unsigned code, const uint8_t
 void urs_reactor_cut(struct urs_reactor *reactor);
 
 void urs_reactor_read_stats(struct urs_reactor *reactor, struct urs_reactor_stats *stats);
+
+/* Sessions in any state, those that are ending included. */
+uint32_t urs_reactor_sessions(const struct urs_reactor *reactor);
 
 /* The id of the session in a slot. */
 uint64_t urs_reactor_id(struct urs_reactor *reactor, uint32_t slot);
@@ -178,6 +195,9 @@ double urs_session_latency(struct urs_reactor *reactor, uint64_t id);
 
 /* The descriptor, or URS_ERROR_STALE. It stays the reactor's. */
 int urs_session_descriptor(struct urs_reactor *reactor, uint64_t id);
+
+/* Where it comes from. Returns 0 or URS_ERROR_STALE. */
+int urs_session_peer(struct urs_reactor *reactor, uint64_t id, struct urs_peer *peer);
 
 /* The session's state, URS_SESSION_FREE if it is gone. */
 int urs_session_state(struct urs_reactor *reactor, uint64_t id);

@@ -24,6 +24,13 @@ enum urs_session_state {
     URS_SESSION_AWAIT_REQUESTS = 7       /* both sides are shut down: the last completions */
 };
 
+/* Where a session comes from. */
+struct urs_peer {
+    uint8_t address[16];                 /* the first 4 for IPv4 */
+    uint16_t port;
+    uint8_t family;                      /* 4, 6, or 0 for a Unix socket and where it is not known */
+};
+
 /* cdef: end */
 
 struct urs_session {
@@ -47,6 +54,7 @@ struct urs_session {
     uint32_t turn;                       /* the turn that turn_bytes counts for */
     uint32_t turn_bytes;
     uint32_t peer_hash;                  /* of the address, for sessions_per_ip_max; 0: not counted */
+    struct urs_peer peer;
     uint8_t state;                       /* enum urs_session_state */
     bool has_deadline;
     bool receiving;                      /* a receive is armed, or its last completion is still to come */

@@ -370,6 +370,9 @@ static void feed(struct urs_reactor *reactor, struct urs_session *session, struc
         bool message = kind == URS_ITEM_MESSAGE || kind == URS_ITEM_FRAME;
         event->slot = session->slot;
         reactor->targets[index] = message ? (int32_t)session->slot : -1 - (int32_t)session->slot;
+        reactor->offsets[index] = item->block == NULL ? (uint32_t)(item->payload - reactor->pool.memory) : UINT32_MAX;
+        reactor->lengths[index] = (uint32_t)item->bytes;
+        reactor->opcodes[index] = item->opcode;
         reactor->options.verdicts[index] = reactor->echo;
         reactor->stats.messages_in += message;
         reactor->visible += message ? !reactor->echo : kind != URS_ITEM_PING;
@@ -649,6 +652,9 @@ static int gather(struct urs_reactor *reactor, int64_t until_ms)
 
 int urs_reactor_turn(struct urs_reactor *reactor, int64_t timeout_ms, bool echo)
 {
+    int refused = urs_core_check(reactor);
+    if (refused != 0)
+        return refused;
     reactor->echo = echo;
     urs_turn_clock(reactor);
     int64_t until_ms = timeout_ms < 0 ? -1 : (int64_t)reactor->now_ms + timeout_ms;

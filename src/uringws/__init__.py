@@ -1,3 +1,71 @@
-"""uringws: a WebSocket server for Linux on io_uring."""
+"""uringws: a WebSocket server for Linux on io_uring, one thread for all sessions.
 
-__all__: list[str] = []
+    from uringws import Handler, Reactor
+
+    class Echo(Handler):
+        def on_message(self, conn, message):
+            conn.send(message.opcode, message.data)
+
+    with Reactor(Echo()) as reactor:
+        reactor.bind("127.0.0.1", 9001)
+        reactor.run()
+"""
+
+from uringws.connection import Connection, SendResult
+from uringws.engine import EngineMessage, OutboundSegment, ServerEngine
+from uringws.errors import (
+    BacklogFull,
+    ConnectionClosed,
+    HandshakeError,
+    LimitReached,
+    OptionsError,
+    ProtocolError,
+    ReactorStateError,
+    SenderFull,
+    UnavailableReason,
+    UringUnavailable,
+    UringWSError,
+    WrongThread,
+)
+from uringws.frames import CloseCode, Opcode
+from uringws.handler import Handler, handler_fn
+from uringws.handshake import Accept, Headers, Reject, Request, Response
+from uringws.message import Message
+from uringws.options import Options
+from uringws.reactor import Reactor
+from uringws.sender import Sender
+from uringws.stats import Stats
+
+__all__ = [
+    "Accept",
+    "BacklogFull",
+    "CloseCode",
+    "Connection",
+    "ConnectionClosed",
+    "EngineMessage",
+    "Handler",
+    "HandshakeError",
+    "Headers",
+    "LimitReached",
+    "Message",
+    "Opcode",
+    "Options",
+    "OptionsError",
+    "OutboundSegment",
+    "ProtocolError",
+    "Reactor",
+    "ReactorStateError",
+    "Reject",
+    "Request",
+    "Response",
+    "SendResult",
+    "Sender",
+    "SenderFull",
+    "ServerEngine",
+    "Stats",
+    "UnavailableReason",
+    "UringUnavailable",
+    "UringWSError",
+    "WrongThread",
+    "handler_fn",
+]

@@ -62,7 +62,7 @@ class Options:
 
     # Backpressure, per session
 
-    backlog_bytes_max: Annotated[int, _Bytes] = 4 * MIB
+    backlog_bytes_max: Annotated[int, _Bytes] = 32 * MIB
     """What may wait for a slow reader, the new message counted. Control frames have a small reserve of their own."""
 
     backlog_high_bytes: Annotated[int | None, _Bytes] = None

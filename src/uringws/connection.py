@@ -1,0 +1,222 @@
+"""A connection as its handler sees it: thin, for there is one a session. All state of the protocol is in the shim."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from ipaddress import IPv4Address, IPv6Address
+from typing import TYPE_CHECKING, Any, Final
+
+from uringws.errors import check
+from uringws.frames import CloseCode, Opcode
+from uringws.shim import ffi, lib
+
+if TYPE_CHECKING:
+    from uringws.handshake import Peer
+
+__all__ = ["Connection", "Payload", "SendResult"]
+
+Payload = Any
+"""bytes, bytearray, memoryview, or any C-contiguous buffer (a numpy array); str where text is sent."""
+
+
+class SendResult(IntEnum):
+    """What became of a message. All three are final: nothing is ever reported twice."""
+
+    SENT = 0
+    """Handed on: nothing was waiting before it."""
+    QUEUED = 1
+    """It waits behind what the socket would not take yet; `buffered_amount` says how much that is."""
+    DROPPED = 2
+    """It would have exceeded `backlog_bytes_max`: nothing of it was or will be sent."""
+
+
+_RESULTS: Final = tuple(SendResult)
+_TEXT: Final = int(Opcode.TEXT)
+_BINARY: Final = int(Opcode.BINARY)
+_PING: Final = int(Opcode.PING)
+_PONG: Final = int(Opcode.PONG)
+_SENDABLE: Final = frozenset({_TEXT, _BINARY, _PING, _PONG})
+_CONTROL_BYTES_MAX: Final = 125
+_REASON_BYTES_MAX: Final = 123
+_PRIVATE_CODES: Final = range(3000, 5000)
+_SENDABLE_CODES: Final = frozenset({1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014})
+
+
+def check_send(opcode: int, payload: Payload) -> Payload:
+    """Return a payload as the buffer to send, or raise TypeError or ValueError with what is wrong with it."""
+    if opcode not in _SENDABLE:
+        raise ValueError(f"opcode {opcode!r} cannot be sent: TEXT, BINARY, PING or PONG can (close() ends a connection)")
+    if isinstance(payload, str):
+        if opcode == _BINARY:
+            raise TypeError("str is text: send it with send_text, or encode it")
+        payload = payload.encode()
+    elif not isinstance(payload, (bytes, bytearray)):
+        try:
+            view = memoryview(payload)
+        except TypeError:
+            raise TypeError(f"a payload is bytes, str or a buffer, not {type(payload).__name__}") from None
+        if not view.c_contiguous:
+            raise TypeError("a payload must be C-contiguous: copy it first (numpy.ascontiguousarray)")
+        payload = view.cast("B") if view.nbytes else b""
+    if opcode >= _PING and len(payload) > _CONTROL_BYTES_MAX:
+        raise ValueError(f"a ping or pong holds at most 125 bytes, not {len(payload)} (RFC 6455 5.5)")
+    return payload
+
+
+def check_close(code: int | None, reason: str) -> tuple[int, bytes]:
+    """Return a close frame's code (0: none) and reason as they go out, or raise what is wrong with them."""
+    if not isinstance(reason, str):
+        raise TypeError(f"a close reason is a str, not {type(reason).__name__}")
+    encoded = reason.encode()
+    if len(encoded) > _REASON_BYTES_MAX:
+        raise ValueError(f"a close reason holds at most 123 bytes, not {len(encoded)} (RFC 6455 5.5)")
+    if code is None:
+        if encoded:
+            raise ValueError("a close reason needs a code")
+        return 0, b""
+    if isinstance(code, bool) or not isinstance(code, int):
+        raise TypeError(f"a close code is an int or None, not {type(code).__name__}")
+    if code not in _SENDABLE_CODES and code not in _PRIVATE_CODES:
+        raise ValueError(f"close code {code} may not be sent: 1000-1003, 1007-1014 and 3000-4999 may (RFC 6455 7.4)")
+    return int(code), encoded
+
+
+class Connection:
+    """One WebSocket connection. Its methods belong to the reactor's thread; `Sender` is for others.
+
+    They raise ConnectionClosed once the close handshake has begun, and WrongThread elsewhere.
+    """
+
+    __slots__ = ("_message", "data", "id")
+
+    id: int
+    """Unique within the reactor: a number never names another connection later on."""
+    data: Any
+    """Yours. Begins as what `Accept.data` or `add_session` gave."""
+
+    def __init__(self, message: Any, connection_id: int, data: object) -> None:
+        """Only the reactor makes connections."""
+        self._message = message
+        self.id = connection_id
+        self.data = data
+
+    @property
+    def peer(self) -> Peer:
+        """(host, port) of the other end, as a trusted PROXY header named it; None for a Unix socket, or once gone."""
+        return self._message._reactor._peer(self.id)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether messages can be sent."""
+        return bool(lib.urs_session_state(self._message._core, self.id) == lib.URS_SESSION_OPEN)
+
+    @property
+    def buffered_amount(self) -> int:
+        """Bytes that wait for the socket to take them, headers included; 0 once the connection is gone."""
+        waiting: int = lib.urs_session_buffered(self._message._core, self.id)
+        return 0 if waiting == lib.URS_ERROR_STALE else check(waiting, "buffered_amount")
+
+    @property
+    def latency_seconds(self) -> float | None:
+        """The round trip of the last ping of `Options.ping_interval_seconds`; None before the first pong."""
+        seconds: float = lib.urs_session_latency(self._message._core, self.id)
+        return seconds if seconds >= 0 else None
+
+    def echo(self) -> None:
+        """Send the message that is being handled back, as it is now, without a copy.
+
+        It leaves when the handler has returned, after what the handler sends. Raises RuntimeError outside of the
+        `on_message` (or `on_frame`) of this connection.
+        """
+        message = self._message
+        if message._connection is not self:
+            raise RuntimeError("echo() is for the connection whose message is being handled, while it is")
+        message._verdicts[message._index] = 1
+
+    def send(self, opcode: int, payload: Payload) -> SendResult:
+        """Send a message of TEXT or BINARY, a PING or a PONG.
+
+        The payload is copied, or already with the kernel, on return. Text that is not UTF-8 is the sender's fault and
+        not looked for. What happens on a full backlog is `Options.on_full`. Raises TypeError or ValueError for what
+        cannot be sent, BacklogFull with `on_full="error"`, ConnectionClosed.
+        """
+        message = self._message
+        if payload is message._view and payload is not None and message._connection is not None and opcode in _SENDABLE:
+            # The message's own payload: the shim knows where it is.
+            result = lib.urs_session_send_event(message._core, self.id, message._index, opcode)
+        elif type(payload) is bytes and (opcode == _BINARY or opcode == _TEXT):
+            result = lib.urs_session_send(message._core, self.id, message._index, opcode, payload, len(payload))
+        else:
+            buffer = check_send(opcode, payload)
+            result = lib.urs_session_send(
+                message._core, self.id, message._index, opcode, ffi.from_buffer("uint8_t[]", buffer), len(buffer)
+            )
+        if result >= 0:
+            return _RESULTS[result]
+        raise self._error(result, "send")
+
+    def send_text(self, text: str) -> SendResult:
+        """Send a text message. As `send`."""
+        if not isinstance(text, str):
+            raise TypeError(f"text is a str, not {type(text).__name__}: encoded text goes through send(Opcode.TEXT, ...)")
+        return self.send(_TEXT, text.encode())
+
+    def send_binary(self, payload: Payload) -> SendResult:
+        """Send a binary message. As `send`."""
+        return self.send(_BINARY, payload)
+
+    def ping(self, payload: Payload = b"") -> SendResult:
+        """Send a ping of at most 125 bytes. Its pong is not reported; `latency_seconds` goes by pings of its own."""
+        return self.send(_PING, payload)
+
+    def close(self, code: int | None = CloseCode.NORMAL, reason: str = "") -> None:
+        """Begin the close handshake, after all that was sent and echoed so far. `on_close` comes when it ends.
+
+        No message is delivered any more. `code` None sends a close frame without one; `reason` is at most 123 bytes
+        of UTF-8. Raises ValueError or TypeError for what cannot be sent, ConnectionClosed if it had begun already.
+        """
+        number, encoded = check_close(code, reason)
+        message = self._message
+        # What the message at hand still owes (its echo) goes first; outside of a handler there is none.
+        result = lib.urs_session_close(message._core, self.id, message._index, number, encoded, len(encoded))
+        if result < 0:
+            raise self._error(result, "close")
+        message._reactor._closing(self)
+
+    def abort(self) -> None:
+        """End the connection at once, without a close frame; what waits is thrown away."""
+        check(lib.urs_session_abort(self._message._core, self.id), "abort")
+        self._message._reactor._closing(self)
+
+    def pause_reading(self) -> None:
+        """Stop taking the peer's bytes: they wait in its socket and, once that is full, with the peer.
+
+        What had already come is kept. A peer's close and the answers to pings are not seen either.
+        """
+        check(lib.urs_session_pause(self._message._core, self.id), "pause_reading")
+
+    def resume_reading(self) -> None:
+        """Take bytes again."""
+        check(lib.urs_session_resume(self._message._core, self.id), "resume_reading")
+
+    def __repr__(self) -> str:
+        """Name it for a log."""
+        return f"<Connection {self.id:#x} {'open' if self.is_open else 'closed'}>"
+
+    def _error(self, result: int, what: str) -> Exception:
+        try:
+            check(result, f"{what} on connection {self.id:#x}")
+        except Exception as error:
+            return error
+        raise AssertionError(result)
+
+
+def peer_of(peer: Any) -> Peer:
+    """Return the address that the shim has of a peer, as Python writes it."""
+    address = bytes(ffi.buffer(peer.address))
+    if peer.family == 4:
+        return str(IPv4Address(address[:4])), int(peer.port)
+    if peer.family == 6:
+        mapped = IPv6Address(address).ipv4_mapped
+        return str(mapped or IPv6Address(address)), int(peer.port)
+    return None

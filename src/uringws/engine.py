@@ -1,0 +1,265 @@
+"""The engine on its own: one connection's protocol without any I/O, for other loops and for tests."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from uringws.connection import Payload, check_close, check_send
+from uringws.errors import ConnectionClosed, check
+from uringws.frames import CloseCode, Opcode
+from uringws.shim import ffi, lib
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["EngineMessage", "OutboundSegment", "ServerEngine"]
+
+
+class OutboundSegment(NamedTuple):
+    """Contiguous bytes to send, [start, stop) of where they lie."""
+
+    local: bool
+    """True: of `outbound_local()`. False: of the data given to `process_into`."""
+    start: int
+    stop: int
+
+
+class EngineMessage:
+    """A message, or under `frames` a frame, that the engine found. Valid until the next call of the engine."""
+
+    __slots__ = ("_engine", "_item", "data", "fin", "opcode")
+
+    def __init__(self, engine: ServerEngine, item: Any, data: memoryview) -> None:
+        """Only the engine makes them."""
+        self._engine = engine
+        self._item = item
+        self.opcode = Opcode(item.opcode)
+        """TEXT or BINARY; of a frame also CONTINUATION."""
+        self.fin = bool(item.fin)
+        """Whether the message ends here."""
+        self.data = data
+        """The payload, writable."""
+
+    def text(self) -> str:
+        """Return a copy of the payload, decoded."""
+        return str(self.data, "utf-8")
+
+    def __bytes__(self) -> bytes:
+        """Return a copy of the payload."""
+        return bytes(self.data)
+
+    def __len__(self) -> int:
+        """Return the payload's size in bytes."""
+        return len(self.data)
+
+    def echo(self) -> None:
+        """Send it back as it is now, without a copy where its frame lay whole in the data."""
+        self._engine._echo(self)
+
+    def send(self, opcode: int, payload: Payload) -> None:
+        """Send a frame. As `ServerEngine.send`."""
+        self._engine.send(opcode, payload)
+
+
+class ServerEngine:
+    """The server's side of one connection after its opening handshake, RFC 6455 5 to 8: bytes in, bytes owed out.
+
+    It does no I/O. Give it what came with `process`, or with `process_into` and the `outbound_*` methods to save the
+    copies; send what it owes in that order. What breaks the protocol is answered with a close frame, after the answers
+    to all that came whole before it; then `is_closed` is True: send what is owed and close.
+    """
+
+    def __init__(
+        self,
+        *,
+        message_bytes_max: int = 16 * 1024 * 1024,
+        frames: bool = False,
+        refuse_text: bool = False,
+        refuse_binary: bool = False,
+    ) -> None:
+        """`frames` gives fragments as they come. A refused type is answered with 1003, a larger message with 1009."""
+        if message_bytes_max < 1:
+            raise ValueError(f"message_bytes_max must be at least 1, not {message_bytes_max}")
+        rules = self._rules = ffi.new("struct urs_engine_rules *")
+        rules.message_bytes_max = message_bytes_max
+        rules.frames = frames
+        rules.refuse_text = refuse_text
+        rules.refuse_binary = refuse_binary
+        self._memory = ffi.gc(ffi.new("struct urs_memory *"), lib.urs_memory_clear)
+        memory, outbox_type = self._memory, "struct urs_outbox *"
+        # Destruction in order: what holds blocks goes before the memory they are charged to.
+        self._engine = ffi.gc(ffi.new("struct urs_engine *"), lambda engine: (lib.urs_engine_clear(engine), memory))
+        self._outbox = ffi.gc(ffi.new(outbox_type), lib.urs_outbox_clear)
+        self._outbound = ffi.new("struct urs_outbound *")
+        self._input = ffi.new("struct urs_input *")
+        self._item = ffi.new("struct urs_item *")
+        self._data_start = 0
+        self._data_bytes = 0
+        self._close_code: int | None = None
+        self._close_reason = ""
+        self._close_sent = False
+        self._current: EngineMessage | None = None
+
+    def __del__(self) -> None:
+        """Drop what is still to be sent."""
+        if hasattr(self, "_outbound"):
+            lib.urs_outbound_clear(self._outbox, self._outbound)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether nothing more is to come in: the peer's close frame came, or it broke the protocol."""
+        return bool(self._engine.phase == lib.URS_ENGINE_ENDED)
+
+    @property
+    def close_code(self) -> int | None:
+        """The peer's close code (1005: none in its frame), or the one it was failed with; None before."""
+        return self._close_code
+
+    @property
+    def close_reason(self) -> str:
+        """The peer's close reason, or what it did wrong."""
+        return self._close_reason
+
+    @property
+    def partial_len(self) -> int:
+        """Bytes of a frame or message begun that the engine holds."""
+        return int(lib.urs_engine_partial_bytes(self._engine))
+
+    def process(
+        self, data: Any, write: Callable[[bytes], object], handler: Callable[[EngineMessage], object]
+    ) -> None:
+        """Take in `data`, call `handler(message)` for each message, then `write(bytes)` once with all that is owed.
+
+        `data` is bytes (copied) or a writable buffer (unmasked in place). What the handler raises gets out; what was
+        owed until then stays.
+        """
+        buffer = bytearray(data) if isinstance(data, bytes) else data
+        for _ in self._feed(buffer, handler):
+            pass
+        owed = b"".join(bytes(view) for view in self._views(buffer))
+        self.clear_outbound()
+        if owed:
+            write(owed)
+
+    def process_into(self, data: Any, handler: Callable[[EngineMessage], object]) -> list[OutboundSegment]:
+        """Take in `data`, a writable buffer, call `handler(message)` for each message; return `outbound_segments()`.
+
+        Echoes are written over `data` itself. Send the segments, in order, then call `clear_outbound`: before that no
+        other data can be given.
+        """
+        if self._outbound.first:
+            raise RuntimeError("what process_into found before is still to be sent: clear_outbound() comes first")
+        for _ in self._feed(data, handler):
+            pass
+        return self.outbound_segments()
+
+    def outbound_segments(self) -> list[OutboundSegment]:
+        """Return what is owed, in the order of the wire."""
+        segments = []
+        base = 0
+        for data, bytes_ in self._raw_segments():
+            start = data - self._data_start
+            if 0 <= start < self._data_bytes:
+                segments.append(OutboundSegment(False, start, start + bytes_))
+            else:
+                segments.append(OutboundSegment(True, base, base + bytes_))
+                base += bytes_
+        return segments
+
+    def outbound_local(self) -> bytes:
+        """Return a copy of those of the segments' bytes that do not lie in the data: pongs, close frames, sends."""
+        return b"".join(
+            ffi.unpack(ffi.cast("char *", data), size)
+            for data, size in self._raw_segments()
+            if not 0 <= data - self._data_start < self._data_bytes
+        )
+
+    def clear_outbound(self) -> None:
+        """Forget what was owed, once it is sent."""
+        lib.urs_outbound_clear(self._outbox, self._outbound)
+        lib.urs_outbox_reset(self._outbox)
+        self._data_start = self._data_bytes = 0
+
+    def send(self, opcode: int, payload: Payload) -> None:
+        """Queue a message of TEXT or BINARY, a PING or a PONG. Raises ConnectionClosed after a close frame."""
+        buffer = check_send(opcode, payload)
+        self._check_open()
+        check(
+            lib.urs_outbound_frame(
+                self._outbox, self._outbound, opcode, True, ffi.from_buffer("uint8_t[]", buffer), len(buffer)
+            ),
+            "send",
+        )
+
+    def close(self, code: int | None = CloseCode.NORMAL, reason: str = "") -> None:
+        """Queue a close frame. The peer's answer ends the connection: `is_closed`."""
+        number, encoded = check_close(code, reason)
+        self._check_open()
+        check(lib.urs_outbound_close(self._outbox, self._outbound, number, encoded, len(encoded)), "close")
+        self._close_sent = True
+
+    def _check_open(self) -> None:
+        if self._close_sent or self.is_closed:
+            raise ConnectionClosed("a close frame was sent: nothing may follow it")
+
+    def _feed(self, data: Any, handler: Callable[[EngineMessage], object]) -> Any:
+        cdata = ffi.from_buffer("uint8_t[]", data, require_writable=True)
+        view = memoryview(data).cast("B")
+        self._data_start = int(ffi.cast("uintptr_t", cdata))
+        self._data_bytes = len(view)
+        self._input.next, self._input.end = cdata, cdata + len(view)
+        item = self._item
+        while True:
+            kind = lib.urs_engine_next(self._engine, self._rules, self._memory, self._input, item)
+            if kind == lib.URS_ITEM_NONE:
+                return
+            if kind in (lib.URS_ITEM_MESSAGE, lib.URS_ITEM_FRAME):
+                if not self._close_sent:
+                    self._deliver(item, handler)
+                lib.urs_block_drop(item.block)
+                item.block = ffi.NULL
+            else:
+                self._owe(kind, item)
+            yield kind
+
+    def _deliver(self, item: Any, handler: Callable[[EngineMessage], object]) -> None:
+        view = memoryview(ffi.buffer(item.payload, item.bytes))
+        message = self._current = EngineMessage(self, item, view)
+        try:
+            handler(message)
+        finally:
+            self._current = None
+            view.release()
+
+    def _owe(self, kind: int, item: Any) -> None:
+        if kind == lib.URS_ITEM_CLOSE:
+            self._close_code = int(item.close_code)
+            self._close_reason = bytes(ffi.buffer(item.payload, item.bytes)).decode() if item.bytes else ""
+        elif kind == lib.URS_ITEM_FAILED:
+            self._close_code = int(item.close_code)
+            self._close_reason = ffi.string(lib.urs_engine_error_text(item.error)).decode()
+        if self._close_sent:
+            lib.urs_block_drop(item.block)
+            return
+        check(lib.urs_outbound_owed(self._outbox, self._outbound, item), "answer")
+        self._close_sent = kind != lib.URS_ITEM_PING and kind != lib.URS_ITEM_PONG
+
+    def _echo(self, message: EngineMessage) -> None:
+        if self._current is not message:
+            raise RuntimeError("echo() is for the message that is being handled, once")
+        self._check_open()
+        self._current = None
+        item = message._item
+        check(lib.urs_outbound_answer(self._outbox, self._outbound, item, item.opcode, item.fin), "echo")
+
+    def _raw_segments(self) -> list[tuple[int, int]]:
+        found = []
+        index = self._outbound.first
+        while index:
+            segment = self._outbox.segments[index - 1]
+            found.append((int(ffi.cast("uintptr_t", segment.data)), int(segment.bytes)))
+            index = segment.next
+        return found
+
+    def _views(self, data: Any) -> list[Any]:
+        return [ffi.buffer(ffi.cast("uint8_t *", start), size) for start, size in self._raw_segments()]

@@ -1,0 +1,116 @@
+"""The message that a handler is given: one object a reactor, pointed at each message of a turn in its turn.
+
+Reading it costs nothing until it is asked for: the payload stays where the kernel put it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from uringws.shim import ffi, lib
+
+__all__ = ["Message"]
+
+_IN_BLOCK: Final = 0xFFFFFFFF
+
+
+class Message:
+    """A message (to `on_frame`: a frame). Valid until the handler returns; copy with `bytes(message)` or `text()`.
+
+    After the return `data` is released, and reading a view kept of it raises ValueError.
+    """
+
+    __slots__ = (
+        "_connection",
+        "_core",
+        "_events",
+        "_index",
+        "_lengths",
+        "_offsets",
+        "_opcodes",
+        "_pool",
+        "_reactor",
+        "_verdicts",
+        "_view",
+    )
+
+    def __init__(self, reactor: Any, core: Any, pool: memoryview, verdicts: bytearray) -> None:
+        """Only the reactor makes messages."""
+        self._reactor = reactor
+        self._core = core
+        self._pool = pool
+        self._verdicts = verdicts
+        self._events = lib.urs_reactor_events(core)
+        count = lib.URS_EVENTS_MAX
+        columns = lib.urs_reactor_columns(core)
+        self._offsets = memoryview(ffi.buffer(columns.offsets, 4 * count)).cast("I")
+        self._lengths = memoryview(ffi.buffer(columns.lengths, 4 * count)).cast("I")
+        self._opcodes = memoryview(ffi.buffer(columns.opcodes, count))
+        self._index = 0
+        self._connection: Any = None
+        self._view: memoryview | None = None
+
+    @property
+    def opcode(self) -> int:
+        """TEXT (1) or BINARY (2); of a frame also CONTINUATION (0)."""
+        return self._opcodes[self._index]
+
+    @property
+    def fin(self) -> bool:
+        """Whether this is the end of its message; always True in `on_message`."""
+        return bool(self._events[self._index].item.fin)
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the opcode is TEXT; the payload is valid UTF-8 then."""
+        return self._opcodes[self._index] == lib.URS_OPCODE_TEXT
+
+    @property
+    def data(self) -> memoryview:
+        """The payload, writable, without a copy: what is changed here is what `conn.echo()` sends."""
+        view = self._view
+        if view is None:
+            index = self._index
+            offset = self._offsets[index]
+            if offset != _IN_BLOCK:
+                view = self._pool[offset : offset + self._lengths[index]]
+            else:
+                view = self._block_view()
+            self._view = view
+        return view
+
+    def text(self) -> str:
+        """Return a copy of the payload, decoded. Raises UnicodeDecodeError for binary that is not UTF-8."""
+        return str(self.data, "utf-8")
+
+    def __bytes__(self) -> bytes:
+        """Return a copy of the payload."""
+        return bytes(self.data)
+
+    def __len__(self) -> int:
+        """Return the payload's size in bytes."""
+        return self._lengths[self._index]
+
+    def __repr__(self) -> str:
+        """Name it for a log."""
+        if self._connection is None:
+            return "<Message, no longer valid>"
+        return f"<Message opcode={self.opcode} bytes={len(self)}>"
+
+    def _block_view(self) -> memoryview:
+        """View a payload that lies on the heap: the view shares the block, which so outlives the turn if need be."""
+        item = self._events[self._index].item
+        block = item.block
+        lib.urs_block_share(block)
+        # ffi.buffer keeps the pointer alive, the pointer its share of the block.
+        payload = ffi.gc(item.payload, lambda _: lib.urs_block_drop(block), self._lengths[self._index])
+        return memoryview(ffi.buffer(payload, item.bytes))
+
+    def _release(self) -> None:
+        """End the view of the message that was handled."""
+        view, self._view = self._view, None
+        if view is not None:
+            try:
+                view.release()
+            except BufferError:
+                pass  # The handler keeps a slice; it will show whatever the pool holds then, but nothing freed.

@@ -1,0 +1,698 @@
+"""The reactor: one thread, one I/O backend, many sessions. Runs the shim's turns and hands their events to the handler.
+
+Policy and bookkeeping of Python's side live here; what an opening request is answered lives in upgrade.py, bytes and
+protocol in the shim.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import mmap
+import os
+import signal
+import socket
+import ssl
+import threading
+import time
+import weakref
+from collections import Counter, deque
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from uringws.backend import Backend, Opened, open_core
+from uringws.connection import Connection, check_close, peer_of
+from uringws.errors import ReactorStateError, RejectReason, UringUnavailable, WrongThread, check
+from uringws.frames import CloseCode
+from uringws.handshake import encode_refusal, refusal
+from uringws.message import Message
+from uringws.options import Options
+from uringws.shim import ffi, lib
+from uringws.stats import Stats
+from uringws.upgrade import Upgrade, answer_upgrade
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import FrameType, TracebackType
+
+    from uringws.handler import Handler
+    from uringws.handshake import Peer
+    from uringws.sender import Sender
+
+__all__ = ["Address", "Reactor"]
+
+logger = logging.getLogger("uringws")
+
+Address = tuple[str, int] | str
+"""(host, port), or the path of a Unix socket."""
+
+_REFUSALS: Final[tuple[RejectReason, ...]] = (
+    "sessions_max",
+    "sessions_per_ip_max",
+    "handshakes_max",
+    "draining",
+    "timeout",
+    "memory",
+)
+"""The names of enum urs_refusal, in its order."""
+
+_LOST_REASONS: Final = {0: "the peer closed the TCP connection without a close frame"}
+_ON_FULL: Final = ("close", "drop", "error")
+
+
+def _nothing(*_: object) -> None:
+    """Stand in for a callback that a handler lacks."""
+
+
+class Reactor:
+    """A WebSocket server.
+
+    `handler` gets every connection's events. `backend` is "io_uring", "epoll", or "auto": io_uring where it can be
+    had, else epoll, with a warning that says why. Raises UringUnavailable for "io_uring" where it cannot be had.
+
+    A reactor belongs to the thread that first runs it. `stop`, `sender` and what a Sender does are for all threads;
+    the rest raises WrongThread elsewhere. It is a context manager that closes itself.
+    """
+
+    def __init__(self, handler: Handler, options: Options | None = None, *, backend: Backend = "auto") -> None:
+        """Set everything up but the listening sockets; nothing is accepted before `run`."""
+        self.handler: Final = handler
+        self.options: Final = Options() if options is None else options
+        if not isinstance(self.options, Options):
+            raise TypeError(f"options must be Options, not {type(options).__name__}")
+        self._on_open = getattr(handler, "on_open", _nothing)
+        self._on_message = getattr(handler, "on_frame", None) or getattr(handler, "on_message", _nothing)
+        self._on_drain = getattr(handler, "on_drain", _nothing)
+        self._on_close = getattr(handler, "on_close", _nothing)
+
+        self._opened = self._open(backend, frames=callable(getattr(handler, "on_frame", None)))
+        self._core: Any = self._opened.core
+        self._message = Message(self, self._core, self._pool, self._verdicts)
+        self._targets = lib.urs_reactor_columns(self._core).targets
+        self._events = lib.urs_reactor_events(self._core)
+
+        self._connections: list[Connection | None] = []  # by slot, those that take messages
+        self._ending: dict[int, Connection] = {}  # by slot, those that await only on_close
+        self._peers: dict[int, Peer] = {}  # by slot, as PROXY headers named them
+        self._listeners: list[socket.socket] = []
+        self._unix_paths: list[str] = []
+        self._batch: Iterator[tuple[int, int]] = iter(())
+        self._commands: deque[Callable[[], object]] = deque()
+        self._commands_lock = threading.Condition()
+        self._senders = 0
+        self._abandoned: deque[None] = deque()  # Senders that were collected without a release
+        self._sessions_made = 0
+        self._rejected: Counter[RejectReason] = Counter()
+        self._close_codes: Counter[int] = Counter()
+
+        self._thread: int | None = None
+        self._running = False
+        self._stopping = False
+        self._signalled = False
+        self._drained_until: float | None = None
+        self._was_cut = False
+        self._inherited = False
+        _reactors.add(self)
+
+    def _open(self, backend: str, *, frames: bool) -> Opened:
+        options = self.options
+        low, high = options.water_marks()
+        pool_bytes = lib.urs_pool_bytes(options.receive_buffers, options.receive_buffer_bytes)
+        # Python owns this memory: a view that a handler keeps shows stale bytes, never freed memory.
+        pool = mmap.mmap(-1, pool_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._pool = memoryview(pool)
+        self._verdicts = bytearray(lib.URS_EVENTS_MAX)
+        self._anchors = (ffi.from_buffer("uint8_t[]", pool), ffi.from_buffer("uint8_t[]", self._verdicts))
+        shim = ffi.new("struct urs_reactor_options *")
+        shim.pool_memory, shim.verdicts = self._anchors
+        shim.ring_entries = options.ring_entries
+        shim.receive_buffers = options.receive_buffers
+        shim.receive_buffer_bytes = options.receive_buffer_bytes
+        shim.rules.message_bytes_max = options.message_bytes_max
+        shim.rules.frames = frames
+        shim.rules.refuse_text = options.refuse_text
+        shim.rules.refuse_binary = options.refuse_binary
+        shim.backlog_bytes_max = options.backlog_bytes_max
+        shim.backlog_high_bytes = high
+        shim.backlog_low_bytes = low
+        # What is counted is the sessions' share: the pool is taken once and for all.
+        shim.memory_bytes_max = 0 if options.memory_bytes_max is None else options.memory_bytes_max - pool_bytes
+        shim.on_full = _ON_FULL.index(options.on_full)
+        shim.sessions_max = options.sessions_max or 0
+        shim.sessions_per_ip_max = options.sessions_per_ip_max or 0
+        shim.handshakes_max = options.handshakes_max or 0
+        shim.header_bytes_max = options.header_bytes_max
+        shim.session_turn_bytes_max = options.session_turn_bytes_max
+        shim.handshake_ms = _milliseconds(options.handshake_seconds_max)
+        shim.idle_ms = _milliseconds(options.idle_seconds_max)
+        shim.ping_interval_ms = _milliseconds(options.ping_interval_seconds)
+        shim.ping_timeout_ms = _milliseconds(options.ping_timeout_seconds)
+        shim.close_ms = _milliseconds(options.close_seconds_max)
+        shim.session_ms = _milliseconds(options.session_seconds_max)
+        shim.busy_poll_us = options.busy_poll_microseconds
+        shim.proxy_protocol = bool(options.proxy_protocol_from)
+        return open_core(backend, shim)
+
+    # ---- where it listens
+
+    @property
+    def backend(self) -> str:
+        """The backend in use: "io_uring" or "epoll"."""
+        return self._opened.name
+
+    @property
+    def unavailable(self) -> UringUnavailable | None:
+        """Why "auto" did not take io_uring; None if it did."""
+        return self._opened.refused
+
+    @property
+    def addresses(self) -> list[Address]:
+        """Where it listens, in the order of the bind calls."""
+        return [_address(listener) for listener in self._listeners]
+
+    def bind(self, host: str, port: int, *, reuse_port: bool = False) -> Address:
+        """Listen on a TCP port; return (host, port) with the port that a 0 was turned into.
+
+        `host` is an IPv4 or IPv6 address or a name (its first address is taken; "" is all of IPv4, "::" all of IPv6).
+        `reuse_port` lets several reactors share the port, the kernel spreading connections among them. Raises OSError.
+        """
+        self._check_usable()
+        family, _, _, _, address = socket.getaddrinfo(
+            host or "0.0.0.0", port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if reuse_port:
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            if family == socket.AF_INET6:
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            try:
+                listener.bind(address)
+            except OSError as error:
+                raise OSError(error.errno, f"bind {host}:{port}: {error.strerror}") from None
+            return self.bind_socket(listener)
+        except BaseException:
+            listener.close()
+            raise
+
+    def bind_unix(self, path: str | os.PathLike[str]) -> Address:
+        """Listen on a Unix socket, which `close` removes again. A stale one of that name is replaced. Raises OSError."""
+        self._check_usable()
+        name = os.fspath(path)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            _remove_stale(name)
+            listener.bind(name)
+            address = self.bind_socket(listener)
+        except BaseException:
+            listener.close()
+            raise
+        self._unix_paths.append(name)
+        return address
+
+    def bind_socket(self, sock: socket.socket) -> Address:
+        """Listen on a socket that is bound already (and listening, or not yet). The reactor owns it from now on."""
+        self._check_usable()
+        if not isinstance(sock, socket.socket) or isinstance(sock, ssl.SSLSocket):
+            raise TypeError(f"bind_socket takes a plain socket.socket, not {type(sock).__name__}")
+        if sock.type != socket.SOCK_STREAM or sock.family not in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX):
+            raise ValueError("bind_socket takes a TCP or Unix stream socket")
+        if self.options.tcp_nodelay and sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited by what it accepts
+        sock.listen(self.options.listen_backlog)
+        check(lib.urs_reactor_listen(self._core, sock.fileno(), sock.family == socket.AF_UNIX), "listen")
+        self._listeners.append(sock)
+        return _address(sock)
+
+    # ---- running
+
+    def run(self) -> None:
+        """Serve until `stop`, or a signal, or there is no listening socket, session and Sender left.
+
+        In the main thread SIGINT and SIGTERM drain it (`Options.drain_seconds_max`); a second one ends it at once.
+        """
+        self._run(echo=False)
+
+    def run_echo(self) -> None:
+        """Serve as `run` does, but send every message back without calling the handler for it."""
+        self._run(echo=True)
+
+    def run_once(self, timeout: float | None = None) -> int:
+        """Take one turn, waiting at most `timeout` seconds (None: without end); return the number of its events."""
+        self._enter()
+        try:
+            return self._turn(timeout, echo=False)
+        finally:
+            self._running = False
+
+    def stop(self) -> None:
+        """Make `run` return after its present turn. From any thread, or a signal handler; for good manners see `drain`.
+
+        Sessions stay open until `close`; `run` may be called again.
+        """
+        self._stopping = True
+        self._wake()
+
+    def drain(self, timeout: float | None = None, *, code: int = CloseCode.GOING_AWAY) -> None:
+        """End in good order: accept nothing, answer pending handshakes 503, close every session with `code`.
+
+        Called by a handler, or through `Sender.call`, it makes `run` return once all have ended, or after `timeout`
+        seconds (None: `Options.drain_seconds_max`) when the rest are cut. Called outside of `run` it does all that
+        before it returns.
+        """
+        self._check_usable()
+        self._check_thread()
+        number, _ = check_close(code, "")
+        response = encode_refusal(refusal("draining"), server_header=self.options.server_header)
+        if self._thread is None:
+            self._start()
+        lib.urs_reactor_drain(self._core, number, response, len(response))
+        for connection in [connection for connection in self._connections if connection is not None]:
+            self._closing(connection)
+        seconds = self.options.drain_seconds_max if timeout is None else timeout
+        self._drained_until = time.monotonic() + seconds
+        if not self._running:
+            self._run(echo=False, signals=False)
+
+    def close(self) -> None:
+        """Cut all sessions, stop listening, free everything. A closed reactor is of no more use; closing twice is fine."""
+        if self._core == ffi.NULL:
+            return
+        if self._running:
+            raise ReactorStateError("close() inside of run(): call stop(), or drain(), and close after run() returned")
+        if not self._inherited:
+            self._check_thread()
+            self._end_all()
+        core, self._core = self._core, ffi.NULL
+        self._message._core = ffi.NULL
+        lib.urs_reactor_close(core)
+        for listener in self._listeners:
+            listener.close()
+        for path in self._unix_paths if not self._inherited else ():
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+        self._listeners.clear()
+        with self._commands_lock:
+            self._commands.clear()
+            self._commands_lock.notify_all()
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close it."""
+        self.close()
+
+    # ---- sessions from elsewhere
+
+    def add_session(self, sock: socket.socket | int, *, subprotocol: str | None = None, data: object = None) -> int:
+        """Take over a connected socket that another server has upgraded. As `add_session_with_prefix` without prefix."""
+        return self.add_session_with_prefix(sock, b"", subprotocol=subprotocol, data=data)
+
+    def add_session_with_prefix(
+        self, sock: socket.socket | int, prefix: Any, *, subprotocol: str | None = None, data: object = None
+    ) -> int:
+        """Take over a connected socket whose 101 answer was sent, with bytes already read past the request.
+
+        `on_open` is called before this returns the connection's id; the prefix is handled in the next turn, before
+        what is still in the socket. The descriptor belongs to the reactor as soon as this has returned: a
+        socket.socket is detached (close() on it does nothing any more), a number must not be used again. If it raises,
+        the caller keeps it. `subprotocol` is what the upgrade agreed on, for `on_open` to find in `conn.data` when no
+        `data` is given. Raises TypeError for a TLS socket, whose bytes the kernel cannot decrypt; OSError for a socket
+        that is not connected; LimitReached at `sessions_max` or while draining.
+        """
+        self._check_usable()
+        self._check_thread()
+        if isinstance(sock, ssl.SSLSocket):
+            raise TypeError("a TLS socket cannot be adopted: terminate TLS before it, or use ServerEngine on its stream")
+        if isinstance(sock, bool) or not isinstance(sock, (int, socket.socket)):
+            raise TypeError(f"sock must be a socket.socket or a descriptor, not {type(sock).__name__}")
+        number = sock if isinstance(sock, int) else sock.fileno()
+        if number < 0:
+            raise ValueError("the socket is closed")
+        _check_stream(number)
+        buffer = memoryview(prefix).cast("B") if len(prefix) else b""
+        identity = ffi.new("uint64_t *")
+        check(
+            lib.urs_reactor_adopt(
+                self._core, number, ffi.from_buffer("uint8_t[]", buffer), len(buffer), identity
+            ),
+            "add_session",
+        )
+        if isinstance(sock, socket.socket):
+            sock.detach()
+        self._open_connection(int(identity[0]), subprotocol if data is None else data)
+        return int(identity[0])
+
+    def sender(self) -> Sender:
+        """Return a handle for other threads. `run` goes on while one is alive: release it, or use it in a `with`."""
+        from uringws.sender import Sender
+
+        self._check_usable()
+        return Sender(self)
+
+    # ---- figures
+
+    def stats(self) -> Stats:
+        """Return counters and the present state. From the reactor's thread, or while it does not run."""
+        self._check_usable()
+        self._check_thread()
+        shim = ffi.new("struct urs_reactor_stats *")
+        lib.urs_reactor_read_stats(self._core, shim)
+        rejected = Counter(self._rejected)
+        rejected.update({name: int(shim.refused[index]) for index, name in enumerate(_REFUSALS) if shim.refused[index]})
+        return Stats(
+            backend=self.backend,
+            sessions=int(shim.sessions - shim.handshakes),
+            sessions_peak=int(shim.sessions_most),
+            handshakes=int(shim.handshakes),
+            accepted=self._sessions_made,
+            rejected=dict(rejected),
+            accept_pauses=int(shim.accept_pauses),
+            close_codes=dict(self._close_codes),
+            messages_in=int(shim.messages_in),
+            messages_out=int(shim.messages_out),
+            bytes_in=int(shim.bytes_in),
+            bytes_out=int(shim.bytes_out),
+            pings_sent=int(shim.pings_sent),
+            pongs_received=int(shim.pongs_received),
+            queued_bytes=int(shim.queued_bytes),
+            drops=int(shim.drops),
+            sends_short=int(shim.sends_short),
+            memory_bytes=int(shim.memory_bytes),
+            pool_buffers=int(shim.pool_buffers),
+            pool_in_use=int(shim.pool_in_use),
+            enobufs_parks=int(shim.enobufs_parks),
+            cq_overflows=int(shim.cq_overflows),
+            turns=int(shim.turns),
+            events=int(shim.events),
+        )
+
+    # ---- the turn
+
+    def _run(self, *, echo: bool, signals: bool = True) -> None:
+        self._enter()
+        try:
+            with self._signals() if signals else contextlib.nullcontext():
+                while not self._stopping and self._has_work():
+                    self._turn(self._patience(), echo=echo)
+                    if self._signalled:
+                        self._signalled = False
+                        self.drain()
+        finally:
+            self._running = False
+            self._stopping = False
+
+    def _turn(self, timeout: float | None, *, echo: bool) -> int:
+        self._dispatch(echo=echo)  # what an exception left over
+        count = lib.urs_reactor_turn(self._core, -1 if timeout is None else int(timeout * 1000 + 0.999), echo)
+        if count < 0:
+            if count == -_EINTR:
+                return 0
+            check(count, f"{self.backend} turn")
+        self._batch = enumerate(ffi.unpack(self._targets, count) if count else ())
+        self._dispatch(echo=echo)
+        self._message._index = count
+        if self._commands:
+            self._run_commands()
+        return int(count)
+
+    def _dispatch(self, *, echo: bool) -> None:
+        """Hand the rest of the batch to the handler. An exception that is not an error (KeyboardInterrupt) gets out;
+        the events after it wait for the next turn."""
+        batch = self._batch
+        message = self._message
+        connections = self._connections
+        on_message = self._skip if echo else self._on_message
+        connection = None
+        while True:
+            try:
+                for index, slot in batch:
+                    if slot < 0:
+                        message._index = index
+                        self._on_event(index, -1 - slot)
+                        continue
+                    connection = connections[slot]
+                    if connection is None:
+                        continue
+                    message._index = index
+                    message._connection = connection
+                    on_message(connection, message)
+                    if message._view is not None:
+                        message._release()
+                return
+            except Exception:
+                self._failed(connection)
+            finally:
+                message._connection = None
+                message._release()
+
+    def _skip(self, connection: Connection, message: Message) -> None:
+        """Do nothing: the shim echoes."""
+
+    def _on_event(self, index: int, slot: int) -> None:
+        """Handle what is not a message. Callbacks of the application that fail are dealt with here."""
+        item = self._events[index].item
+        kind = item.kind
+        if kind == lib.URS_EVENT_UPGRADE:
+            self._on_upgrade(slot, item)
+        elif kind == lib.URS_EVENT_DRAIN:
+            connection = self._connections[slot]
+            if connection is not None:
+                self._call(connection, self._on_drain, connection)
+        elif kind == lib.URS_ITEM_CLOSE:
+            reason = ffi.unpack(ffi.cast("char *", item.payload), item.bytes).decode() if item.bytes else ""
+            self._ended(slot, item.close_code, reason)
+        elif kind == lib.URS_ITEM_FAILED:
+            self._ended(slot, item.close_code, ffi.string(lib.urs_engine_error_text(item.error)).decode())
+        elif kind == lib.URS_EVENT_LOST:
+            self._ended(slot, item.close_code or CloseCode.ABNORMAL, _lost_reason(item.error))
+
+    def _on_upgrade(self, slot: int, item: Any) -> None:
+        identity = int(lib.urs_reactor_id(self._core, slot))
+        answer = answer_upgrade(self, Upgrade(identity, item, self._peer(identity)))
+        if answer.reason is not None:
+            self._rejected[answer.reason] += 1
+        if not answer.accepted:
+            lib.urs_session_reject(self._core, identity, answer.response, len(answer.response))
+            return
+        if lib.urs_session_accept(self._core, identity, answer.response, len(answer.response)) < 0:
+            return
+        if answer.peer is not None:
+            self._peers[slot] = answer.peer
+        self._open_connection(identity, answer.data)
+
+    def _open_connection(self, identity: int, data: object) -> None:
+        slot = identity & 0xFFFFFFFF
+        connection = Connection(self._message, identity, data)
+        while slot >= len(self._connections):
+            self._connections.append(None)
+        self._connections[slot] = connection
+        self._sessions_made += 1
+        self._call(connection, self._on_open, connection)
+
+    def _ended(self, slot: int, code: int, reason: str) -> None:
+        """Call on_close, once: events of sessions that never opened, or have ended, find no connection."""
+        connection = self._ending.pop(slot, None)
+        if connection is None and slot < len(self._connections):
+            connection, self._connections[slot] = self._connections[slot], None
+        if connection is None:
+            return
+        code = int(code)
+        self._close_codes[code] += 1
+        try:
+            self._on_close(connection, code, reason)
+        except Exception:
+            logger.exception("on_close of %r failed", connection)
+        self._peers.pop(slot, None)
+
+    def _closing(self, connection: Connection) -> None:
+        """Deliver no more messages of a connection whose close handshake has begun; on_close is to come."""
+        slot = connection.id & 0xFFFFFFFF
+        if self._connections[slot] is connection:
+            self._connections[slot] = None
+            self._ending[slot] = connection
+
+    def _call(self, connection: Connection, callback: Callable[..., object], *arguments: object) -> None:
+        try:
+            callback(*arguments)
+        except Exception:
+            self._failed(connection)
+
+    def _failed(self, connection: Connection | None) -> None:
+        """A callback raised: log it, and close its connection with 1011."""
+        logger.exception("the handler of %r failed; it is closed with 1011", connection)
+        if connection is not None and connection.is_open:
+            with contextlib.suppress(Exception):
+                connection.close(CloseCode.INTERNAL_ERROR, "internal error")
+
+    # ---- its thread, its signals, its end
+
+    def _enter(self) -> None:
+        self._check_usable()
+        if self._running:
+            raise ReactorStateError("the reactor is running already")
+        self._check_thread()
+        if self._thread is None:
+            self._start()
+        self._running = True
+
+    def _start(self) -> None:
+        self._thread = threading.get_ident()
+        check(lib.urs_reactor_start(self._core), f"{self.backend} start")
+
+    def _check_thread(self) -> None:
+        if self._thread is not None and threading.get_ident() != self._thread:
+            raise WrongThread("a reactor belongs to the thread that first ran it: use reactor.sender() from others")
+
+    def _check_usable(self) -> None:
+        if self._inherited:
+            raise ReactorStateError("the reactor belongs to the parent process: make one after the fork")
+        if self._core == ffi.NULL:
+            raise ReactorStateError("the reactor is closed")
+
+    def _has_work(self) -> bool:
+        if self._drained_until is not None and time.monotonic() >= self._drained_until:
+            return self._cut()
+        if self._listeners and self._drained_until is None:
+            return True
+        if self._abandoned:
+            with self._commands_lock:
+                while self._abandoned:
+                    self._abandoned.pop()
+                    self._senders -= 1
+        return bool(lib.urs_reactor_sessions(self._core) or self._commands or self._senders)
+
+    def _cut(self) -> bool:
+        """End the sessions that outlasted the drain; return whether a turn is needed to tell their handlers."""
+        sessions = lib.urs_reactor_sessions(self._core)
+        self._drained_until = time.monotonic() + 1.0
+        if self._was_cut or not sessions:
+            return False
+        self._was_cut = True
+        logger.warning("%d sessions outlasted the drain and are cut", sessions)
+        lib.urs_reactor_cut(self._core)
+        return True
+
+    def _patience(self) -> float | None:
+        """Seconds that a turn may wait."""
+        if self._drained_until is None:
+            return None
+        return max(0.0, self._drained_until - time.monotonic())
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Turn SIGINT and SIGTERM into a drain, in the main thread, for as long as `run` runs."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def on_signal(number: int, frame: FrameType | None) -> None:
+            if self._drained_until is not None or self._signalled:
+                self._stopping = True
+            self._signalled = True
+
+        before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        # A signal that comes just before the wait would otherwise be seen only after it.
+        descriptor = signal.set_wakeup_fd(lib.urs_reactor_wake_descriptor(self._core), warn_on_full_buffer=False)
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(descriptor)
+            for number, action in before.items():
+                signal.signal(number, action)
+
+    def _end_all(self) -> None:
+        """Tell the handler of every connection that is cut by close()."""
+        for slot in range(len(self._connections)):
+            self._ended(slot, CloseCode.ABNORMAL, "the reactor was closed")
+
+    def _peer(self, identity: int) -> Peer:
+        proxied = self._peers.get(identity & 0xFFFFFFFF)
+        if proxied is not None:
+            return proxied
+        peer = ffi.new("struct urs_peer *")
+        result = lib.urs_session_peer(self._core, identity, peer)
+        if result == lib.URS_ERROR_STALE:
+            return None
+        check(result, "peer")
+        return peer_of(peer)
+
+    # ---- other threads
+
+    def _connection(self, identity: int) -> Connection | None:
+        """Return the connection of that id if messages can be sent on it."""
+        slot = identity & 0xFFFFFFFF
+        connections = self._connections
+        connection = connections[slot] if slot < len(connections) else None
+        return connection if connection is not None and connection.id == identity else None
+
+    def _wake(self) -> None:
+        core = self._core
+        if core != ffi.NULL and not self._inherited:
+            lib.urs_reactor_wake(core)
+
+    def _run_commands(self) -> None:
+        """Carry out what Senders asked for, as much as was there when the turn ended."""
+        for _ in range(len(self._commands)):
+            try:
+                self._commands.popleft()()
+            except Exception:
+                logger.exception("a command of a Sender failed")
+        with self._commands_lock:
+            self._commands_lock.notify_all()
+
+
+_EINTR: Final = 4
+
+_reactors: weakref.WeakSet[Reactor] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    """A ring belongs to the process that made it: its copies in a child are not to be touched."""
+    for reactor in list(_reactors):
+        reactor._inherited = True
+        if reactor._core != ffi.NULL:
+            lib.urs_reactor_forked(reactor._core)
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def _milliseconds(seconds: float | None) -> int:
+    return 0 if seconds is None else max(1, round(seconds * 1000))
+
+
+def _address(sock: socket.socket) -> Address:
+    name = sock.getsockname()
+    return name if isinstance(name, str) else (name[0], name[1])
+
+
+def _lost_reason(error: int) -> str:
+    if error in _LOST_REASONS:
+        return _LOST_REASONS[error]
+    if error > -4096:
+        return os.strerror(-error)
+    return str(ffi.string(lib.urs_engine_error_text(error)).decode())
+
+
+def _check_stream(descriptor: int) -> None:
+    """Raise for a descriptor that is no stream socket, with the caller's copy left alone."""
+    probe = socket.socket(fileno=os.dup(descriptor))
+    with probe:
+        if probe.type != socket.SOCK_STREAM or probe.family not in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX):
+            raise ValueError("only TCP and Unix stream sockets can be adopted")
+
+
+def _remove_stale(path: str) -> None:
+    """Remove a Unix socket that nobody listens on any more."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+        except OSError:
+            return

@@ -1,0 +1,211 @@
+"""The handle for other threads: commands to the reactor, in order, bounded, waking it once a burst."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from uringws.connection import Payload, check_close, check_send
+from uringws.errors import ReactorStateError, SenderFull
+from uringws.frames import CloseCode
+from uringws.shim import ffi, lib
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+    from types import TracebackType
+
+    from uringws.connection import Connection
+    from uringws.reactor import Reactor
+
+__all__ = ["Sender"]
+
+
+class Sender:
+    """Commands to a reactor from any thread, carried out in the order of each thread's calls.
+
+    A command returns False where its connection is gone by the time of the call. One that ends later, before the
+    reactor has come to the command, drops it silently: only an answer of the peer's proves delivery. The payload is
+    copied at the call unless it is bytes or str, which cannot change.
+
+    At most `Options.sender_commands_max` commands wait; over that a call waits up to `timeout` seconds (None: without
+    end) and raises SenderFull. On the reactor's own thread, which cannot wait for itself, it raises at once.
+
+    `Reactor.run` goes on while a Sender lives: release it, or use it in a `with`. A clone lives on its own.
+    """
+
+    def __init__(self, reactor: Reactor) -> None:
+        """Use `reactor.sender()`."""
+        self._reactor: Final = reactor
+        self._released = False
+        with reactor._commands_lock:
+            reactor._senders += 1
+
+    def send(self, id: int, opcode: int, payload: Payload, *, timeout: float | None = None) -> bool:
+        """Send a message on a connection. What a full backlog does is `Options.on_full` ("error" is logged)."""
+        buffer = check_send(opcode, payload)
+        if type(buffer) is not bytes:
+            buffer = bytes(buffer)
+        return self._command(id, lambda connection: connection.send(opcode, buffer), timeout)
+
+    def close(
+        self, id: int, code: int | None = CloseCode.NORMAL, reason: str = "", *, timeout: float | None = None
+    ) -> bool:
+        """Begin the close handshake of a connection."""
+        check_close(code, reason)
+        return self._command(id, lambda connection: connection.close(code, reason), timeout)
+
+    def call(self, function: Callable[[], object], *, timeout: float | None = None) -> None:
+        """Have a function called on the reactor's thread. What it raises is logged."""
+        if not callable(function):
+            raise TypeError(f"call takes a function without arguments, not {type(function).__name__}")
+        self._put(function, timeout)
+
+    def add_session(
+        self,
+        sock: socket.socket | int,
+        *,
+        subprotocol: str | None = None,
+        data: object = None,
+        timeout: float | None = None,
+    ) -> int:
+        """Have the reactor take over a socket; wait for it. As `Reactor.add_session`."""
+        return self.add_session_with_prefix(sock, b"", subprotocol=subprotocol, data=data, timeout=timeout)
+
+    def add_session_with_prefix(
+        self,
+        sock: socket.socket | int,
+        prefix: Any,
+        *,
+        subprotocol: str | None = None,
+        data: object = None,
+        timeout: float | None = None,
+    ) -> int:
+        """Have the reactor take over a socket and bytes read from it; wait for it and return the connection's id.
+
+        As `Reactor.add_session_with_prefix`, whose exceptions it raises; TimeoutError (the caller keeps the socket) if
+        the reactor did not come to it within `timeout` seconds.
+        """
+        reactor = self._reactor
+        if reactor._thread in (None, threading.get_ident()):
+            return reactor.add_session_with_prefix(sock, prefix, subprotocol=subprotocol, data=data)
+        adoption = _Adoption()
+        copy = bytes(prefix)
+        until = None if timeout is None else time.monotonic() + timeout
+
+        def adopt() -> None:
+            with adoption.lock:
+                if not adoption.abandoned:
+                    adoption.run(
+                        lambda: reactor.add_session_with_prefix(sock, copy, subprotocol=subprotocol, data=data)
+                    )
+
+        self._put(adopt, timeout)
+        while not adoption.done.wait(0.5 if until is None else max(0.0, min(0.5, until - time.monotonic()))):
+            with adoption.lock:
+                ended = reactor._core == ffi.NULL
+                late = until is not None and time.monotonic() >= until
+                adoption.abandoned = (ended or late) and not adoption.done.is_set()
+            if adoption.abandoned:
+                if ended:
+                    raise ReactorStateError("the reactor was closed before it took the socket")
+                raise TimeoutError(f"the reactor did not take the socket within {timeout} seconds")
+        return adoption.result()
+
+    def clone(self) -> Sender:
+        """Return another handle to the same reactor, with a life of its own."""
+        self._check_live()
+        return Sender(self._reactor)
+
+    def release(self) -> None:
+        """Give the handle up. What it has commanded is still carried out."""
+        reactor = self._reactor
+        with reactor._commands_lock:
+            if self._released:
+                return
+            self._released = True
+            reactor._senders -= 1
+        reactor._wake()
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Release it."""
+        self.release()
+
+    def __del__(self) -> None:
+        """A handle that nobody holds keeps no reactor running."""
+        # No lock: a collection may come while this very thread holds it.
+        if not getattr(self, "_released", True):
+            self._released = True
+            self._reactor._abandoned.append(None)
+            self._reactor._wake()
+
+    def _check_live(self) -> None:
+        if self._released:
+            raise ReactorStateError("this Sender was released")
+        self._reactor._check_usable()
+
+    def _command(self, id: int, act: Callable[[Connection], object], timeout: float | None) -> bool:
+        reactor = self._reactor
+        self._check_live()
+        if reactor._connection(id) is None:
+            return False
+
+        def run() -> None:
+            connection = reactor._connection(id)
+            if connection is not None:
+                act(connection)
+
+        self._put(run, timeout)
+        return True
+
+    def _put(self, command: Callable[[], object], timeout: float | None) -> None:
+        self._check_live()
+        reactor = self._reactor
+        commands = reactor._commands
+        with reactor._commands_lock:
+            if len(commands) >= reactor.options.sender_commands_max:
+                self._wait_for_room(timeout)
+            commands.append(command)
+        reactor._wake()
+
+    def _wait_for_room(self, timeout: float | None) -> None:
+        reactor = self._reactor
+        limit = reactor.options.sender_commands_max
+        own = reactor._thread == threading.get_ident()
+        until = None if timeout is None else time.monotonic() + timeout
+        while len(reactor._commands) >= limit:
+            left = None if until is None else until - time.monotonic()
+            if own or (left is not None and left <= 0):
+                raise SenderFull(f"{limit} commands wait for the reactor (Options.sender_commands_max)")
+            reactor._commands_lock.wait(left)
+            self._check_live()
+
+
+class _Adoption:
+    """What the reactor's thread makes of an add_session, for the one that waits."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.done = threading.Event()
+        self.abandoned = False
+        self._id = 0
+        self._error: BaseException | None = None
+
+    def run(self, adopt: Callable[[], int]) -> None:
+        try:
+            self._id = adopt()
+        except Exception as error:  # it is raised where it belongs: by the caller's call
+            self._error = error
+        self.done.set()
+
+    def result(self) -> int:
+        if self._error is not None:
+            raise self._error
+        return self._id

@@ -1,0 +1,131 @@
+"""What an opening request is answered: limits, the PROXY header, plain HTTP, the handler's verdict. Bytes in and out; the
+reactor carries the answer out."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from uringws.errors import HandshakeError, ProtocolError, RejectReason
+from uringws.handshake import (
+    Accept,
+    Peer,
+    Reject,
+    Request,
+    Response,
+    check_upgrade,
+    encode_accept,
+    encode_refusal,
+    encode_response,
+    parse_request,
+    refusal,
+    select_subprotocol,
+)
+from uringws.metrics import CONTENT_TYPE, prometheus_text
+from uringws.proxy_protocol import parse_proxy_header
+from uringws.shim import ffi, lib
+
+if TYPE_CHECKING:
+    from uringws.reactor import Reactor
+
+__all__ = ["Answer", "Upgrade", "answer_upgrade"]
+
+logger = logging.getLogger("uringws")
+
+
+@dataclass(slots=True)
+class Upgrade:
+    """A request's head as the shim found it, valid for this turn."""
+
+    identity: int
+    item: Any
+    peer: Peer
+
+
+@dataclass(slots=True)
+class Answer:
+    """The bytes to send, and whether they open a session or end the connection."""
+
+    response: bytes
+    accepted: bool = False
+    data: object = None
+    peer: Peer = None
+    """The address that a PROXY header named."""
+    reason: RejectReason | None = None
+    """Under which `stats()` counts a request that opened no session; None for one that asked for none."""
+
+
+def answer_upgrade(reactor: Reactor, upgrade: Upgrade) -> Answer:
+    """Decide on a request. Never raises: whatever goes wrong is an answer, a fault of the handler's 500."""
+    options = reactor.options
+    head_only = False
+    try:
+        head, peer = _take_head(reactor, upgrade)
+        request = parse_request(head, header_count_max=options.header_count_max, peer=peer or upgrade.peer)
+        head_only = request.method == "HEAD"
+        plain = None if request.is_upgrade else _answer_plain(reactor, request)
+        if plain is not None:
+            return Answer(encode_response(plain, head_only=head_only, server_header=options.server_header))
+        key = check_upgrade(request, options)
+        return _ask_handler(reactor, request, key, peer)
+    except HandshakeError as error:
+        response = encode_refusal(error, head_only=head_only, server_header=options.server_header)
+        return Answer(response, reason=error.reason)
+
+
+def _take_head(reactor: Reactor, upgrade: Upgrade) -> tuple[bytes, Peer]:
+    """Return the request's head, and the peer's address if a trusted PROXY header named one."""
+    item = upgrade.item
+    if item.error == lib.URS_ERROR_TOO_BIG:
+        raise HandshakeError(431, f"the request's head is over {reactor.options.header_bytes_max} bytes")
+    if item.error != 0:
+        raise refusal("bad_request")
+    head = bytes(ffi.buffer(item.payload, item.bytes))
+    host = upgrade.peer[0] if isinstance(upgrade.peer, tuple) else None
+    if not reactor.options.takes_proxy_protocol_from(host):
+        return head, None
+    try:
+        header = parse_proxy_header(head)
+    except ProtocolError as error:
+        raise HandshakeError(400, str(error)) from error
+    if isinstance(header, int):
+        raise HandshakeError(400, "the PROXY header is cut short")
+    return head[header.header_bytes :], header.source
+
+
+def _answer_plain(reactor: Reactor, request: Request) -> Response | None:
+    options = reactor.options
+    if options.metrics_path is not None and request.raw_path == options.metrics_path:
+        return Response(200, (("Content-Type", CONTENT_TYPE),), prometheus_text(reactor.stats()))
+    on_request = getattr(reactor.handler, "on_request", None)
+    if on_request is None:
+        return None
+    try:
+        response = on_request(request)
+        if response is not None and not isinstance(response, Response):
+            raise TypeError(f"on_request returns a Response or None, not {type(response).__name__}")
+    except Exception as error:
+        logger.exception("on_request for %s failed; it is answered 500", request.target)
+        raise refusal("handler") from error
+    return response
+
+
+def _ask_handler(reactor: Reactor, request: Request, key: bytes, peer: Peer) -> Answer:
+    options = reactor.options
+    on_upgrade = getattr(reactor.handler, "on_upgrade", None)
+    try:
+        verdict = None if on_upgrade is None else on_upgrade(request)
+        if verdict is None:
+            verdict = Accept(select_subprotocol(request.subprotocols, options.subprotocols))
+        if isinstance(verdict, Reject):
+            response = encode_response(verdict, server_header=options.server_header)
+            return Answer(response, reason="handler")
+        if not isinstance(verdict, Accept):
+            raise TypeError(f"on_upgrade returns Accept, Reject or None, not {type(verdict).__name__}")
+        offered = request.subprotocols if verdict.subprotocol is not None else ()
+        response = encode_accept(key, verdict, offered=offered, server_header=options.server_header)
+    except Exception as error:
+        logger.exception("on_upgrade for %s failed; it is answered 500", request.target)
+        raise refusal("handler") from error
+    return Answer(response, accepted=True, data=verdict.data, peer=peer)
