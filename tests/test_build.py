@@ -12,6 +12,7 @@ from pathlib import Path
 
 import cffi
 import pytest
+from setuptools import Distribution, Extension
 
 import build_ffi
 from servers import missing
@@ -162,6 +163,18 @@ def test_build_stops_with_one_line(without: Without, tmp_path: Path) -> None:
     assert result.returncode == 1
     assert result.stdout == ""
     assert re.fullmatch(r"uringws cannot be built: liburing\.h.*\n", result.stderr)
+
+
+@pytest.mark.parametrize(
+    ("archive", "objects", "libraries"), [(Path("/lib/liburing.a"), ["/lib/liburing.a"], []), (None, [], ["uring"])]
+)
+def test_liburing_is_linked_statically_where_it_can_be(
+    monkeypatch: pytest.MonkeyPatch, archive: Path | None, objects: list[str], libraries: list[str]
+) -> None:
+    monkeypatch.setattr(build_ffi, "static_liburing", lambda: archive)
+    extension = Extension("uringws._shim", [])
+    build_ffi.BuildExtension(Distribution()).pre_run(extension, cffi.FFI())
+    assert (extension.extra_objects, extension.libraries) == (objects, libraries)
 
 
 def test_two_variants_never_share_a_build(monkeypatch: pytest.MonkeyPatch) -> None:
