@@ -72,6 +72,7 @@ struct client {
     unsigned next;      /* the first connection still in AWAIT_TURN */
     unsigned open;      /* connections in AWAIT_ANSWERS */
     bool stopping;      /* send nothing new */
+    bool ending;        /* every connection is told to end */
     bool recording;
     uint64_t now;             /* read once per turn */
     uint64_t last_progress;   /* when a completion came last */
@@ -101,6 +102,9 @@ void traffic_arm(struct client *client, struct connection *connection);
 /* A completion for a connection in AWAIT_ANSWERS. */
 void traffic_complete(struct client *client, struct connection *connection, enum request request,
                       const struct io_uring_cqe *cqe);
+/* Tells every connection to end, as its protocol has it, so that no server has errors to log while the next one is
+ * measured. */
+void traffic_end(struct client *client);
 /* Fixed rate: counts what was due in the window and is not answered with the age it has now. */
 void traffic_count_unanswered(struct client *client);
 

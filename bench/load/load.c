@@ -212,12 +212,18 @@ static void measure(struct client *client)
     client->recording = false;
 
     client->stopping = true;
-    const uint64_t deadline = client->now + DRAIN_NANOSECONDS;
+    uint64_t deadline = client->now + DRAIN_NANOSECONDS;
     while (client->now < deadline && (client->outstanding > 0 || client->opening > 0))
         turn(client, deadline);
     if (options->messages_per_second > 0)
         traffic_count_unanswered(client);
     report(client, from, to);
+
+    if (options->mode == MODE_ECHO)
+        traffic_end(client);
+    deadline = client->now + DRAIN_NANOSECONDS;
+    while (client->now < deadline && client->open > 0)
+        turn(client, deadline);
 }
 
 static void hold(struct client *client)

@@ -4,6 +4,8 @@
 
 #include <errno.h>
 #include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
 #include "base.h"
 
@@ -139,9 +141,38 @@ static void verify(const struct client *client, const struct connection *connect
                       connection->answer_bytes;
     size_t same = script_first_difference(&client->script, offset, bytes, count);
     if (same < count)
-        fail("connection %u, answer %llu: byte %llu is 0x%02x and not what was sent",
-             connection_index(client, connection), (unsigned long long)connection->answered,
-             (unsigned long long)((offset + same) % client->script.answer_bytes), bytes[same]);
+        fail("connection %u: byte %llu of answer %llu is 0x%02x and not what was sent",
+             connection_index(client, connection),
+             (unsigned long long)((offset + same) % client->script.answer_bytes),
+             (unsigned long long)((offset + same) / client->script.answer_bytes - connection_index(client, connection)),
+             bytes[same]);
+}
+
+void traffic_end(struct client *client)
+{
+    client->ending = true;
+    for (unsigned i = 0; i < client->options.connections; i++) {
+        struct connection *connection = &client->connections[i];
+        if (client->options.protocol == PROTOCOL_WEBSOCKET && !connection->sending)
+            client_send(client, connection, script_close_frame, sizeof script_close_frame);
+        else
+            shutdown(connection->fd, SHUT_WR);
+    }
+}
+
+static void on_receive_while_ending(struct client *client, struct connection *connection,
+                                    const struct io_uring_cqe *cqe)
+{
+    if (cqe->res > 0)
+        ring_buffer_return(&client->ring, ring_cqe_buffer(cqe));
+    if (cqe->flags & IORING_CQE_F_MORE)
+        return;
+    if (cqe->res > 0 || cqe->res == -ENOBUFS) {
+        traffic_arm(client, connection);
+    } else {
+        close(connection->fd);
+        client->open--;
+    }
 }
 
 static void on_receive(struct client *client, struct connection *connection, const struct io_uring_cqe *cqe)
@@ -165,10 +196,14 @@ static void on_receive(struct client *client, struct connection *connection, con
 void traffic_complete(struct client *client, struct connection *connection, enum request request,
                       const struct io_uring_cqe *cqe)
 {
-    if (request == REQUEST_RECEIVE)
+    if (client->ending) {
+        if (request == REQUEST_RECEIVE)
+            on_receive_while_ending(client, connection, cqe);
+    } else if (request == REQUEST_RECEIVE) {
         on_receive(client, connection, cqe);
-    else if (client_sent(client, connection, cqe->res) && connection->owed > 0)
+    } else if (client_sent(client, connection, cqe->res) && connection->owed > 0) {
         send_burst(client, connection);
+    }
 }
 
 void traffic_count_unanswered(struct client *client)
