@@ -1,7 +1,5 @@
 """Compiles the suite's C programs when they are first needed, and again when a source is newer than the program."""
 
-from __future__ import annotations
-
 import os
 import shlex
 import shutil
@@ -20,8 +18,7 @@ SOURCES = {
 FLAGS = ["-std=gnu11", "-O3", "-march=native", "-flto", "-g", "-Wall", "-Wextra"]
 
 LIBURING_HINT = (
-    "liburing's header and static library are missing; install liburing-dev (Debian, Ubuntu) "
-    "or liburing-devel (Fedora)"
+    "liburing's header and static library are missing; install liburing-dev (Debian, Ubuntu) or liburing-devel (Fedora)"
 )
 
 

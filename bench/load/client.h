@@ -64,6 +64,8 @@ struct client {
     struct options options;
     struct script script;
     struct ring ring;
+    struct pool read;    /* for connections whose answers are compared */
+    struct pool discard; /* for those whose answers are only counted */
     struct sockaddr_in address;
     struct connection *connections;
     char request[1024]; /* the upgrade request */
@@ -111,6 +113,18 @@ void traffic_count_unanswered(struct client *client);
 static inline unsigned connection_index(const struct client *client, const struct connection *connection)
 {
     return (unsigned)(connection - client->connections);
+}
+
+/* Whether every byte a connection hears is compared: with --verify on all, else only on the first, which is a witness
+ * for the others. (The first answer of each is always.) */
+static inline bool connection_is_verified(const struct client *client, const struct connection *connection)
+{
+    return client->options.verify || connection == client->connections;
+}
+
+static inline struct pool *connection_pool(struct client *client, const struct connection *connection)
+{
+    return connection_is_verified(client, connection) ? &client->read : &client->discard;
 }
 
 /* Message `sequence` of a connection is this one of the script's: each connection begins at a variant of its own, so

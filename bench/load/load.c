@@ -54,16 +54,14 @@ static unsigned power_of_two_from(unsigned least)
     return power;
 }
 
-/* Where nobody looks at the bytes, all receives may land in the same memory, which then never leaves the cache; and
- * there may be so many buffers that they are never used up. */
+/* Buffers whose bytes nobody wants cost nothing, so there may be enough for everyone at once. */
 static void open_ring(struct client *client)
 {
     const unsigned buffer_bytes = (unsigned)clamp(client->script.answer_bytes, 17 << 10, 256 << 10);
     const unsigned completions = power_of_two_from((unsigned)clamp(4u * client->options.connections, 512, 16384));
-    if (client->options.verify)
-        ring_open(&client->ring, 256, completions, 128, buffer_bytes, RING_MEMORY_OWN);
-    else
-        ring_open(&client->ring, 256, completions, completions / 2, buffer_bytes, RING_MEMORY_SHARED);
+    ring_open(&client->ring, 256, completions);
+    pool_open(&client->read, &client->ring, 0, POOL_READ, client->options.verify ? 128 : 16, buffer_bytes);
+    pool_open(&client->discard, &client->ring, 1, POOL_DISCARD, completions / 2, buffer_bytes);
 }
 
 static void prepare(struct client *client)

@@ -13,8 +13,8 @@ enum protocol {
 };
 
 /* A connection's stream of messages is periodic: message k is variant k % variants. Without verification there is one
- * variant, so that the client's memory stays in its first level cache; with it there are as many as fit into a few MiB,
- * so that a lost, doubled or exchanged answer is seen. */
+ * variant, so that the client's memory stays in its cache; with it there are as many as fit into a few MiB, so that a
+ * lost, doubled or exchanged answer is seen. */
 struct script {
     uint8_t *frames;     /* variants + burst_messages - 1 frames, back to back: any burst is one piece of memory */
     uint8_t *answers;    /* variants answers, back to back: one period of what comes back */

@@ -81,7 +81,7 @@ uint64_t traffic_release(struct client *client)
 void traffic_arm(struct client *client, struct connection *connection)
 {
     struct io_uring_sqe *sqe = ring_sqe(&client->ring);
-    ring_prepare_receive(sqe, connection->fd);
+    pool_receive(connection_pool(client, connection), sqe, connection->fd);
     client_tag(client, sqe, connection, REQUEST_RECEIVE);
 }
 
@@ -164,7 +164,7 @@ static void on_receive_while_ending(struct client *client, struct connection *co
                                     const struct io_uring_cqe *cqe)
 {
     if (cqe->res > 0)
-        ring_buffer_return(&client->ring, ring_cqe_buffer(cqe));
+        pool_return(connection_pool(client, connection), pool_buffer_of(cqe));
     if (cqe->flags & IORING_CQE_F_MORE)
         return;
     if (cqe->res > 0 || cqe->res == -ENOBUFS) {
@@ -181,10 +181,11 @@ static void on_receive(struct client *client, struct connection *connection, con
         fail("the server ended connection %u after %llu answers: %s", connection_index(client, connection),
              (unsigned long long)connection->answered, cqe->res < 0 ? strerror(-cqe->res) : "end of stream");
     if (cqe->res > 0) {
-        unsigned buffer = ring_cqe_buffer(cqe);
-        if (client->options.verify)
-            verify(client, connection, ring_buffer(&client->ring, buffer), (size_t)cqe->res);
-        ring_buffer_return(&client->ring, buffer);
+        struct pool *pool = connection_pool(client, connection);
+        const unsigned buffer = pool_buffer_of(cqe);
+        if (connection_is_verified(client, connection))
+            verify(client, connection, pool_memory(pool, buffer), (size_t)cqe->res);
+        pool_return(pool, buffer);
         on_answer_bytes(client, connection, (size_t)cqe->res);
     }
     if (!(cqe->flags & IORING_CQE_F_MORE)) {

@@ -1,11 +1,10 @@
 """aiohttp's WebSocket server on uvloop, without compression."""
 
-from __future__ import annotations
-
 import asyncio
 
 import uvloop
 from aiohttp import WSMsgType, web
+
 from command_line import MESSAGE_BYTES_MAX, parse, parser, ready
 
 

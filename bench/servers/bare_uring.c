@@ -30,6 +30,7 @@ struct delayed {
 };
 
 static struct ring ring;
+static struct pool pool;
 static bool sending[DESCRIPTORS_MAX]; /* a send is queued or in flight */
 static bool ended[DESCRIPTORS_MAX];   /* the receive is over; close when all is sent */
 static unsigned send_bytes[BUFFERS];
@@ -65,7 +66,7 @@ static void arm_accept(int listener)
 static void arm_receive(int fd)
 {
     struct io_uring_sqe *sqe = ring_sqe(&ring);
-    ring_prepare_receive(sqe, fd);
+    pool_receive(&pool, sqe, fd);
     io_uring_sqe_set_data64(sqe, tag(KIND_RECEIVE, fd, 0));
 }
 
@@ -74,7 +75,7 @@ static void send_in_place(int fd, unsigned buffer, unsigned bytes)
     sending[fd] = true;
     send_bytes[buffer] = bytes;
     struct io_uring_sqe *sqe = ring_sqe(&ring);
-    io_uring_prep_send(sqe, fd, ring_buffer(&ring, buffer), bytes, MSG_DONTWAIT | MSG_NOSIGNAL);
+    io_uring_prep_send(sqe, fd, pool_memory(&pool, buffer), bytes, MSG_DONTWAIT | MSG_NOSIGNAL);
     io_uring_sqe_set_data64(sqe, tag(KIND_SEND, fd, buffer));
 }
 
@@ -96,7 +97,7 @@ static void close_when_sent(int fd)
 static void on_receive(int fd, const struct io_uring_cqe *cqe)
 {
     if (cqe->res > 0) {
-        const unsigned buffer = ring_cqe_buffer(cqe);
+        const unsigned buffer = pool_buffer_of(cqe);
         if (sending[fd] || is_delayed(fd))
             delayed[delayed_count++] = (struct delayed){fd, buffer, (unsigned)cqe->res};
         else
@@ -126,9 +127,9 @@ static void on_send(int fd, unsigned buffer, int result)
 {
     const unsigned sent = result > 0 ? (unsigned)result : 0;
     if (sent < send_bytes[buffer] && (result > 0 || result == -EAGAIN))
-        send_rest(fd, ring_buffer(&ring, buffer) + sent, send_bytes[buffer] - sent);
+        send_rest(fd, pool_memory(&pool, buffer) + sent, send_bytes[buffer] - sent);
     sending[fd] = false;
-    ring_buffer_return(&ring, buffer);
+    pool_return(&pool, buffer);
     if (ended[fd])
         close_when_sent(fd);
 }
@@ -184,7 +185,8 @@ int main(int argc, char **argv)
         limit.rlim_cur = limit.rlim_max;
         setrlimit(RLIMIT_NOFILE, &limit);
     }
-    ring_open(&ring, 256, 2048, BUFFERS, BUFFER_BYTES, RING_MEMORY_OWN);
+    ring_open(&ring, 256, 2048);
+    pool_open(&pool, &ring, 0, POOL_READ, BUFFERS, BUFFER_BYTES);
     arm_accept(listen_on(argv[1], (unsigned)atoi(argv[2])));
     printf("listening %s\n", argv[2]);
     fflush(stdout);

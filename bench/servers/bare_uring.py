@@ -1,7 +1,5 @@
 """A TCP echo in C on io_uring (bare_uring.c): no protocol, for the load generator's --protocol tcp."""
 
-from __future__ import annotations
-
 import os
 import sys
 from pathlib import Path
@@ -17,4 +15,5 @@ if __name__ == "__main__":
         program = build("bare_uring")
     except BuildError as error:
         sys.exit(str(error))
-    os.execv(program, [program.name, arguments.host, str(arguments.port)])
+    command = [program.name, arguments.host, str(arguments.port)]
+    os.execv(program, command)  # noqa: S606 (there is no shell to go through)

@@ -1,7 +1,5 @@
 """The command line which all servers of the bench have, and how they say that they are ready."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import resource

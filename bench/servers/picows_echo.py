@@ -1,10 +1,9 @@
 """picows on uvloop: the echo of its README, which never leaves the data path and sends from the receive buffer."""
 
-from __future__ import annotations
-
 import uvloop
-from command_line import MESSAGE_BYTES_MAX, parse, parser, ready
 from picows import WSFrame, WSListener, WSMsgType, WSTransport, ws_create_server
+
+from command_line import MESSAGE_BYTES_MAX, parse, parser, ready
 
 
 class Echo(WSListener):

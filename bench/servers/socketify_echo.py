@@ -1,9 +1,8 @@
 """socketify (uWebSockets behind cffi), without compression."""
 
-from __future__ import annotations
+from socketify import App, AppListenOptions, CompressOptions, OpCode, WebSocket
 
 from command_line import MESSAGE_BYTES_MAX, parse, parser, ready
-from socketify import App, AppListenOptions, CompressOptions, OpCode, WebSocket
 
 
 def echo(session: WebSocket, message: bytes | str, opcode: OpCode) -> None:
@@ -22,7 +21,5 @@ if __name__ == "__main__":
             "message": echo,
         },
     )
-    application.listen(
-        AppListenOptions(port=arguments.port, host=arguments.host), lambda options: ready(options.port)
-    )
+    application.listen(AppListenOptions(port=arguments.port, host=arguments.host), lambda options: ready(options.port))
     application.run()

@@ -1,7 +1,5 @@
 """uringws, the echo in C: no Python runs per message."""
 
-from __future__ import annotations
-
 from uringws import Handler
 from uringws_reactor import arguments, reactor
 

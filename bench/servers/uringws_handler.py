@@ -1,7 +1,5 @@
 """uringws, a Python handler that calls conn.echo(): the payload goes back in place."""
 
-from __future__ import annotations
-
 from uringws import Connection, Handler, Message
 from uringws_reactor import arguments, reactor
 

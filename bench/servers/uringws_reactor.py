@@ -1,7 +1,5 @@
 """What the three uringws servers share: their options, and a reactor that is bound."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager

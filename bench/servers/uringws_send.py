@@ -1,7 +1,5 @@
 """uringws, a Python handler that sends what it received: what an application with its own answers costs."""
 
-from __future__ import annotations
-
 from uringws import Connection, Handler, Message
 from uringws_reactor import arguments, reactor
 

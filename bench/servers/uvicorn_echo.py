@@ -1,15 +1,17 @@
 """A bare ASGI application in uvicorn with websockets (its sans-I/O half, which uvicorn recommends) and uvloop."""
 
-from __future__ import annotations
-
 import socket
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 import uvicorn
+
 from command_line import MESSAGE_BYTES_MAX, parse, parser, ready
-from uvicorn._types import ASGIReceiveCallable, ASGISendCallable, Scope
+
+Event = dict[str, Any]
 
 
-async def echo(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+async def echo(_: Event, receive: Callable[[], Awaitable[Event]], send: Callable[[Event], Awaitable[None]]) -> None:
     await receive()  # websocket.connect
     await send({"type": "websocket.accept", "subprotocol": None, "headers": []})
     while (event := await receive())["type"] == "websocket.receive":

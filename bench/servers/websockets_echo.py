@@ -1,10 +1,9 @@
 """websockets' asyncio server on uvloop, without compression and keepalive."""
 
-from __future__ import annotations
-
 import uvloop
-from command_line import MESSAGE_BYTES_MAX, parse, parser, ready
 from websockets.asyncio.server import ServerConnection, serve
+
+from command_line import MESSAGE_BYTES_MAX, parse, parser, ready
 
 
 async def echo(connection: ServerConnection) -> None:
@@ -13,8 +12,9 @@ async def echo(connection: ServerConnection) -> None:
 
 
 async def main(host: str, port: int) -> None:
-    options = {"compression": None, "max_size": MESSAGE_BYTES_MAX, "ping_interval": None, "backlog": 1024}
-    async with serve(echo, host, port, **options) as server:
+    async with serve(
+        echo, host, port, compression=None, ping_interval=None, max_size=MESSAGE_BYTES_MAX, backlog=1024
+    ) as server:
         ready(port)
         await server.serve_forever()
 

@@ -1,6 +1,4 @@
-"""npm's ws on node, without compression (ws_echo.mjs). Install it with: npm install --prefix bench/servers"""
-
-from __future__ import annotations
+"""npm's ws on node, without compression (ws_echo.mjs). It has to be installed: npm install --prefix bench/servers."""
 
 import os
 import shutil
@@ -19,4 +17,5 @@ if __name__ == "__main__":
     if not (HERE / "node_modules" / "ws").is_dir():
         sys.exit("ws is not installed: npm install --prefix bench/servers")
     script = str(HERE / "ws_echo.mjs")
-    os.execv(node, [node, script, arguments.host, str(arguments.port), str(MESSAGE_BYTES_MAX)])
+    command = [node, script, arguments.host, str(arguments.port), str(MESSAGE_BYTES_MAX)]
+    os.execv(node, command)  # noqa: S606 (there is no shell to go through)
