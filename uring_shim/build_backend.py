@@ -1,7 +1,10 @@
 """The project's build backend (PEP 517, PEP 660): setuptools' own, with the cffi module added.
 
-pyproject.toml has no key for cffi modules; everything else that it can say is said there.
+pyproject.toml has no key for cffi modules; everything else that it can say is said there. Without a setup.py, the
+class behind setuptools' hooks is the one place where a keyword of setup() can be added.
 """
+
+import sys
 
 from setuptools.build_meta import _BuildMetaBackend
 
@@ -13,7 +16,7 @@ class Backend(_BuildMetaBackend):
 
     def run_setup(self, setup_script: str = "setup.py") -> None:
         """Every hook ends up here, with the command line to run in sys.argv."""
-        build_ffi.setup()
+        build_ffi.setup(sys.argv[1:])
 
 
 _backend = Backend()

@@ -24,6 +24,8 @@ SHIM = ROOT / "uring_shim"
 # Every header with a cdef zone, each after those whose types it uses. One that is not listed stops the build.
 HEADERS = (
     "base.h",
+    "fault.h",
+    "block.h",
     "mask.h",
     "utf8.h",
     "frame.h",
@@ -64,7 +66,7 @@ REQUIREMENTS = (
     (
         "#include <liburing.h>\nvoid *probe(void) { return (void *)io_uring_prep_recv_multishot; }\n",
         "liburing.h, version 2.3 or later",
-        "liburing-dev (Debian, Ubuntu, Alpine), liburing-devel (Fedora), liburing (Arch)",
+        "liburing-dev (Debian, Ubuntu; Alpine: and linux-headers), liburing-devel (Fedora), liburing (Arch)",
     ),
 )
 
@@ -193,11 +195,10 @@ class BuildExtension(build_ext):
             extension.libraries.append("uring")
 
 
-def setup(*script_args: str) -> None:
-    """setuptools.setup() with what pyproject.toml cannot say; `script_args` stand in for the command line's."""
-    if script_args:
-        sys.argv[1:] = script_args
+def setup(arguments: list[str]) -> None:
+    """Runs setuptools, with the `arguments` of its command line, and with what pyproject.toml cannot say."""
     setuptools.setup(
+        script_args=arguments,
         cffi_modules=["uring_shim/build_ffi.py:ffibuilder"],
         cmdclass={"build_ext": BuildExtension},
         options={"bdist_wheel": {"py_limited_api": LIMITED_API_TAG}},
@@ -208,4 +209,4 @@ if __name__ == "__main__":
     if sys.argv[1:]:
         raise SystemExit(__doc__)
     os.chdir(ROOT)
-    setup("--quiet", "build_ext", "--inplace")
+    setup(["--quiet", "build_ext", "--inplace"])

@@ -1,0 +1,297 @@
+"""The bars this library is held to, and whether a run clears them: each claim is a row, each row a number.
+
+Where a bar names C++ uWebSockets, it is the baseline of the run that counts: give uWebSockets' own echo server with
+--peer and choose it with --baseline.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from rich.table import Table
+
+from cases import CPU_PER_MESSAGE, MODES, SHAPES, Mode
+from results import Results
+
+BASELINE = "the baseline"
+SMALL_SHAPES = tuple(name for name in SHAPES if not name.endswith("/16384"))
+LARGE_SHAPES = tuple(name for name in SHAPES if name.endswith("/16384"))
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The number of a bar, and what else one would want to know of it."""
+
+    value: float
+    detail: str
+
+
+Measure = Callable[[Results], Reading | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bar:
+    """One claim. `measure` gives None where the run lacks a measurement it needs."""
+
+    what: str
+    against: str
+    required: float
+    aim: float | None = None
+    unit: str = ""
+    at_most: bool = False
+    """The number must not exceed what is required, instead of reaching it."""
+    measure: Measure
+
+    def met(self, value: float, bar: float) -> bool:
+        """Whether `value` is on the right side of `bar`, which is what is required or the aim."""
+        return value <= bar if self.at_most else value >= bar
+
+
+def opponent(results: Results, against: str) -> str:
+    """The server a bar is about, in this run."""
+    return results.baseline if against == BASELINE else against
+
+
+def worst(server: str, against: str, cases: Sequence[str], mode: Mode) -> Measure:
+    """The lowest of the ratios in `cases`."""
+
+    def measure(results: Results) -> Reading | None:
+        found = []
+        for case in cases:
+            ratio = results.measurements.ratio(server, opponent(results, against), case, mode)
+            if ratio is None:
+                return None
+            found.append((ratio.median, f"{case}: {ratio.low:.2f}-{ratio.high:.2f}"))
+        return Reading(*min(found))
+
+    return measure
+
+
+def mean(server: str, against: str, cases: Sequence[str], mode: Mode) -> Measure:
+    """The geometric mean of the ratios in `cases`."""
+
+    def measure(results: Results) -> Reading | None:
+        value = results.measurements.geometric_mean(server, opponent(results, against), cases, mode)
+        return None if value is None else Reading(value, f"{len(cases)} cases")
+
+    return measure
+
+
+def times(server: str, against: str, case: str) -> Measure:
+    """How many times the other's latency the server has."""
+
+    def measure(results: Results) -> Reading | None:
+        ratio = results.measurements.ratio(server, opponent(results, against), case, "throughput")
+        value = results.measurements.value(server, case, "throughput")
+        if ratio is None or value is None:
+            return None
+        return Reading(1 / ratio.median, f"{1 / ratio.high:.2f}-{1 / ratio.low:.2f}, {value.median:.0f} us")
+
+    return measure
+
+
+def more_cpu(server: str, against: str, case: str) -> Measure:
+    """How many microseconds of CPU time per message the server needs beyond the other."""
+
+    def measure(results: Results) -> Reading | None:
+        found = results.measurements.difference(server, against, case, "capacity", CPU_PER_MESSAGE.key)
+        return None if found is None else Reading(found.median, f"{case}: {found.low:.2f}-{found.high:.2f}")
+
+    return measure
+
+
+def bytes_per_session(server: str) -> Measure:
+    """How much resident memory each idle session adds."""
+
+    def measure(results: Results) -> Reading | None:
+        found = results.measurements.value(server, "idle-memory", "throughput")
+        return None if found is None else Reading(found.median, f"{found.low:.0f}-{found.high:.0f}")
+
+    return measure
+
+
+def elsewhere(results: Results) -> None:
+    """Not a server's: the microbenchmarks measure it."""
+
+
+def bars() -> Iterator[Bar]:
+    """In the order in which they were set."""
+    for mode in MODES:
+        yield from (
+            Bar(
+                what=f"run_echo, each shape, {mode}",
+                against=BASELINE,
+                required=1.0,
+                aim=1.1,
+                measure=worst("uringws_echo", BASELINE, SHAPES, mode),
+            ),
+            Bar(
+                what=f"run_echo, geometric mean, {mode}",
+                against=BASELINE,
+                required=1.03,
+                measure=mean("uringws_echo", BASELINE, SHAPES, mode),
+            ),
+            Bar(
+                what=f"run_echo, each 16 KiB shape, {mode}",
+                against=BASELINE,
+                required=1.05,
+                measure=worst("uringws_echo", BASELINE, LARGE_SHAPES, mode),
+            ),
+            Bar(
+                what=f"run_echo on epoll, each shape, {mode}",
+                against=BASELINE,
+                required=0.98,
+                aim=1.03,
+                measure=worst("uringws_echo_epoll", BASELINE, SHAPES, mode),
+            ),
+            Bar(
+                what=f"Python handler, conn.echo(), each shape, {mode}",
+                against=BASELINE,
+                required=0.93,
+                aim=1.0,
+                measure=worst("uringws_handler", BASELINE, SHAPES, mode),
+            ),
+            Bar(
+                what=f"Python handler, conn.send(), each shape, {mode}",
+                against=BASELINE,
+                required=0.88,
+                aim=0.97,
+                measure=worst("uringws_send", BASELINE, SHAPES, mode),
+            ),
+        )
+    yield Bar(
+        what="Python's own share: CPU per message of the handler less that of run_echo",
+        against="uringws_echo",
+        required=0.45,
+        aim=0.25,
+        unit=" us",
+        at_most=True,
+        measure=more_cpu("uringws_handler", "uringws_echo", "100/20"),
+    )
+    for mode in MODES:
+        yield from (
+            Bar(
+                what=f"Python handler, 20 and 1,024 bytes, {mode}",
+                against="picows",
+                required=1.15,
+                aim=1.25,
+                measure=worst("uringws_handler", "picows", SMALL_SHAPES, mode),
+            ),
+            Bar(
+                what=f"Python handler, 16 KiB, {mode}",
+                against="picows",
+                required=1.4,
+                aim=1.6,
+                measure=worst("uringws_handler", "picows", LARGE_SHAPES, mode),
+            ),
+            Bar(
+                what=f"run_echo, 16 in flight, {mode}",
+                against=BASELINE,
+                required=1.1,
+                aim=1.5,
+                measure=worst("uringws_echo", BASELINE, ["pipelined-16"], mode),
+            ),
+            Bar(
+                what=f"run_echo, 64 in flight, {mode}",
+                against=BASELINE,
+                required=1.25,
+                aim=1.5,
+                measure=worst("uringws_echo", BASELINE, ["pipelined-64"], mode),
+            ),
+            Bar(
+                what=f"Python handler, 16 in flight, {mode}",
+                against="picows",
+                required=6,
+                aim=10,
+                measure=worst("uringws_handler", "picows", ["pipelined-16"], mode),
+            ),
+        )
+    yield Bar(
+        what="CPU per message of run_echo, each shape",
+        against="bare_uring",
+        required=0.97,
+        aim=0.99,
+        measure=worst("uringws_echo", "bare_uring", SHAPES, "capacity"),
+    )
+    for case in ("rate-100/20", "rate-200/16384"):
+        yield Bar(
+            what=f"p99 latency at half of the saturation rate, {case.removeprefix('rate-')}",
+            against=BASELINE,
+            required=1.0,
+            aim=0.9,
+            at_most=True,
+            measure=times("uringws_echo", BASELINE, case),
+        )
+    yield Bar(
+        what="round trip, 1 connection, 20 bytes",
+        against=BASELINE,
+        required=1.0,
+        at_most=True,
+        measure=times("uringws_echo", BASELINE, "round-trip"),
+    )
+    yield Bar(
+        what="the same, with busy polling",
+        against=BASELINE,
+        required=0.75,
+        aim=0.6,
+        at_most=True,
+        measure=times("uringws_echo_busy_poll", BASELINE, "round-trip"),
+    )
+    for against, required in (("websockets", 3), ("picows", 2)):
+        yield Bar(
+            what="upgrades per second",
+            against=against,
+            required=required,
+            measure=worst("uringws_handler", against, ["upgrades"], "throughput"),
+        )
+    yield Bar(
+        what="resident bytes per idle session, Python handler",
+        against="",
+        required=512,
+        aim=350,
+        unit=" bytes",
+        at_most=True,
+        measure=bytes_per_session("uringws_handler"),
+    )
+    yield Bar(
+        what="unmask at 16 KiB (see bench/micro)",
+        against="memcpy",
+        required=0.8,
+        aim=1.0,
+        measure=elsewhere,
+    )
+    for mode in MODES:
+        yield Bar(
+            what=f"64 KiB and 1 MiB messages, {mode}",
+            against=BASELINE,
+            required=1.0,
+            aim=1.1,
+            measure=worst("uringws_echo", BASELINE, ["64KiB", "1MiB"], mode),
+        )
+
+
+def table(results: Results) -> Table:
+    """All bars, and how the run stands to them."""
+    grid = Table(title="bars", title_justify="left", title_style="bold")
+    for heading in ("what", "against"):
+        grid.add_column(heading)
+    for heading in ("required", "aim", "measured", "", "met?"):
+        grid.add_column(heading, justify="right")
+    for bar in bars():
+        sign = "at most " if bar.at_most else ""
+        required = f"{sign}{bar.required:g}{bar.unit}"
+        aim = "" if bar.aim is None else f"{bar.aim:g}{bar.unit}"
+        reading = bar.measure(results)
+        if reading is None:
+            measured = detail = "-"
+            verdict = "[dim]not measured"
+        else:
+            measured, detail = f"{reading.value:.{0 if reading.value >= 100 else 2}f}{bar.unit}", reading.detail
+            if not bar.met(reading.value, bar.required):
+                verdict = "[red]no"
+            elif bar.aim is not None and bar.met(reading.value, bar.aim):
+                verdict = "[green]yes, and the aim"
+            else:
+                verdict = "[green]yes"
+        against = opponent(results, bar.against)
+        grid.add_row(bar.what, against, required, aim, measured, detail, verdict)
+    return grid

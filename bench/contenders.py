@@ -1,0 +1,78 @@
+"""Who takes part: one line per server. The servers themselves are in servers/."""
+
+import re
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from load import Protocol
+
+SERVERS = Path(__file__).resolve().parent / "servers"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contender:
+    """A server that can be started; `command` lacks the port and the CPU, unless the port is fixed."""
+
+    name: str
+    command: tuple[str, ...]
+    port: int | None = None
+    protocol: Protocol = "websocket"
+    cases: tuple[str, ...] | None = None
+    """The only cases it is for; None: all."""
+
+    def command_line(self, port: int, core: int) -> list[str]:
+        """What starts it on a port and a CPU."""
+        if self.port is not None:
+            return list(self.command)
+        return [*self.command, "--port", str(port), "--core", str(core)]
+
+
+def script(name: str, file: str, *options: str) -> Contender:
+    """A contender that is a script in servers/, with the command line they all have."""
+    return Contender(name=name, command=(sys.executable, str(SERVERS / f"{file}.py"), *options))
+
+
+CONTENDERS = {
+    contender.name: contender
+    for contender in (
+        script("uringws_echo", "uringws_echo"),
+        script("uringws_echo_epoll", "uringws_echo", "--backend", "epoll"),
+        Contender(
+            name="uringws_echo_busy_poll",
+            command=(sys.executable, str(SERVERS / "uringws_echo.py"), "--busy-poll-microseconds", "50"),
+            cases=("round-trip",),
+        ),
+        script("uringws_handler", "uringws_handler"),
+        script("uringws_handler_epoll", "uringws_handler", "--backend", "epoll"),
+        script("uringws_send", "uringws_send"),
+        script("uringws_send_epoll", "uringws_send", "--backend", "epoll"),
+        script("picows", "picows_echo"),
+        script("websockets", "websockets_echo"),
+        script("aiohttp", "aiohttp_echo"),
+        script("socketify", "socketify_echo"),
+        script("uvicorn", "uvicorn_echo"),
+        script("ws", "ws_echo"),
+        Contender(
+            name="bare_uring",
+            command=(sys.executable, str(SERVERS / "bare_uring.py")),
+            protocol="tcp",
+        ),
+    )
+}
+
+PEER = re.compile(r"(?P<name>[\w.-]+)=(?P<port>\d+):(?P<command>.+)")
+
+
+def peer(text: str) -> Contender:
+    """A contender from the command line: name=port:command. Raises ValueError."""
+    match = PEER.fullmatch(text)
+    if match is None:
+        raise ValueError(f"a peer is given as name=port:command, not {text!r}")
+    port = int(match["port"])
+    if not 0 < port < 65536:
+        raise ValueError(f"{port} is not a port, in {text!r}")
+    if match["name"] in CONTENDERS:
+        raise ValueError(f"{match['name']} is a contender of the bench already; give the peer another name")
+    return Contender(name=match["name"], command=tuple(shlex.split(match["command"])), port=port)

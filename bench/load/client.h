@@ -1,0 +1,168 @@
+/* The client's state, and which file does what with it: opening.c brings a connection up (and, in upgrade mode, down
+ * again), traffic.c exchanges messages on it, load.c decides when and reports. */
+#ifndef LOAD_CLIENT_H
+#define LOAD_CLIENT_H
+
+#include <netinet/in.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "histogram.h"
+#include "options.h"
+#include "ring.h"
+#include "script.h"
+
+/* What a connection waits for. */
+enum awaited {
+    AWAIT_TURN,    /* not opened yet */
+    AWAIT_CONNECT,
+    AWAIT_UPGRADE, /* the head of the server's response */
+    AWAIT_PROOF,   /* the answer to its first message, which is compared byte by byte */
+    AWAIT_ANSWERS, /* open: traffic.c's */
+    AWAIT_END      /* upgrade mode: a close frame is sent, the server has to end the connection */
+};
+
+/* Which request a completion belongs to. There is at most one of each kind per connection. */
+enum request { REQUEST_CONNECT, REQUEST_SEND, REQUEST_RECEIVE };
+
+/* Messages that were sent together, for their latency. */
+struct burst {
+    uint64_t sent_at;
+    uint32_t messages;
+};
+
+struct connection {
+    int fd;
+    enum awaited awaited;
+    bool sending;              /* a send is in flight; there is never a second one */
+    uint32_t owed;             /* messages to send as soon as none is */
+    const uint8_t *send_next;  /* what the send in flight has not sent yet */
+    size_t send_bytes;
+    uint64_t sent;             /* messages, including the one of the proof */
+    uint64_t answered;         /* messages, likewise */
+    size_t answer_bytes;       /* that arrived of the next answer */
+    unsigned burst_first;      /* the oldest of `bursts` that is not answered */
+    unsigned burst_count;
+    struct burst *bursts;      /* options.in_flight of them, a ring; closed loop only */
+    uint8_t *head;             /* while opening: what the server said so far */
+    size_t head_bytes;
+    uint64_t opened_at;
+};
+
+/* What is counted while `recording`. */
+struct counts {
+    uint64_t messages; /* or upgrades */
+    uint64_t turns;
+    uint64_t sends_short;
+    uint64_t receives_ended; /* multishots that had to be armed again */
+    uint64_t unanswered;     /* fixed rate: were due in the window, and never answered */
+    struct histogram latency;
+};
+
+struct client {
+    struct options options;
+    struct script script;
+    struct ring ring;
+    struct pool read;    /* for connections whose answers are compared */
+    struct pool discard; /* for those whose answers are only counted */
+    struct sockaddr_in address;
+    struct connection *connections;
+    char request[1024]; /* the upgrade request */
+    size_t request_bytes;
+    unsigned opening;   /* connections between AWAIT_TURN and AWAIT_ANSWERS */
+    unsigned next;      /* the first connection still in AWAIT_TURN */
+    unsigned open;      /* connections in AWAIT_ANSWERS */
+    bool stopping;      /* send nothing new */
+    bool ending;        /* every connection is told to end */
+    bool recording;
+    uint64_t now;             /* read once per turn */
+    uint64_t last_progress;   /* when a completion came last */
+    uint64_t outstanding;     /* messages sent and not answered */
+    /* Fixed rate: message k of all is due at `rate_start` + k / rate, on connection k % connections. */
+    uint64_t rate_start;
+    uint64_t rate_released; /* messages that were due up to now */
+    uint64_t window_start, window_end;
+    struct counts counts;
+};
+
+/* opening.c */
+
+/* Begins to open as many connections as may be opened at once. */
+void opening_continue(struct client *client);
+/* A completion for a connection that is not in AWAIT_ANSWERS. */
+void opening_complete(struct client *client, struct connection *connection, enum request request, int result);
+
+/* traffic.c */
+
+/* Gives every connection its first messages, or starts the clock of the fixed rate. */
+void traffic_start(struct client *client);
+/* Fixed rate: sends what is due, and returns how many nanoseconds there are until the next message is. */
+uint64_t traffic_release(struct client *client);
+/* Arms the receive of a connection which has just been opened. */
+void traffic_arm(struct client *client, struct connection *connection);
+/* A completion for a connection in AWAIT_ANSWERS. */
+void traffic_complete(struct client *client, struct connection *connection, enum request request,
+                      const struct io_uring_cqe *cqe);
+/* Tells every connection to end, as its protocol has it, so that no server has errors to log while the next one is
+ * measured. */
+void traffic_end(struct client *client);
+/* Fixed rate: counts what was due in the window and is not answered with the age it has now. */
+void traffic_count_unanswered(struct client *client);
+
+static inline unsigned connection_index(const struct client *client, const struct connection *connection)
+{
+    return (unsigned)(connection - client->connections);
+}
+
+/* Whether every byte a connection hears is compared: with --verify on all, else only on the first, which is a witness
+ * for the others. (The first answer of each is always.) */
+static inline bool connection_is_verified(const struct client *client, const struct connection *connection)
+{
+    return client->options.verify || connection == client->connections;
+}
+
+static inline struct pool *connection_pool(struct client *client, const struct connection *connection)
+{
+    return connection_is_verified(client, connection) ? &client->read : &client->discard;
+}
+
+/* Message `sequence` of a connection is this one of the script's: each connection begins at a variant of its own, so
+ * that an answer which belongs to another connection is seen for what it is. */
+static inline uint64_t script_position(const struct client *client, const struct connection *connection,
+                                       uint64_t sequence)
+{
+    return sequence + connection_index(client, connection);
+}
+
+static inline void client_tag(const struct client *client, struct io_uring_sqe *sqe,
+                              const struct connection *connection, enum request request)
+{
+    io_uring_sqe_set_data64(sqe, (uint64_t)connection_index(client, connection) << 8 | request);
+}
+
+static inline enum request tag_request(uint64_t tag)
+{
+    return (enum request)(tag & 0xff);
+}
+
+static inline struct connection *tag_connection(const struct client *client, uint64_t tag)
+{
+    return &client->connections[tag >> 8];
+}
+
+/* Queues the send of bytes which stay where they are until it completes. */
+static inline void client_send(struct client *client, struct connection *connection, const void *bytes, size_t count)
+{
+    connection->sending = true;
+    connection->send_next = bytes;
+    connection->send_bytes = count;
+    struct io_uring_sqe *sqe = ring_sqe(&client->ring);
+    io_uring_prep_send(sqe, connection->fd, bytes, count, MSG_WAITALL | MSG_NOSIGNAL);
+    client_tag(client, sqe, connection, REQUEST_SEND);
+}
+
+/* After the completion of a send: true if all is sent, else the rest is queued. */
+bool client_sent(struct client *client, struct connection *connection, int result);
+
+#endif

@@ -1,0 +1,170 @@
+"""Peers that read too slowly, are too many, or take too long: each held to a limit, none at the cost of another."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from servers import EchoRecorder, ReactorThread, Recorder
+from uringws import BacklogFull, CloseCode, Connection, ConnectionClosed, Message, Opcode, Options
+from wire import BINARY, CLOSE, PING, PONG, TEXT, Frame, Peer, distinct_payloads, frame, http, upgrade_request
+
+# Slow readers
+
+
+def test_a_slow_reader_does_not_hold_up_another(backend: str, recorder: EchoRecorder) -> None:
+    with (
+        ReactorThread(recorder, backend=backend, options=Options(on_full="drop")) as server,
+        Peer.connect(server.address) as slow,
+        Peer.connect(server.address) as quick,
+    ):
+        for _ in range(200):
+            slow.send(BINARY, b"x" * 60_000)
+        for payload in distinct_payloads(100, 5000):
+            quick.send(BINARY, payload)
+            assert quick.read_frame() == Frame(BINARY, payload)
+
+
+def test_on_drain_follows_a_backlog_and_loses_no_byte(backend: str) -> None:
+    class Flood(Recorder):
+        def on_message(self, conn: Connection, message: Message) -> None:
+            for number in range(64):
+                conn.send_binary(bytes([number]) * 100_000)
+            self.record("buffered", conn.buffered_amount)
+
+        def on_drain(self, conn: Connection) -> None:
+            self.record("drain", conn.buffered_amount)
+
+    options = Options(backlog_bytes_max=16 << 20, backlog_high_bytes=1 << 20, backlog_low_bytes=1 << 18)
+    recorder = Flood()
+    with ReactorThread(recorder, backend=backend, options=options) as server, Peer.connect(server.address) as peer:
+        peer.send(TEXT, b"flood me")
+        ((_, buffered),) = recorder.wait_for("buffered")
+        assert 1 << 20 < buffered <= 64 * 100_010
+        assert recorder.of("drain") == []
+        for number in range(64):
+            assert peer.read_frame() == Frame(BINARY, bytes([number]) * 100_000)
+        ((_, left),) = recorder.wait_for("drain")
+        assert left <= 1 << 18
+    assert len(recorder.of("drain")) == 1
+
+
+class Overflow(Recorder):
+    """Sends more than any backlog here takes, and keeps what ``send`` said."""
+
+    def on_message(self, conn: Connection, message: Message) -> None:
+        for _ in range(200):
+            try:
+                self.record("sent", conn.send(Opcode.BINARY, bytes(100_000)))
+            except BacklogFull as error:
+                self.record("raised", error)
+                break
+            except ConnectionClosed:
+                self.record("closed")
+                break
+
+
+@pytest.mark.parametrize("policy", ["close", "drop", "error"])
+def test_a_full_backlog_closes_drops_or_raises(backend: str, policy: str) -> None:
+    options = Options(backlog_bytes_max=1 << 20, on_full=policy, close_seconds_max=0.2)  # type: ignore[arg-type]
+    recorder = Overflow()
+    with ReactorThread(recorder, backend=backend, options=options) as server, Peer.connect(server.address) as peer:
+        peer.send(TEXT, b"go")
+        if policy == "close":
+            ((_, _, code, _),) = recorder.wait_for("close")
+            assert code == CloseCode.POLICY_VIOLATION
+            return
+        recorder.wait_for("sent" if policy == "drop" else "raised", 200 if policy == "drop" else 1)
+        kept = sum(1 for event in recorder.of("sent") if event[1])
+        assert 10 <= kept < 200
+        assert peer.read_frames(kept) == [Frame(BINARY, bytes(100_000))] * kept
+        assert peer.shake_hands() == 1000
+
+
+def test_a_full_backlog_leaves_room_for_pongs(backend: str) -> None:
+    options = Options(backlog_bytes_max=1 << 20, on_full="drop")
+    with ReactorThread(Overflow(), backend=backend, options=options) as server, Peer.connect(server.address) as peer:
+        peer.write(frame(TEXT, b"go"), frame(PING, b"alive?"))
+        while (received := peer.read_frame()).opcode == BINARY:
+            pass
+        assert received == Frame(PONG, b"alive?")
+
+
+# Too many, too slow
+
+
+def test_a_request_that_never_ends_is_cut_off(backend: str, recorder: EchoRecorder) -> None:
+    options = Options(handshake_seconds_max=0.2)
+    with ReactorThread(recorder, backend=backend, options=options) as server:
+        silent, trickling = Peer.dial(server.address), Peer.dial(server.address)
+        with silent, trickling, Peer.connect(server.address) as upgraded:
+            start = time.monotonic()
+            trickling.write(upgrade_request()[:30])
+            assert trickling.read_response().status == 408
+            trickling.read_eof()
+            silent.sock.recv(4096)
+            assert 0.1 < time.monotonic() - start < 5
+            upgraded.send(TEXT, b"unharmed")
+            assert upgraded.read_frame() == Frame(TEXT, b"unharmed")
+
+
+def test_sessions_over_the_limit_are_answered_503(backend: str, recorder: EchoRecorder) -> None:
+    with (
+        ReactorThread(recorder, backend=backend, options=Options(sessions_max=2)) as server,
+        Peer.connect(server.address),
+        Peer.connect(server.address) as second,
+    ):
+        assert http(server.address, upgrade_request()).status == 503
+        second.shake_hands()
+        recorder.wait_for("close")
+        with Peer.connect(server.address) as third:
+            third.send(TEXT, b"room again")
+            assert third.read_frame() == Frame(TEXT, b"room again")
+
+
+def test_a_peer_that_does_not_answer_our_close_is_cut_off(backend: str) -> None:
+    class Closer(Recorder):
+        def on_message(self, conn: Connection, message: Message) -> None:
+            conn.close(CloseCode.GOING_AWAY)
+
+    recorder = Closer()
+    options = Options(close_seconds_max=0.2)
+    with ReactorThread(recorder, backend=backend, options=options) as server, Peer.connect(server.address) as peer:
+        peer.send(TEXT, b"close me")
+        assert peer.read_close() == 1001
+        start = time.monotonic()
+        recorder.wait_for("close")
+        assert 0.1 < time.monotonic() - start < 5
+        peer.read_eof()
+
+
+def test_an_idle_session_is_closed(backend: str, recorder: EchoRecorder) -> None:
+    options = Options(idle_seconds_max=0.3, ping_interval_seconds=None)
+    with (
+        ReactorThread(recorder, backend=backend, options=options) as server,
+        Peer.connect(server.address) as busy,
+        Peer.connect(server.address) as idle,
+    ):
+        for _ in range(8):
+            busy.send(TEXT, b"busy")
+            busy.read_frame()
+            time.sleep(0.1)
+        assert [event[1] for event in recorder.wait_for("close")] == [recorder.of("open")[1][1]]
+        assert idle.read_frame().opcode == CLOSE
+
+
+def test_the_server_pings_and_gives_up_on_who_does_not_answer(backend: str, recorder: EchoRecorder) -> None:
+    options = Options(ping_interval_seconds=0.1, ping_timeout_seconds=0.3)
+    with (
+        ReactorThread(recorder, backend=backend, options=options) as server,
+        Peer.connect(server.address) as alive,
+        Peer.connect(server.address),
+    ):
+        dead = recorder.wait_for("open", 2)[1][1]
+        deadline = time.monotonic() + 0.8
+        while time.monotonic() < deadline:
+            ping = alive.read_frame()
+            assert ping.opcode == PING
+            alive.send(PONG, ping.payload)
+        assert [event[1] for event in recorder.wait_for("close")] == [dead]

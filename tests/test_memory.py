@@ -1,0 +1,88 @@
+"""What an idle session costs: resident memory of a server with 10,000 of them, each seen by a Python ``on_open``."""
+
+from __future__ import annotations
+
+import re
+import resource
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from servers import ServerProcess, missing
+from wire import TEXT, Frame, Peer, upgrade_request
+
+SESSIONS = 10_000
+WARM_SESSIONS = 256
+SESSION_BYTES_MAX = 512
+SPARE_FILES = 200
+
+SERVER = """
+import sys
+from uringws import Handler, Options, Reactor
+
+class Idle(Handler):
+    opened = 0
+
+    def on_open(self, conn):
+        self.opened += 1
+
+    def on_message(self, conn, message):
+        conn.send_text(str(self.opened))
+
+options = Options(ping_interval_seconds=None)
+with Reactor(Idle(), options, backend=sys.argv[1]) as reactor:
+    reactor.bind("127.0.0.1", 0)
+    host, port = reactor.addresses[0]
+    print(f"listening on ws://{host}:{port} ({reactor.backend})", flush=True)
+    reactor.run()
+"""
+
+
+def resident_bytes(pid: int) -> int:
+    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    (kib,) = re.findall(r"^Rss:\s+(\d+) kB$", rollup, re.MULTILINE)
+    return int(kib) * 1024
+
+
+def connect_many(address: tuple[str, int], count: int, stack: ExitStack) -> list[Peer]:
+    """Upgrade in batches: quick, and never more at once than the server's queue of accepted connections takes."""
+    peers: list[Peer] = []
+    while len(peers) < count:
+        batch = [stack.enter_context(Peer.dial(address)) for _ in range(min(100, count - len(peers)))]
+        for peer in batch:
+            peer.write(upgrade_request())
+        for peer in batch:
+            assert b" 101 " in peer.sock.recv(4096)
+        peers += batch
+    return peers
+
+
+@pytest.fixture
+def many_files() -> int:
+    """As many open files as 10,000 sockets take, in this process and in the server, which inherits the limit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = SESSIONS + WARM_SESSIONS + SPARE_FILES
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        missing(f"the limit of open files is {hard}, this needs {wanted}")
+    if soft != resource.RLIM_INFINITY:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
+    return wanted
+
+
+@pytest.mark.usefixtures("many_files")
+def test_an_idle_session_costs_less_than_half_a_kibibyte(backend: str) -> None:
+    with ServerProcess("-c", SERVER, backend) as server, ExitStack() as stack:
+        # The first sessions bring in code and tables that all share.
+        connect_many(server.address, WARM_SESSIONS, stack)
+        before = resident_bytes(server.pid)
+        peers = connect_many(server.address, SESSIONS, stack)
+        after = resident_bytes(server.pid)
+
+        each = (after - before) / SESSIONS
+        print(f"{backend}: {each:.0f} bytes per session, {after / 2**20:.1f} MiB with {SESSIONS + WARM_SESSIONS}")
+
+        for peer in (peers[0], peers[SESSIONS // 2], peers[-1]):
+            peer.send(TEXT, b"how many?")
+            assert peer.read_frame() == Frame(TEXT, str(SESSIONS + WARM_SESSIONS).encode())
+        assert each < SESSION_BYTES_MAX

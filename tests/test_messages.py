@@ -1,0 +1,210 @@
+"""Messages in and messages out: what a handler is given, what it may send, and in which order it leaves."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from servers import EchoRecorder, ReactorThread, Recorder
+from uringws import Connection, Handler, Message, Opcode, Options, handler_fn
+from wire import BINARY, CONTINUATION, PING, PONG, TEXT, Frame, Peer, distinct_payloads, frame
+
+
+def test_fragments_arrive_as_one_message_with_control_frames_between(echo: ReactorThread) -> None:
+    with Peer.connect(echo.address) as peer:
+        peer.write(
+            frame(TEXT, "né".encode()[:2], fin=False),
+            frame(PING, b"still there?"),
+            frame(CONTINUATION, b"", fin=False),
+            frame(CONTINUATION, "né".encode()[2:]),
+        )
+        assert peer.read_frames(2) == [Frame(PONG, b"still there?"), Frame(TEXT, "né".encode())]
+
+
+def test_on_frame_sees_fragments_as_they_come(backend: str) -> None:
+    class Frames(Recorder):
+        def on_frame(self, conn: Connection, frame: Message) -> None:
+            self.record("frame", frame.opcode, frame.fin, bytes(frame))
+
+    recorder = Frames()
+    with ReactorThread(recorder, backend=backend) as server, Peer.connect(server.address) as peer:
+        peer.send(TEXT, b"one", fin=False)
+        recorder.wait_for("frame")
+        peer.send(CONTINUATION, b"two", fin=False)
+        recorder.wait_for("frame", 2)
+        peer.send(CONTINUATION, b"three")
+        peer.send(BINARY, b"four")
+        assert [event[1:] for event in recorder.wait_for("frame", 4)] == [
+            (Opcode.TEXT, False, b"one"),
+            (Opcode.CONTINUATION, False, b"two"),
+            (Opcode.CONTINUATION, True, b"three"),
+            (Opcode.BINARY, True, b"four"),
+        ]
+    assert recorder.of("message") == []
+
+
+@pytest.mark.parametrize("size", [1, 200, 16_000, 70_000, 1 << 20])
+def test_echo_sends_the_payload_as_the_handler_changed_it(backend: str, size: int) -> None:
+    def shout(conn: Connection, message: Message) -> None:
+        message.data[:] = bytes(message).upper()
+        conn.echo()
+
+    with ReactorThread(handler_fn(shout), backend=backend) as server, Peer.connect(server.address) as peer:
+        payload = (b"quiet please " * (size // 13 + 1))[:size]
+        peer.send(TEXT, payload)
+        assert peer.read_frame() == Frame(TEXT, payload.upper())
+
+
+def test_a_message_shows_opcode_length_bytes_and_text(backend: str) -> None:
+    seen: list[tuple[object, ...]] = []
+
+    def look(conn: Connection, message: Message) -> None:
+        text = message.text() if message.opcode == Opcode.TEXT else None
+        seen.append((message.opcode, len(message), bytes(message), bytes(message.data), text))
+        conn.echo()
+
+    with ReactorThread(handler_fn(look), backend=backend) as server, Peer.connect(server.address) as peer:
+        peer.write(frame(TEXT, "größer".encode()), frame(BINARY, b"\x00\xff"), frame(TEXT, b""))
+        peer.read_frames(3)
+    assert seen == [
+        (Opcode.TEXT, 8, "größer".encode(), "größer".encode(), "größer"),
+        (Opcode.BINARY, 2, b"\x00\xff", b"\x00\xff", None),
+        (Opcode.TEXT, 0, b"", b"", ""),
+    ]
+
+
+def test_a_payload_kept_past_the_handler_cannot_be_read(backend: str) -> None:
+    kept: list[memoryview] = []
+
+    def keep(conn: Connection, message: Message) -> None:
+        kept.append(message.data)
+        conn.echo()
+
+    with ReactorThread(handler_fn(keep), backend=backend) as server, Peer.connect(server.address) as peer:
+        peer.send(TEXT, b"mine for now")
+        peer.read_frame()
+        peer.send(TEXT, b"another")
+        peer.read_frame()
+    with pytest.raises(ValueError, match="released"):
+        bytes(kept[0])
+
+
+@pytest.mark.parametrize("size", [5, 20_000, 100_000])
+def test_sends_leave_before_the_echo_of_the_same_message(backend: str, size: int) -> None:
+    def answer(conn: Connection, _: Message) -> None:
+        conn.send_text("first")
+        conn.echo()
+        conn.send_binary(b"second")
+
+    payload = b"e" * size
+    with ReactorThread(handler_fn(answer), backend=backend) as server, Peer.connect(server.address) as peer:
+        peer.write(frame(BINARY, payload), frame(BINARY, payload))
+        round_ = [Frame(TEXT, b"first"), Frame(BINARY, b"second"), Frame(BINARY, payload)]
+        assert peer.read_frames(6) == round_ * 2
+
+
+def test_everything_that_can_be_sent(backend: str) -> None:
+    numpy = pytest.importorskip("numpy")
+    payloads = [b"bytes", bytearray(b"bytearray"), memoryview(b"memoryview"), numpy.arange(5, dtype=numpy.uint8)]
+
+    def answer(conn: Connection, message: Message) -> None:
+        for payload in payloads:
+            conn.send(Opcode.BINARY, payload)
+        conn.send(Opcode.TEXT, "str ✓")
+        conn.send_text("text ✓")
+        conn.send_binary(message.data)
+        conn.ping(b"ping")
+
+    with ReactorThread(handler_fn(answer), backend=backend) as server, Peer.connect(server.address) as peer:
+        peer.send(BINARY, b"go")
+        assert peer.read_frames(8) == [
+            *(Frame(BINARY, bytes(payload)) for payload in payloads),
+            Frame(TEXT, "str ✓".encode()),
+            Frame(TEXT, "text ✓".encode()),
+            Frame(BINARY, b"go"),
+            Frame(PING, b"ping"),
+        ]
+
+
+def test_what_cannot_be_sent_raises_and_harms_nothing(backend: str) -> None:
+    errors: list[type[BaseException]] = []
+
+    def attempt(conn: Connection, _: Message) -> None:
+        attempts: list[Callable[[], object]] = [
+            lambda: conn.send(Opcode.BINARY, 5),  # type: ignore[arg-type]
+            lambda: conn.send_text(None),  # type: ignore[arg-type]
+            lambda: conn.send(3, b""),  # type: ignore[arg-type]
+            lambda: conn.ping(b"x" * 126),
+            lambda: conn.close(1005),
+            lambda: conn.close(1000, "x" * 124),
+        ]
+        for each in attempts:
+            with pytest.raises((TypeError, ValueError)) as raised:
+                each()
+            errors.append(raised.type)
+        conn.echo()
+
+    with ReactorThread(handler_fn(attempt), backend=backend) as server, Peer.connect(server.address) as peer:
+        peer.send(TEXT, b"still fine")
+        assert peer.read_frame() == Frame(TEXT, b"still fine")
+    assert len(errors) == 6
+
+
+def test_a_send_from_on_open_is_the_first_frame(backend: str) -> None:
+    class Greeter(Handler):
+        def on_open(self, conn: Connection) -> None:
+            conn.send_text("welcome")
+
+        def on_message(self, conn: Connection, message: Message) -> None:
+            conn.echo()
+
+    with (
+        ReactorThread(Greeter(), backend=backend) as server,
+        Peer.connect(server.address, then=frame(TEXT, b"eager")) as peer,
+    ):
+        assert peer.read_frames(2) == [Frame(TEXT, b"welcome"), Frame(TEXT, b"eager")]
+
+
+def test_a_frame_may_arrive_byte_by_byte(echo: ReactorThread) -> None:
+    with Peer.connect(echo.address) as peer:
+        for byte in frame(TEXT, b"slow") + frame(BINARY, b"x" * 126):
+            peer.write(bytes([byte]))
+        assert peer.read_frames(2) == [Frame(TEXT, b"slow"), Frame(BINARY, b"x" * 126)]
+
+
+@pytest.mark.parametrize("size", [20, 1024, 20_000])
+def test_a_pipeline_is_answered_in_order(echo: ReactorThread, size: int) -> None:
+    payloads = distinct_payloads(3_000_000 // (size + 3000), size)
+    with Peer.connect(echo.address) as peer:
+        writer = threading.Thread(target=peer.write, args=[frame(BINARY, payload) for payload in payloads])
+        writer.start()
+        for payload in payloads:
+            assert peer.read_frame() == Frame(BINARY, payload)
+        writer.join()
+
+
+def test_many_sessions_in_one_turn_each_get_their_own(echo: ReactorThread) -> None:
+    payloads = distinct_payloads(300, 600)
+    peers = [Peer.connect(echo.address) for _ in payloads]
+    try:
+        for peer, payload in zip(peers, payloads, strict=True):
+            peer.send(BINARY, payload)
+        for peer, payload in zip(peers, payloads, strict=True):
+            assert peer.read_frame() == Frame(BINARY, payload)
+    finally:
+        for peer in peers:
+            peer.close()
+
+
+def test_a_pool_of_two_buffers_loses_nothing(backend: str, recorder: EchoRecorder) -> None:
+    options = Options(receive_buffers=2, receive_buffer_bytes=1024, session_turn_bytes_max=1024)
+    payloads = distinct_payloads(50, 5000)
+    with ReactorThread(recorder, backend=backend, options=options) as server:
+        peers = [Peer.connect(server.address) for _ in payloads]
+        for peer, payload in zip(peers, payloads, strict=True):
+            peer.write(frame(BINARY, payload), frame(TEXT, b"and more"))
+        for peer, payload in zip(peers, payloads, strict=True):
+            assert peer.read_frames(2) == [Frame(BINARY, payload), Frame(TEXT, b"and more")]
+            peer.close()

@@ -1,0 +1,206 @@
+"""Commands from other threads: in order and complete, refused for sessions that are gone, bounded, and counted in."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+import threading
+import time
+
+import pytest
+
+from servers import EchoRecorder, ReactorThread, run_until
+from uringws import CloseCode, Opcode, Options, Reactor, SenderFull
+from wire import BINARY, TEXT, Frame, Peer
+
+THREADS, SESSIONS, MESSAGES = 4, 100, 60
+
+
+def test_every_threads_stream_to_every_session_is_in_order_and_complete(
+    echo: ReactorThread, recorder: EchoRecorder
+) -> None:
+    with contextlib.ExitStack() as stack:
+        peers = [stack.enter_context(Peer.connect(echo.address)) for _ in range(SESSIONS)]
+        ids = [event[1] for event in recorder.wait_for("open", SESSIONS)]
+
+        def push(thread: int, refused: list[int]) -> None:
+            with echo.sender.clone() as sender:
+                for number in range(MESSAGES):
+                    payload = struct.pack("!II", thread, number) + bytes(number % 50)
+                    refused += [id_ for id_ in ids if not sender.send(id_, Opcode.BINARY, payload)]
+
+        refused: list[int] = []
+        threads = [threading.Thread(target=push, args=(thread, refused)) for thread in range(THREADS)]
+        for thread in threads:
+            thread.start()
+        expected = {
+            thread: [struct.pack("!II", thread, number) + bytes(number % 50) for number in range(MESSAGES)]
+            for thread in range(THREADS)
+        }
+        for peer in peers:
+            received: dict[int, list[bytes]] = {thread: [] for thread in range(THREADS)}
+            for frame in peer.read_frames(THREADS * MESSAGES):
+                received[struct.unpack_from("!I", frame.payload)[0]].append(frame.payload)
+            assert received == expected
+        for thread in threads:
+            thread.join()
+        assert refused == []
+
+
+def test_large_payloads_from_several_threads_do_not_mix(echo: ReactorThread, recorder: EchoRecorder) -> None:
+    size, rounds = 300_000, 5
+    with Peer.connect(echo.address) as peer:
+        ((_, id_),) = recorder.wait_for("open")
+
+        def push(letter: bytes) -> None:
+            for _ in range(rounds):
+                echo.sender.send(id_, Opcode.BINARY, letter * size)
+
+        threads = [threading.Thread(target=push, args=(letter,)) for letter in (b"a", b"b", b"c", b"d")]
+        for thread in threads:
+            thread.start()
+        received = [frame.payload for frame in peer.read_frames(4 * rounds)]
+        for thread in threads:
+            thread.join()
+    assert sorted(received) == sorted(letter * size for letter in (b"a", b"b", b"c", b"d") for _ in range(rounds))
+
+
+def test_a_payload_may_change_as_soon_as_send_returned(echo: ReactorThread, recorder: EchoRecorder) -> None:
+    with Peer.connect(echo.address) as peer:
+        ((_, id_),) = recorder.wait_for("open")
+        payload = bytearray(b"before")
+        assert echo.sender.send(id_, Opcode.TEXT, payload)
+        payload[:] = b"after!"
+        assert peer.read_frame() == Frame(TEXT, b"before")
+
+
+def test_text_may_be_str(echo: ReactorThread, recorder: EchoRecorder) -> None:
+    with Peer.connect(echo.address) as peer:
+        ((_, id_),) = recorder.wait_for("open")
+        assert echo.sender.send(id_, Opcode.TEXT, "grüß dich")
+        assert peer.read_frame() == Frame(TEXT, "grüß dich".encode())
+
+
+def test_close_reaches_the_peer_with_code_and_reason(echo: ReactorThread, recorder: EchoRecorder) -> None:
+    with Peer.connect(echo.address) as peer:
+        ((_, id_),) = recorder.wait_for("open")
+        assert echo.sender.send(id_, Opcode.TEXT, b"last words")
+        assert echo.sender.close(id_, CloseCode.GOING_AWAY, "moving")
+        assert peer.read_frame() == Frame(TEXT, b"last words")
+        closing = peer.read_frame()
+        assert (closing.close_code, closing.payload[2:]) == (1001, b"moving")
+        peer.write(b"\x88\x82\0\0\0\0\x03\xe9")
+        peer.read_eof()
+    recorder.wait_for("close")
+
+
+def test_a_session_that_is_gone_is_refused_even_when_its_slot_is_taken_again(
+    echo: ReactorThread, recorder: EchoRecorder
+) -> None:
+    with Peer.connect(echo.address) as peer:
+        ((_, gone),) = recorder.wait_for("open")
+        peer.shake_hands()
+    recorder.wait_for("close")
+    with Peer.connect(echo.address) as successor:
+        present = recorder.wait_for("open", 2)[1][1]
+        assert echo.sender.send(gone, Opcode.TEXT, b"for the dead") is False
+        assert echo.sender.close(gone) is False
+        assert echo.sender.send(present, Opcode.TEXT, b"for the living") is True
+        assert successor.read_frame() == Frame(TEXT, b"for the living")
+        assert echo.sender.send(0, Opcode.TEXT, b"nobody") is False
+        assert echo.sender.send(2**63, Opcode.TEXT, b"nobody") is False
+
+
+def test_call_runs_on_the_reactors_thread_in_order_with_sends(echo: ReactorThread, recorder: EchoRecorder) -> None:
+    with Peer.connect(echo.address) as peer:
+        ((_, id_),) = recorder.wait_for("open")
+        threads: list[threading.Thread] = []
+        conn = recorder.connections[id_]
+
+        def function() -> None:
+            threads.append(threading.current_thread())
+            conn.send_text("two")
+
+        echo.sender.send(id_, Opcode.TEXT, b"one")
+        echo.sender.call(function)
+        echo.sender.send(id_, Opcode.TEXT, b"three")
+        assert [frame.payload for frame in peer.read_frames(3)] == [b"one", b"two", b"three"]
+    assert threads[0].name == f"reactor-{echo.reactor.backend}"
+
+
+def test_a_call_that_raises_is_logged_and_the_loop_goes_on(
+    echo: ReactorThread, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken() -> None:
+        raise RuntimeError("broken call")
+
+    echo.sender.call(broken)
+    assert echo.ask(lambda: "still here") == "still here"
+    raised = [str(record.exc_info[1]) for record in caplog.records if record.exc_info]
+    assert raised == ["broken call"]
+
+
+def test_commands_that_nobody_takes_are_bounded(backend: str, recorder: EchoRecorder) -> None:
+    """The reactor is not turned here, so that nothing leaves the queue."""
+    ours, theirs = socket.socketpair()
+    with (
+        Reactor(recorder, Options(sender_commands_max=16), backend=backend) as reactor,
+        Peer(theirs) as peer,
+        reactor.sender() as sender,
+    ):
+        reactor.add_session(ours)
+        run_until(reactor, lambda: recorder.of("open"))
+        reactor.run_once(0)
+        ((_, id_),) = recorder.of("open")
+        accepted: list[bool] = []
+        refused = threading.Event()
+
+        def push() -> None:
+            accepted.extend(sender.send(id_, Opcode.BINARY, b"x") for _ in range(16))
+            with pytest.raises(SenderFull):
+                sender.send(id_, Opcode.BINARY, b"x")
+            refused.set()
+
+        thread = threading.Thread(target=push)
+        thread.start()
+        thread.join(10)
+        assert accepted == [True] * 16
+        assert refused.is_set()
+        reactor.run_once(0)
+        reactor.run_once(0)
+        assert peer.read_frames(16) == [Frame(BINARY, b"x")] * 16
+
+
+def test_run_goes_on_while_a_sender_lives_and_then_ends(backend: str, recorder: EchoRecorder) -> None:
+    senders = []
+
+    def prepare(reactor: Reactor) -> None:
+        senders.append(reactor.sender())
+        senders.append(senders[0].clone())
+
+    with ReactorThread(recorder, backend=backend, prepare=prepare) as server:
+        server.sender.close()
+        for sender in senders:
+            time.sleep(0.1)
+            assert server.ended is None
+            assert server.is_running()
+            sender.close()
+        server.join()
+
+
+def test_a_sender_that_is_closed_or_whose_reactor_is_gone_refuses(backend: str, recorder: EchoRecorder) -> None:
+    with Reactor(recorder, backend=backend) as reactor:
+        closed, orphan = reactor.sender(), reactor.sender()
+        closed.close()
+        closed.close()
+        assert refused(closed)
+    assert refused(orphan)
+    orphan.close()
+
+
+def refused(sender: object) -> bool:
+    try:
+        return not sender.call(lambda: None)  # type: ignore[attr-defined]
+    except RuntimeError:
+        return True
