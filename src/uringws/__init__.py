@@ -28,7 +28,7 @@ from uringws.errors import (
     WrongThread,
 )
 from uringws.frames import CloseCode, Opcode
-from uringws.handler import Handler, handler_fn
+from uringws.handler import Handler, HandlerProtocol, handler_fn
 from uringws.handshake import Accept, Headers, Reject, Request, Response
 from uringws.message import Message
 from uringws.options import Options
@@ -44,6 +44,7 @@ __all__ = [
     "ConnectionClosed",
     "EngineMessage",
     "Handler",
+    "HandlerProtocol",
     "HandshakeError",
     "Headers",
     "LimitReached",

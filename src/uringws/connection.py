@@ -103,7 +103,8 @@ class Connection:
     @property
     def peer(self) -> Peer:
         """(host, port) of the other end, as a trusted PROXY header named it; None for a Unix socket, or once gone."""
-        return self._message._reactor._peer(self.id)
+        peer: Peer = self._message._reactor._peer(self.id)
+        return peer
 
     @property
     def is_open(self) -> bool:
@@ -152,7 +153,8 @@ class Connection:
                 message._core, self.id, message._index, opcode, ffi.from_buffer("uint8_t[]", buffer), len(buffer)
             )
         if result >= 0:
-            return _RESULTS[result]
+            sent: SendResult = _RESULTS[result]
+            return sent
         raise self._error(result, "send")
 
     def send_text(self, text: str) -> SendResult:

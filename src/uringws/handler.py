@@ -12,13 +12,24 @@ if TYPE_CHECKING:
     from uringws.connection import Connection
     from uringws.message import Message
 
-__all__ = ["Handler", "handler_fn"]
+__all__ = ["Handler", "HandlerProtocol", "handler_fn"]
 
 
-class Handler(Protocol):
+class HandlerProtocol(Protocol):
+    """What a reactor takes for a handler. Derive from `Handler` to write only the callbacks that matter."""
+
+    def on_upgrade(self, request: Request) -> Accept | Reject | None: ...
+    def on_request(self, request: Request) -> Response | None: ...
+    def on_open(self, conn: Connection) -> None: ...
+    def on_message(self, conn: Connection, message: Message) -> None: ...
+    def on_drain(self, conn: Connection) -> None: ...
+    def on_close(self, conn: Connection, code: int, reason: str) -> None: ...
+
+
+class Handler:
     """The callbacks of a reactor, all on its thread, each doing nothing unless overridden.
 
-    Any object with these methods will do; those that it lacks count as doing nothing. For one connection the order is
+    For one connection the order is
     `on_upgrade`, `on_open` once, messages, `on_close` once, and nothing after it. A callback that raises closes its
     connection with 1011 and is logged with its traceback; the reactor goes on. A callback that blocks stops all
     connections.
@@ -56,15 +67,14 @@ class Handler(Protocol):
         """
 
 
-class _FunctionHandler:
-    __slots__ = ("on_message",)
-
+class _FunctionHandler(Handler):
     def __init__(self, on_message: Callable[[Connection, Message], object]) -> None:
-        self.on_message = on_message
+        # An attribute of the instance: the reactor calls the function itself, with nothing between.
+        self.on_message = on_message  # type: ignore[method-assign, assignment]
 
 
 def handler_fn(on_message: Callable[[Connection, Message], object]) -> Handler:
     """Return a handler that calls `on_message(conn, message)` and does nothing else."""
     if not callable(on_message):
         raise TypeError(f"handler_fn takes a function of (conn, message), not {type(on_message).__name__}")
-    return _FunctionHandler(on_message)  # type: ignore[return-value]  # what it lacks counts as doing nothing
+    return _FunctionHandler(on_message)

@@ -63,7 +63,7 @@ class Message:
     @property
     def is_text(self) -> bool:
         """Whether the opcode is TEXT; the payload is valid UTF-8 then."""
-        return self._opcodes[self._index] == lib.URS_OPCODE_TEXT
+        return bool(self._opcodes[self._index] == lib.URS_OPCODE_TEXT)
 
     @property
     def data(self) -> memoryview:

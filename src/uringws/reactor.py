@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import FrameType, TracebackType
 
-    from uringws.handler import Handler
+    from uringws.handler import HandlerProtocol
     from uringws.handshake import Peer
     from uringws.sender import Sender
 
@@ -73,7 +73,7 @@ class Reactor:
     the rest raises WrongThread elsewhere. It is a context manager that closes itself.
     """
 
-    def __init__(self, handler: Handler, options: Options | None = None, *, backend: Backend = "auto") -> None:
+    def __init__(self, handler: HandlerProtocol, options: Options | None = None, *, backend: Backend = "auto") -> None:
         """Set everything up but the listening sockets; nothing is accepted before `run`."""
         self.handler: Final = handler
         self.options: Final = Options() if options is None else options
@@ -639,7 +639,8 @@ class Reactor:
         """Carry out what Senders asked for, as much as was there when the turn ended."""
         for _ in range(len(self._commands)):
             try:
-                self._commands.popleft()()
+                command = self._commands.popleft()
+                command()
             except Exception:
                 logger.exception("a command of a Sender failed")
         with self._commands_lock:
