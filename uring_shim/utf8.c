@@ -151,11 +151,11 @@ static const uint8_t second_high[16] = {
 
 typedef uint8_t vector __attribute__((vector_size(32)));
 
-VECTOR_FUNCTION vector load(const uint8_t *data) { return (vector)_mm256_loadu_si256((const __m256i *)data); }
+VECTOR_FUNCTION vector load(const uint8_t *data) { return (vector)_mm256_loadu_si256((const void *)data); }
 
 VECTOR_FUNCTION vector load_table(const uint8_t *table)
 {
-    return (vector)_mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)table));
+    return (vector)_mm256_broadcastsi128_si256(_mm_loadu_si128((const void *)table));
 }
 
 VECTOR_FUNCTION vector lookup(vector table, vector index)
