@@ -204,7 +204,7 @@ class ReactorThread:
             except BaseException as error:  # noqa: BLE001 - raised again by result()
                 answer.set_exception(error)
 
-        assert self.sender.call(run)
+        self.sender.call(run)
         return answer.result(STOP_SECONDS)
 
 
@@ -218,6 +218,10 @@ def run_until(reactor: Reactor, condition: Callable[[], object], *, timeout: flo
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         reactor.run_once(timeout)
+
+
+class Silent(Handler):
+    """A handler that does nothing."""
 
 
 class Recorder(Handler):

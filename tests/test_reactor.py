@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from servers import EchoRecorder, ReactorThread, ServerProcess, run_until
-from uringws import Handler, Options, Reactor, ReactorStateError, WrongThread
+from servers import EchoRecorder, ReactorThread, ServerProcess, Silent, run_until
+from uringws import Options, Reactor, ReactorStateError, WrongThread
 from wire import BINARY, TEXT, Frame, Peer, close_frame, frame, http, upgrade_request
 
 QUIET = Options(ping_interval_seconds=None)
@@ -39,7 +39,7 @@ def test_a_connection_belongs_to_its_reactors_thread(echo: ReactorThread, record
 
 
 def test_run_once_waits_no_longer_than_it_was_told(backend: str) -> None:
-    with Reactor(Handler(), QUIET, backend=backend) as reactor:
+    with Reactor(Silent(), QUIET, backend=backend) as reactor:
         reactor.bind("127.0.0.1", 0)
         for timeout, least, most in ((0, 0.0, 0.1), (0.2, 0.19, 2.0)):
             start = time.monotonic()
@@ -74,7 +74,7 @@ def test_stop_ends_the_loop_from_another_thread(backend: str, recorder: EchoReco
 
 
 def test_stop_ends_the_loop_from_a_signal_handler(backend: str) -> None:
-    with Reactor(Handler(), QUIET, backend=backend) as reactor:
+    with Reactor(Silent(), QUIET, backend=backend) as reactor:
         reactor.bind("127.0.0.1", 0)
         before = signal.signal(signal.SIGALRM, lambda *_: reactor.stop())
         try:
@@ -93,7 +93,7 @@ def test_an_exception_of_a_signal_handler_comes_out_of_run(backend: str) -> None
     def ring(*_: object) -> None:
         raise AlarmError
 
-    with Reactor(Handler(), QUIET, backend=backend) as reactor:
+    with Reactor(Silent(), QUIET, backend=backend) as reactor:
         reactor.bind("127.0.0.1", 0)
         before = signal.signal(signal.SIGALRM, ring)
         try:
@@ -117,7 +117,7 @@ def test_run_ends_when_nothing_is_left_to_wait_for(backend: str, recorder: EchoR
 
 
 def test_run_without_anything_to_wait_for_returns(backend: str) -> None:
-    with Reactor(Handler(), backend=backend) as reactor:
+    with Reactor(Silent(), backend=backend) as reactor:
         reactor.run()
 
 
@@ -133,7 +133,7 @@ def test_leaving_the_context_closes_what_is_open(backend: str, recorder: EchoRec
 
 
 def test_a_closed_reactor_says_so(backend: str) -> None:
-    reactor = Reactor(Handler(), backend=backend)
+    reactor = Reactor(Silent(), backend=backend)
     reactor.close()
     reactor.close()
     for attempt in (reactor.run, lambda: reactor.run_once(0), lambda: reactor.bind("127.0.0.1", 0)):
@@ -143,9 +143,9 @@ def test_a_closed_reactor_says_so(backend: str) -> None:
 
 FORK = """
 import os, sys
-from uringws import Handler, Reactor, ReactorStateError
+from uringws import Reactor, ReactorStateError
 
-with Reactor(Handler(), backend=sys.argv[1]) as reactor:
+with Reactor(object(), backend=sys.argv[1]) as reactor:
     if child := os.fork():
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         reactor.run_once(0)
@@ -233,7 +233,7 @@ def test_reuse_port_shares_one_port_among_reactors(backend: str) -> None:
 
 
 def test_a_port_in_use_is_refused_with_its_name(backend: str) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken, Reactor(Handler(), backend=backend) as reactor:
+    with socket.create_server(("127.0.0.1", 0)) as taken, Reactor(Silent(), backend=backend) as reactor:
         host, port = taken.getsockname()
         with pytest.raises(OSError, match=str(port)):
             reactor.bind(host, port)

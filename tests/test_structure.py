@@ -34,8 +34,8 @@ C_LAYERS = (
 PYTHON_LAYERS = (
     {"shim"},
     {"errors", "options", "frames", "stats"},
-    {"engine", "handshake", "message", "metrics", "proxy_protocol"},
-    {"connection", "handler"},
+    {"backend", "engine", "handshake", "message", "metrics", "proxy_protocol"},
+    {"connection", "handler", "upgrade"},
     {"reactor"},
     {"sender", "workers"},
     {"__init__"},
