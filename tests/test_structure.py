@@ -33,11 +33,11 @@ C_LAYERS = (
 
 PYTHON_LAYERS = (
     {"shim"},
-    {"errors", "options", "frames", "stats"},
+    {"errors", "options", "frames", "sending", "stats"},
     {"backend", "engine", "handshake", "message", "metrics", "proxy_protocol"},
-    {"connection", "handler", "upgrade"},
+    {"connection", "handler", "sender", "upgrade"},
     {"reactor"},
-    {"sender", "workers"},
+    {"workers"},
     {"__init__"},
     {"adapters"},
     {"__main__"},

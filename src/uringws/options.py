@@ -246,12 +246,12 @@ class Options:
             )
         if self.memory_bytes_max is not None:
             pool = self.receive_buffers * self.receive_buffer_bytes
-            needed = pool + max(self.message_bytes_max, self.backlog_bytes_max)
+            needed = pool + self.message_bytes_max
             if self.memory_bytes_max < needed:
                 raise OptionsError(
                     "memory_bytes_max",
                     self.memory_bytes_max,
-                    f"at least {needed}: the receive pool and one message_bytes_max or backlog_bytes_max",
+                    f"at least {needed}: the receive pool and one message of message_bytes_max",
                 )
 
 

@@ -20,12 +20,14 @@ from collections import Counter, deque
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from uringws.backend import Backend, Opened, open_core
-from uringws.connection import Connection, check_close, peer_of
+from uringws.connection import Connection, peer_of
 from uringws.errors import ReactorStateError, RejectReason, UringUnavailable, WrongThread, check
 from uringws.frames import CloseCode
 from uringws.handshake import encode_refusal, refusal
 from uringws.message import Message
 from uringws.options import Options
+from uringws.sender import Sender
+from uringws.sending import check_close
 from uringws.shim import ffi, lib
 from uringws.stats import Stats
 from uringws.upgrade import Upgrade, answer_upgrade
@@ -36,7 +38,6 @@ if TYPE_CHECKING:
 
     from uringws.handler import HandlerProtocol
     from uringws.handshake import Peer
-    from uringws.sender import Sender
 
 __all__ = ["Address", "Reactor"]
 
@@ -177,7 +178,7 @@ class Reactor:
         """
         self._check_usable()
         family, _, _, _, address = socket.getaddrinfo(
-            host or "0.0.0.0", port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            _host(host), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         listener = socket.socket(family, socket.SOCK_STREAM)
         try:
@@ -349,8 +350,6 @@ class Reactor:
 
     def sender(self) -> Sender:
         """Return a handle for other threads. `run` goes on while one is alive: release it, or use it in a `with`."""
-        from uringws.sender import Sender
-
         self._check_usable()
         return Sender(self)
 
@@ -399,9 +398,6 @@ class Reactor:
             with self._signals() if signals else contextlib.nullcontext():
                 while not self._stopping and self._has_work():
                     self._turn(self._patience(), echo=echo)
-                    if self._signalled:
-                        self._signalled = False
-                        self.drain()
         finally:
             self._running = False
             self._stopping = False
@@ -555,6 +551,9 @@ class Reactor:
             raise ReactorStateError("the reactor is closed")
 
     def _has_work(self) -> bool:
+        if self._signalled:
+            self._signalled = False
+            self.drain()
         if self._drained_until is not None and time.monotonic() >= self._drained_until:
             return self._cut()
         if self._listeners and self._drained_until is None:
@@ -595,9 +594,9 @@ class Reactor:
                 self._stopping = True
             self._signalled = True
 
-        before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
         # A signal that comes just before the wait would otherwise be seen only after it.
         descriptor = signal.set_wakeup_fd(lib.urs_reactor_wake_descriptor(self._core), warn_on_full_buffer=False)
+        before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
         finally:
@@ -665,6 +664,11 @@ os.register_at_fork(after_in_child=_after_fork)
 
 def _milliseconds(seconds: float | None) -> int:
     return 0 if seconds is None else max(1, round(seconds * 1000))
+
+
+def _host(host: str) -> str | bytes:
+    """Return a host for getaddrinfo; ASCII as bytes, which spares it the import of the IDNA tables."""
+    return (host or "0.0.0.0").encode() if host.isascii() else host
 
 
 def _address(sock: socket.socket) -> Address:
