@@ -587,6 +587,9 @@ static void free_dead(struct urs_reactor *reactor)
         else
             urs_session_free(&reactor->sessions, session);
     }
+    /* The last session is gone: Python may have no more reason to wait. */
+    if (count > 0 && reactor->sessions.in_use == 0)
+        reactor->woken = true;
 }
 
 /* Ends a turn: after it nothing refers to its buffers, its events, or the sessions that ended in it. */
@@ -620,7 +623,7 @@ static void take_late(struct urs_reactor *reactor)
 /* Nanoseconds that the turn may wait. */
 static int64_t patience(const struct urs_reactor *reactor, int64_t until_ms)
 {
-    bool work = reactor->event_count > 0 || reactor->ready.count > 0 || reactor->dirty.count > 0
+    bool work = reactor->event_count > 0 || reactor->woken || reactor->ready.count > 0 || reactor->dirty.count > 0
         || reactor->late_count > 0;
     if (work)
         return 0;
