@@ -93,7 +93,6 @@ class Reactor:
 
         self._connections: list[Connection | None] = []  # by slot, those that take messages
         self._ending: dict[int, Connection] = {}  # by slot, those that await only on_close
-        self._peers: dict[int, Peer] = {}  # by slot, as PROXY headers named them
         self._listeners: list[socket.socket] = []
         self._unix_paths: list[str] = []
         self._batch: Iterator[tuple[int, int]] = iter(())
@@ -477,8 +476,6 @@ class Reactor:
             return
         if lib.urs_session_accept(self._core, identity, answer.response, len(answer.response)) < 0:
             return
-        if answer.peer is not None:
-            self._peers[slot] = answer.peer
         self._open_connection(identity, answer.data)
 
     def _open_connection(self, identity: int, data: object) -> None:
@@ -503,7 +500,6 @@ class Reactor:
             self._on_close(connection, code, reason)
         except Exception:
             logger.exception("on_close of %r failed", connection)
-        self._peers.pop(slot, None)
 
     def _closing(self, connection: Connection) -> None:
         """Deliver no more messages of a connection whose close handshake has begun; on_close is to come."""
@@ -610,9 +606,6 @@ class Reactor:
             self._ended(slot, CloseCode.ABNORMAL, "the reactor was closed")
 
     def _peer(self, identity: int) -> Peer:
-        proxied = self._peers.get(identity & 0xFFFFFFFF)
-        if proxied is not None:
-            return proxied
         peer = ffi.new("struct urs_peer *")
         result = lib.urs_session_peer(self._core, identity, peer)
         if result == lib.URS_ERROR_STALE:
