@@ -80,12 +80,14 @@ class Reactor:
         self.options: Final = Options() if options is None else options
         if not isinstance(self.options, Options):
             raise TypeError(f"options must be Options, not {type(options).__name__}")
-        self._on_open = getattr(handler, "on_open", _nothing)
-        self._on_message = getattr(handler, "on_frame", None) or getattr(handler, "on_message", _nothing)
+        self._on_open: Callable[..., object] = getattr(handler, "on_open", _nothing)
+        on_frame: Callable[..., object] | None = getattr(handler, "on_frame", None)
+        on_message: Callable[..., object] = getattr(handler, "on_message", _nothing)
+        self._on_message = on_message if on_frame is None else on_frame
         self._on_drain = getattr(handler, "on_drain", _nothing)
         self._on_close = getattr(handler, "on_close", _nothing)
 
-        self._opened = self._open(backend, frames=callable(getattr(handler, "on_frame", None)))
+        self._opened = self._open(backend, frames=on_frame is not None)
         self._core: Any = self._opened.core
         self._message = Message(self, self._core, self._pool, self._verdicts)
         self._targets = lib.urs_reactor_columns(self._core).targets
@@ -421,8 +423,8 @@ class Reactor:
         batch = self._batch
         message = self._message
         connections = self._connections
-        on_message = self._skip if echo else self._on_message
-        connection = None
+        on_message: Callable[..., object] = self._skip if echo else self._on_message
+        connection: Connection | None = None
         while True:
             try:
                 for index, slot in batch:
