@@ -50,7 +50,7 @@ def show(results: Results, screen: Console) -> None:
     if disturbed:
         screen.print(
             f"In {len(disturbed)} of {len(results.measurements.all)} measurements something else took more than "
-            f"{DISTURBED_SHARE:.0%} of a CPU, again and again: repeat the run on a quiet machine, or with nice -n -10.",
+            f"{DISTURBED_SHARE:.0%} of a CPU: believe the ratios only as far as their quartiles are close.",
             style="yellow",
             highlight=False,
         )

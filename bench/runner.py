@@ -20,9 +20,6 @@ IDLE_SESSIONS_BEFORE = 500
 DISTURBED_SHARE = 0.05
 """Whoever had to wait for a CPU this part of the time was disturbed by something that is not part of the bench."""
 
-RETRIES_MAX = 2
-"""So often a disturbed measurement is repeated; the least disturbed one counts."""
-
 MEMORY_ROUNDS_MAX = 3
 START_SECONDS = 0.3
 OVERHEAD_SECONDS = 0.15
@@ -42,6 +39,8 @@ class Plan:
     warmup_seconds: float
     server_core: int
     client_core: int
+    retries: int = 0
+    """So often a disturbed measurement is repeated; the least disturbed one counts."""
     verify: bool = False
 
     def visits(self) -> Iterator[tuple[Case, Mode]]:
@@ -69,7 +68,7 @@ class Plan:
         return sum(self.rounds_of(case) * len(self.taking_part(case)) for case, _ in self.visits())
 
     def estimated_seconds(self) -> float:
-        """Of the whole plan."""
+        """Of the whole plan, if nothing has to be repeated."""
         starts = sum(len(self.taking_part(case)) for case in self.cases)
         return self.steps() * (self.warmup_seconds + self.seconds + OVERHEAD_SECONDS) + starts * START_SECONDS
 
@@ -186,7 +185,7 @@ class Runner:
     def put_undisturbed(self, server: Server, case: Case, mode: Mode, rate: float) -> Outcome:
         """The load of a case, again if something else took the CPU."""
         best = self.put(server, case, rate)
-        for _ in range(RETRIES_MAX):
+        for _ in range(self.plan.retries):
             if disturbed_share(best, mode) <= DISTURBED_SHARE:
                 break
             best = min(best, self.put(server, case, rate), key=lambda outcome: disturbed_share(outcome, mode))

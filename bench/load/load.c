@@ -185,6 +185,15 @@ static void open_all(struct client *client)
     }
 }
 
+static void report_cpu(const char *who, uint64_t cpu, uint64_t waited_for_cpu, double seconds, uint64_t messages)
+{
+    const double cpu_seconds = (double)cpu / NANOSECONDS_PER_SECOND;
+    printf(", \"%s_cpu_seconds\": %.6f, \"%s_cpu_share\": %.4f, \"%s_waited_seconds\": %.6f", who, cpu_seconds, who,
+           cpu_seconds / seconds, who, (double)waited_for_cpu / NANOSECONDS_PER_SECOND);
+    if (messages > 0)
+        printf(", \"%s_cpu_microseconds_per_message\": %.4f", who, cpu_seconds * 1e6 / (double)messages);
+}
+
 static void report(const struct client *client, struct reading from, struct reading to)
 {
     const struct options *options = &client->options;
@@ -204,13 +213,11 @@ static void report(const struct client *client, struct reading from, struct read
     for (unsigned i = 0; i < sizeof quantiles / sizeof *quantiles; i++)
         printf("%s\"%s\": %.1f", i > 0 ? ", " : "", quantiles[i].name,
                (double)histogram_quantile(&counts->latency, quantiles[i].fraction) / NANOSECONDS_PER_MICROSECOND);
-    printf("}, \"client_cpu_seconds\": %.6f, \"client_waited_seconds\": %.6f",
-           (double)(to.own_cpu - from.own_cpu) / NANOSECONDS_PER_SECOND,
-           (double)(to.own_waited - from.own_waited) / NANOSECONDS_PER_SECOND);
+    printf("}");
+    report_cpu("client", to.own_cpu - from.own_cpu, to.own_waited - from.own_waited, seconds, counts->messages);
     if (options->watched_count > 0)
-        printf(", \"server_cpu_seconds\": %.6f, \"server_waited_seconds\": %.6f",
-               (double)(to.watched_cpu - from.watched_cpu) / NANOSECONDS_PER_SECOND,
-               (double)(to.watched_waited - from.watched_waited) / NANOSECONDS_PER_SECOND);
+        report_cpu("server", to.watched_cpu - from.watched_cpu, to.watched_waited - from.watched_waited, seconds,
+                   counts->messages);
     printf(", \"turns\": %llu, \"sends_short\": %llu, \"receives_ended\": %llu, \"unanswered\": %llu}\n",
            (unsigned long long)counts->turns, (unsigned long long)counts->sends_short,
            (unsigned long long)counts->receives_ended, (unsigned long long)counts->unanswered);
