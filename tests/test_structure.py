@@ -28,7 +28,7 @@ C_LAYERS = (
     {"io_epoll", "io_uring"},
     {"session"},
     {"core", "reactor"},
-    {"lifecycle", "turn"},
+    {"lifecycle", "turn", "zero_copy"},
 )
 
 PYTHON_LAYERS = (

@@ -100,9 +100,11 @@ static void epoll_close(struct urs_io *io)
     free(epoll);
 }
 
-static int epoll_open(struct urs_io **io, struct urs_pool *pool, uint32_t ring_entries, struct urs_io_report *report)
+static int epoll_open(struct urs_io **io, struct urs_pool *pool, uint32_t ring_entries, bool zero_copy,
+                      struct urs_io_report *report)
 {
     (void)ring_entries;
+    (void)zero_copy;
     *report = (struct urs_io_report){0};
     struct epoll *epoll = calloc(1, sizeof *epoll);
     if (epoll == NULL)

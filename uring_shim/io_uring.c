@@ -24,6 +24,12 @@
 #ifndef IORING_FEAT_NO_IOWAIT
 #define IORING_FEAT_NO_IOWAIT (1U << 17)
 #endif
+#ifndef IORING_SEND_ZC_REPORT_USAGE
+#define IORING_SEND_ZC_REPORT_USAGE (1U << 3)
+#endif
+#ifndef IORING_NOTIF_USAGE_ZC_COPIED
+#define IORING_NOTIF_USAGE_ZC_COPIED (1U << 31)
+#endif
 #ifndef IORING_ENTER_NO_IOWAIT
 #define IORING_ENTER_NO_IOWAIT (1U << 7)
 #endif
@@ -162,7 +168,8 @@ static void uring_close(struct urs_io *io)
     free(uring);
 }
 
-static int uring_open(struct urs_io **io, struct urs_pool *pool, uint32_t ring_entries, struct urs_io_report *report)
+static int uring_open(struct urs_io **io, struct urs_pool *pool, uint32_t ring_entries, bool zero_copy,
+                      struct urs_io_report *report)
 {
     *report = (struct urs_io_report){0};
     struct uring *uring = calloc(1, sizeof *uring);
@@ -193,6 +200,11 @@ static int uring_open(struct urs_io **io, struct urs_pool *pool, uint32_t ring_e
         return report->error = error;
     }
     report->stage = NULL;
+    if (zero_copy) {
+        /* Counts against RLIMIT_MEMLOCK; where that is short there is no zero copy, and nothing else is lost. */
+        struct iovec vector = {.iov_base = pool->memory, .iov_len = pool->stride * pool->buffers};
+        report->zero_copy = io_uring_register_buffers(&uring->ring, &vector, 1) == 0;
+    }
     *io = &uring->io;
     return 0;
 }
@@ -286,6 +298,23 @@ static int uring_send(struct urs_io *io, uint32_t slot, uint32_t generation, int
     return 0;
 }
 
+static int uring_send_zero_copy(struct urs_io *io, uint32_t token, int fd, const uint8_t *data, size_t bytes,
+                                bool in_pool)
+{
+    struct io_uring_sqe *sqe = io_uring_get_sqe(&of(io)->ring);
+    if (sqe == NULL) {
+        io->stats.sq_full++;
+        return -EBUSY;
+    }
+    io_uring_prep_send_zc(sqe, fd, data, bytes, MSG_DONTWAIT | MSG_NOSIGNAL, IORING_SEND_ZC_REPORT_USAGE);
+    if (in_pool) {
+        sqe->ioprio |= IORING_RECVSEND_FIXED_BUF;
+        sqe->buf_index = 0;
+    }
+    io_uring_sqe_set_data64(sqe, urs_io_pack(URS_IO_SEND_ZC, 0, token));
+    return 0;
+}
+
 static int uring_writable(struct urs_io *io, uint32_t slot, uint32_t generation, int fd)
 {
     struct io_uring_sqe *sqe = take_sqe(of(io));
@@ -335,6 +364,10 @@ static uint32_t uring_collect(struct urs_io *io, struct urs_completion *out, uin
         }
         if (completion->kind == KIND_CANCEL)
             continue;
+        if ((cqe->flags & IORING_CQE_F_NOTIF) != 0) {
+            completion->kind = URS_IO_RELEASE;
+            completion->result = ((unsigned)cqe->res & IORING_NOTIF_USAGE_ZC_COPIED) != 0;
+        }
         if (completion->kind == URS_IO_WAKE) {
             uring->wake_armed = false;
             urs_wake_clear(&uring->wake);
@@ -400,6 +433,7 @@ const struct urs_io_operations urs_io_uring = {
     .receive = uring_receive,
     .receive_stop = uring_receive_stop,
     .send = uring_send,
+    .send_zero_copy = uring_send_zero_copy,
     .writable = uring_writable,
     .forget = uring_forget,
     .submit = uring_submit,

@@ -364,6 +364,12 @@ int urs_life_close(struct urs_reactor *reactor, struct urs_session *session, uns
     return 0;
 }
 
+void urs_life_fail(struct urs_reactor *reactor, struct urs_session *session, unsigned code, const char *reason)
+{
+    session->failed_code = (uint16_t)code;
+    urs_life_close(reactor, session, code, (const uint8_t *)reason, strlen(reason));
+}
+
 void urs_life_finish(struct urs_reactor *reactor, struct urs_session *session)
 {
     if (session->state >= URS_SESSION_AWAIT_FLUSH)
@@ -406,8 +412,9 @@ void urs_life_lose(struct urs_reactor *reactor, struct urs_session *session, int
         return;
     }
     session->told = true;
+    uint16_t code = session->failed_code != 0 ? session->failed_code : URS_CLOSE_ABNORMAL;
     urs_turn_event(reactor, session->slot,
-                   &(struct urs_item){.kind = URS_EVENT_LOST, .error = error, .close_code = URS_CLOSE_ABNORMAL});
+                   &(struct urs_item){.kind = URS_EVENT_LOST, .error = error, .close_code = code});
 }
 
 void urs_life_end(struct urs_reactor *reactor, struct urs_session *session)
@@ -502,7 +509,7 @@ void urs_life_pong(struct urs_reactor *reactor, struct urs_session *session, con
 static void expire(struct urs_reactor *reactor, struct urs_session *session, const char *reason)
 {
     reactor->stats.timeouts++;
-    urs_life_close(reactor, session, URS_CLOSE_GOING_AWAY, (const uint8_t *)reason, strlen(reason));
+    urs_life_fail(reactor, session, URS_CLOSE_GOING_AWAY, reason);
 }
 
 static void open_timer(struct urs_reactor *reactor, struct urs_session *session)

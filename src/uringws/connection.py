@@ -40,17 +40,20 @@ class Connection:
     They raise ConnectionClosed once the close handshake has begun, and WrongThread elsewhere.
     """
 
-    __slots__ = ("_message", "data", "id")
+    __slots__ = ("_message", "data", "id", "subprotocol")
 
     id: int
     """Unique within the reactor: a number never names another connection later on."""
     data: Any
     """Yours. Begins as what `Accept.data` or `add_session` gave."""
+    subprotocol: str | None
+    """What the upgrade agreed on (RFC 6455 1.9)."""
 
-    def __init__(self, message: Any, connection_id: int, data: object) -> None:
+    def __init__(self, message: Any, connection_id: int, subprotocol: str | None, data: object) -> None:
         """Only the reactor makes connections."""
         self._message = message
         self.id = connection_id
+        self.subprotocol = subprotocol
         self.data = data
 
     @property

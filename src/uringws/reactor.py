@@ -57,6 +57,7 @@ _REFUSALS: Final[tuple[RejectReason, ...]] = (
 """The names of enum urs_refusal, in its order."""
 
 _LOST_REASONS: Final = {0: "the peer closed the TCP connection without a close frame"}
+_ZERO_COPY: Final = ("never", "auto", "always")
 _ON_FULL: Final = ("close", "drop", "error")
 
 
@@ -96,6 +97,7 @@ class Reactor:
         self._connections: list[Connection | None] = []  # by slot, those that take messages
         self._ending: dict[int, Connection] = {}  # by slot, those that await only on_close
         self._listeners: list[socket.socket] = []
+        self._addresses: list[Address] = []
         self._unix_paths: list[str] = []
         self._batch: Iterator[tuple[int, int]] = iter(())
         self._commands: deque[Callable[[], object]] = deque()
@@ -151,6 +153,8 @@ class Reactor:
         shim.close_ms = _milliseconds(options.close_seconds_max)
         shim.session_ms = _milliseconds(options.session_seconds_max)
         shim.busy_poll_us = options.busy_poll_microseconds
+        shim.zero_copy = _ZERO_COPY.index(options.zero_copy)
+        shim.zero_copy_bytes_min = options.zero_copy_bytes_min
         shim.proxy_protocol = bool(options.proxy_protocol_from)
         return open_core(backend, shim)
 
@@ -169,7 +173,7 @@ class Reactor:
     @property
     def addresses(self) -> list[Address]:
         """Where it listens, in the order of the bind calls."""
-        return [_address(listener) for listener in self._listeners]
+        return list(self._addresses)
 
     def bind(self, host: str, port: int, *, reuse_port: bool = False) -> Address:
         """Listen on a TCP port; return (host, port) with the port that a 0 was turned into.
@@ -224,7 +228,8 @@ class Reactor:
         sock.listen(self.options.listen_backlog)
         check(lib.urs_reactor_listen(self._core, sock.fileno(), sock.family == socket.AF_UNIX), "listen")
         self._listeners.append(sock)
-        return _address(sock)
+        self._addresses.append(_address(sock))
+        return self._addresses[-1]
 
     # ---- running
 
@@ -269,6 +274,7 @@ class Reactor:
         if self._thread is None:
             self._start()
         lib.urs_reactor_drain(self._core, number, response, len(response))
+        self._close_listeners()  # else the kernel would go on completing connections that nobody takes
         for connection in [connection for connection in self._connections if connection is not None]:
             self._closing(connection)
         seconds = self.options.drain_seconds_max if timeout is None else timeout
@@ -288,12 +294,7 @@ class Reactor:
         core, self._core = self._core, ffi.NULL
         self._message._core = ffi.NULL
         lib.urs_reactor_close(core)
-        for listener in self._listeners:
-            listener.close()
-        for path in self._unix_paths if not self._inherited else ():
-            with contextlib.suppress(OSError):
-                os.unlink(path)
-        self._listeners.clear()
+        self._close_listeners()
         with self._commands_lock:
             self._commands.clear()
             self._commands_lock.notify_all()
@@ -322,8 +323,7 @@ class Reactor:
         `on_open` is called before this returns the connection's id; the prefix is handled in the next turn, before
         what is still in the socket. The descriptor belongs to the reactor as soon as this has returned: a
         socket.socket is detached (close() on it does nothing any more), a number must not be used again. If it raises,
-        the caller keeps it. `subprotocol` is what the upgrade agreed on, for `on_open` to find in `conn.data` when no
-        `data` is given. Raises TypeError for a TLS socket, whose bytes the kernel cannot decrypt; OSError for a socket
+        the caller keeps it. `subprotocol` is what the upgrade agreed on, for `conn.subprotocol`. Raises TypeError for a TLS socket, whose bytes the kernel cannot decrypt; OSError for a socket
         that is not connected; LimitReached at `sessions_max` or while draining.
         """
         self._check_usable()
@@ -346,7 +346,7 @@ class Reactor:
         )
         if isinstance(sock, socket.socket):
             sock.detach()
-        self._open_connection(int(identity[0]), subprotocol if data is None else data)
+        self._open_connection(int(identity[0]), subprotocol, data)
         return int(identity[0])
 
     def sender(self) -> Sender:
@@ -382,6 +382,8 @@ class Reactor:
             queued_bytes=int(shim.queued_bytes),
             drops=int(shim.drops),
             sends_short=int(shim.sends_short),
+            zero_copy_sends=int(shim.zero_copy_sends),
+            zero_copy_copied=int(shim.zero_copy_copied),
             memory_bytes=int(shim.memory_bytes),
             pool_buffers=int(shim.pool_buffers),
             pool_in_use=int(shim.pool_in_use),
@@ -478,11 +480,11 @@ class Reactor:
             return
         if lib.urs_session_accept(self._core, identity, answer.response, len(answer.response)) < 0:
             return
-        self._open_connection(identity, answer.data)
+        self._open_connection(identity, answer.subprotocol, answer.data)
 
-    def _open_connection(self, identity: int, data: object) -> None:
+    def _open_connection(self, identity: int, subprotocol: str | None, data: object) -> None:
         slot = identity & 0xFFFFFFFF
-        connection = Connection(self._message, identity, data)
+        connection = Connection(self._message, identity, subprotocol, data)
         while slot >= len(self._connections):
             self._connections.append(None)
         self._connections[slot] = connection
@@ -527,9 +529,9 @@ class Reactor:
 
     def _enter(self) -> None:
         self._check_usable()
+        self._check_thread()
         if self._running:
             raise ReactorStateError("the reactor is running already")
-        self._check_thread()
         if self._thread is None:
             self._start()
         self._running = True
@@ -614,6 +616,15 @@ class Reactor:
             return None
         check(result, "peer")
         return peer_of(peer)
+
+    def _close_listeners(self) -> None:
+        for listener in self._listeners:
+            listener.close()
+        self._listeners.clear()
+        for path in self._unix_paths if not self._inherited else ():
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+        self._unix_paths.clear()
 
     # ---- other threads
 

@@ -50,6 +50,7 @@ class Answer:
 
     response: bytes
     accepted: bool = False
+    subprotocol: str | None = None
     data: object = None
     reason: RejectReason | None = None
     """Under which `stats()` counts a request that opened no session; None for one that asked for none."""
@@ -143,4 +144,4 @@ def _ask_handler(reactor: Reactor, request: Request, key: bytes) -> Answer:
     except Exception as error:
         logger.exception("on_upgrade for %s failed; it is answered 500", request.target)
         raise refusal("handler") from error
-    return Answer(response, accepted=True, data=verdict.data)
+    return Answer(response, accepted=True, subprotocol=verdict.subprotocol, data=verdict.data)
