@@ -142,6 +142,9 @@ struct urs_session *urs_life_new(struct urs_reactor *reactor, int fd, bool local
 /* Asks the kernel who the session's peer is. */
 void urs_life_peer(struct urs_session *session);
 
+/* Counts the session for its address; false if that has as many as it may. */
+bool urs_life_count_peer(struct urs_reactor *reactor, struct urs_session *session);
+
 void urs_life_accepted(struct urs_reactor *reactor, const struct urs_completion *completion);
 void urs_life_arm_listeners(struct urs_reactor *reactor);
 

@@ -10,7 +10,7 @@
 #include "fault.h"
 #include "io.h"
 
-enum { EVENTS_MAX = 64, ACCEPTS_PER_EVENT = 64, PENDING_MIN = 256 };
+enum { EVENTS_MAX = 16, ACCEPTS_PER_EVENT = 64, PENDING_MIN = 256 };
 
 /* What epoll knows of a session's socket. */
 struct watched {

@@ -108,6 +108,17 @@ static void ip_leave(struct urs_reactor *reactor, uint32_t hash)
         ip_entry(reactor, hash)->count--;
 }
 
+bool urs_life_count_peer(struct urs_reactor *reactor, struct urs_session *session)
+{
+    if (reactor->options.sessions_per_ip_max == 0)
+        return true;
+    uint32_t hash = peer_hash(&session->peer);
+    if (!ip_enter(reactor, hash))
+        return false;
+    session->peer_hash = hash;
+    return true;
+}
+
 /* ---- beginning ----------------------------------------------------------------------------------------------- */
 
 static int grow_list(struct urs_slots *list, size_t room)
@@ -164,12 +175,14 @@ static void set_deadline(struct urs_reactor *reactor, struct urs_session *sessio
 
 static void refuse(struct urs_reactor *reactor, int fd, enum urs_refusal why)
 {
-    static const char response[] = "HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Type: text/plain\r\n"
-                                   "Content-Length: 5\r\n\r\nbusy\n";
+    static const char busy[] = "HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Type: text/plain\r\n"
+                               "Content-Length: 16\r\n\r\nserver too busy\n";
+    static const char many[] = "HTTP/1.1 429 Too Many Requests\r\nConnection: close\r\nContent-Type: text/plain\r\n"
+                               "Content-Length: 36\r\n\r\ntoo many sessions from this address\n";
+    bool address = why == URS_REFUSED_PER_IP;
     reactor->stats.refused[why]++;
     /* Best effort: nothing is read, and nobody waits for it to arrive. */
-    if (why != URS_REFUSED_MEMORY)
-        (void)!send(fd, response, sizeof response - 1, MSG_DONTWAIT | MSG_NOSIGNAL);
+    (void)!send(fd, address ? many : busy, (address ? sizeof many : sizeof busy) - 1, MSG_DONTWAIT | MSG_NOSIGNAL);
     shutdown(fd, SHUT_WR);
     close(fd);
 }
@@ -196,14 +209,13 @@ static void admit(struct urs_reactor *reactor, int fd, bool local)
         return;
     }
     urs_life_peer(session);
-    if (options->sessions_per_ip_max != 0 && !ip_enter(reactor, peer_hash(&session->peer))) {
+    /* Behind proxies the address that counts is in the PROXY header. */
+    if (!options->proxy_protocol && !urs_life_count_peer(reactor, session)) {
         urs_wheel_cancel(&reactor->wheel, session->slot);
         urs_session_free(&reactor->sessions, session);
         refuse(reactor, fd, URS_REFUSED_PER_IP);
         return;
     }
-    if (options->sessions_per_ip_max != 0)
-        session->peer_hash = peer_hash(&session->peer);
     reactor->handshakes++;
     set_deadline(reactor, session, options->handshake_ms);
     urs_turn_receive(reactor, session, true);

@@ -456,6 +456,17 @@ int urs_session_peer(struct urs_reactor *reactor, uint64_t id, struct urs_peer *
     return refused;
 }
 
+int urs_session_settle_peer(struct urs_reactor *reactor, uint64_t id, const struct urs_peer *peer)
+{
+    struct urs_session *session;
+    int refused = find(reactor, id, &session);
+    if (refused != 0)
+        return refused;
+    if (peer != NULL)
+        session->peer = *peer;
+    return urs_life_count_peer(reactor, session) ? 0 : URS_ERROR_LIMIT;
+}
+
 int urs_session_state(struct urs_reactor *reactor, uint64_t id)
 {
     const struct urs_session *session = reactor == NULL ? NULL : urs_session_find(&reactor->sessions, id);

@@ -644,11 +644,18 @@ static int gather(struct urs_reactor *reactor, int64_t until_ms)
 {
     const struct urs_io_operations *io = reactor->io->operations;
     if (reactor->completion_count == 0) {
-        int error = io->wait(reactor->io, patience(reactor, until_ms));
-        if (error != 0)
-            return error;
-        urs_turn_clock(reactor);
-        reactor->completion_count = io->collect(reactor->io, reactor->completions, reactor->completion_room);
+        int64_t wait_ns = patience(reactor, until_ms);
+        uint64_t spin_until_us = reactor->now_us + reactor->options.busy_poll_us;
+        do {
+            bool spin = wait_ns != 0 && reactor->now_us < spin_until_us;
+            int error = io->wait(reactor->io, spin ? 0 : wait_ns);
+            if (error != 0)
+                return error;
+            urs_turn_clock(reactor);
+            reactor->completion_count = io->collect(reactor->io, reactor->completions, reactor->completion_room);
+            if (!spin)
+                break;
+        } while (reactor->completion_count == 0);
     }
     return 0;
 }

@@ -80,12 +80,14 @@ class Reactor:
         self.options: Final = Options() if options is None else options
         if not isinstance(self.options, Options):
             raise TypeError(f"options must be Options, not {type(options).__name__}")
-        self._on_open = getattr(handler, "on_open", _nothing)
-        self._on_message = getattr(handler, "on_frame", None) or getattr(handler, "on_message", _nothing)
+        self._on_open: Callable[..., object] = getattr(handler, "on_open", _nothing)
+        on_frame: Callable[..., object] | None = getattr(handler, "on_frame", None)
+        on_message: Callable[..., object] = getattr(handler, "on_message", _nothing)
+        self._on_message = on_message if on_frame is None else on_frame
         self._on_drain = getattr(handler, "on_drain", _nothing)
         self._on_close = getattr(handler, "on_close", _nothing)
 
-        self._opened = self._open(backend, frames=callable(getattr(handler, "on_frame", None)))
+        self._opened = self._open(backend, frames=on_frame is not None)
         self._core: Any = self._opened.core
         self._message = Message(self, self._core, self._pool, self._verdicts)
         self._targets = lib.urs_reactor_columns(self._core).targets
@@ -93,7 +95,6 @@ class Reactor:
 
         self._connections: list[Connection | None] = []  # by slot, those that take messages
         self._ending: dict[int, Connection] = {}  # by slot, those that await only on_close
-        self._peers: dict[int, Peer] = {}  # by slot, as PROXY headers named them
         self._listeners: list[socket.socket] = []
         self._unix_paths: list[str] = []
         self._batch: Iterator[tuple[int, int]] = iter(())
@@ -422,8 +423,8 @@ class Reactor:
         batch = self._batch
         message = self._message
         connections = self._connections
-        on_message = self._skip if echo else self._on_message
-        connection = None
+        on_message: Callable[..., object] = self._skip if echo else self._on_message
+        connection: Connection | None = None
         while True:
             try:
                 for index, slot in batch:
@@ -477,8 +478,6 @@ class Reactor:
             return
         if lib.urs_session_accept(self._core, identity, answer.response, len(answer.response)) < 0:
             return
-        if answer.peer is not None:
-            self._peers[slot] = answer.peer
         self._open_connection(identity, answer.data)
 
     def _open_connection(self, identity: int, data: object) -> None:
@@ -503,7 +502,6 @@ class Reactor:
             self._on_close(connection, code, reason)
         except Exception:
             logger.exception("on_close of %r failed", connection)
-        self._peers.pop(slot, None)
 
     def _closing(self, connection: Connection) -> None:
         """Deliver no more messages of a connection whose close handshake has begun; on_close is to come."""
@@ -610,9 +608,6 @@ class Reactor:
             self._ended(slot, CloseCode.ABNORMAL, "the reactor was closed")
 
     def _peer(self, identity: int) -> Peer:
-        proxied = self._peers.get(identity & 0xFFFFFFFF)
-        if proxied is not None:
-            return proxied
         peer = ffi.new("struct urs_peer *")
         result = lib.urs_session_peer(self._core, identity, peer)
         if result == lib.URS_ERROR_STALE:
