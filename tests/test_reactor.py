@@ -239,6 +239,19 @@ def test_a_port_in_use_is_refused_with_its_name(backend: str) -> None:
             reactor.bind(host, port)
 
 
+@pytest.mark.parametrize("port", [-1, 65_536, 99_999])
+def test_a_port_out_of_range_is_refused_not_wrapped_round(port: int) -> None:
+    with Reactor(Silent(), backend="epoll") as reactor:
+        with pytest.raises(ValueError, match=str(port)):
+            reactor.bind("127.0.0.1", port)
+        assert reactor.addresses == []
+
+
+def test_a_name_that_leads_nowhere_is_named() -> None:
+    with Reactor(Silent(), backend="epoll") as reactor, pytest.raises(OSError, match=r"no\.such\.host\.invalid"):
+        reactor.bind("no.such.host.invalid", 0)
+
+
 def test_stats_add_up(echo: ReactorThread, recorder: EchoRecorder) -> None:
     payload = b"x" * 1000
     with Peer.connect(echo.address) as staying:
