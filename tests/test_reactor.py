@@ -252,6 +252,14 @@ def test_a_name_that_leads_nowhere_is_named() -> None:
         reactor.bind("no.such.host.invalid", 0)
 
 
+def test_a_sender_does_not_hold_up_a_drain(backend: str) -> None:
+    with Reactor(Silent(), QUIET, backend=backend) as reactor, reactor.sender():
+        reactor.bind("127.0.0.1", 0)
+        start = time.monotonic()
+        reactor.drain(30)
+        assert time.monotonic() - start < 5
+
+
 def test_stats_add_up(echo: ReactorThread, recorder: EchoRecorder) -> None:
     payload = b"x" * 1000
     with Peer.connect(echo.address) as staying:

@@ -564,7 +564,10 @@ class Reactor:
             self.drain()
         if self._drained_until is not None and time.monotonic() >= self._drained_until:
             return self._cut()
-        if self._listeners and self._drained_until is None:
+        if self._drained_until is not None:
+            # Nothing comes in any more: a Sender that is still alive has nobody left to send to.
+            return bool(lib.urs_reactor_sessions(self._core) or self._commands)
+        if self._listeners:
             return True
         if self._abandoned:
             with self._commands_lock:
