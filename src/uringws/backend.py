@@ -59,14 +59,14 @@ def why_not(error: int, stage: str) -> UringUnavailable:
 
 def _sysctl_disabled() -> bool:
     try:
-        return _DISABLED.read_text(encoding="ascii").strip() not in ("", "0")
+        return _DISABLED.read_text(encoding="utf-8").strip() not in ("", "0")
     except OSError:
         return False
 
 
 def _seccomp_filters() -> bool:
     try:
-        return "Seccomp:\t2" in Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+        return "Seccomp:\t2" in Path("/proc/self/status").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return False
 
