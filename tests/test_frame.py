@@ -29,6 +29,7 @@ Parsed = dict[str, Any] | str | int
 def parse(data: bytes, rules: int) -> Parsed:
     """The header's fields; or the name of the error; or, for the beginning of a header, its least size."""
     header = ffi.new("struct urs_frame_header *")
+    ffi.memmove(header, b"\xee" * ffi.sizeof("struct urs_frame_header"), ffi.sizeof("struct urs_frame_header"))
     size = lib.urs_frame_parse(data, len(data), rules, header)
     if size < 0:
         return ERRORS[size]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import mmap
+import os
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from uringws.frames import (
     parse_header,
     unmask,
 )
-from uringws.shim import lib
+from uringws.shim import ffi, lib
 
 KEY = bytes.fromhex("37fa213d")
 HELLO = codec.Frame(codec.TEXT, b"Hello", key=KEY).encode()
@@ -32,10 +33,13 @@ HELLO = codec.Frame(codec.TEXT, b"Hello", key=KEY).encode()
 # The constants
 
 
-@pytest.mark.parametrize(("enum", "prefix"), [(Opcode, "URS_OPCODE_"), (CloseCode, "URS_CLOSE_")])
-def test_the_same_constants_on_both_sides(enum: type[Opcode | CloseCode], prefix: str) -> None:
-    there = {name.removeprefix(prefix): getattr(lib, name) for name in dir(lib) if name.startswith(prefix)}
-    assert there == {member.name: member.value for member in enum}
+@pytest.mark.parametrize(("enum", "there"), [(Opcode, "urs_opcode"), (CloseCode, "urs_close_code")])
+def test_the_same_constants_on_both_sides(enum: type[Opcode | CloseCode], there: str) -> None:
+    constants = ffi.typeof(f"enum {there}").relements
+    prefix = os.path.commonprefix(list(constants))
+    assert {name.removeprefix(prefix): value for name, value in constants.items()} == {
+        member.name: member.value for member in enum
+    }
 
 
 def test_control_opcodes() -> None:

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from servers import EchoRecorder, ReactorThread, Recorder
+from servers import EchoRecorder, ReactorThread, Recorder, wait_until
 from uringws import BacklogFull, CloseCode, Connection, ConnectionClosed, Message, Opcode, Options, SendResult
 from wire import BINARY, CLOSE, PING, PONG, TEXT, Frame, Peer, distinct_payloads, frame, http, upgrade_request
 
@@ -117,7 +117,8 @@ def test_sessions_over_the_limit_are_answered_503(backend: str, recorder: EchoRe
     ):
         assert http(server.address, upgrade_request()).status == 503
         second.shake_hands()
-        recorder.wait_for("close")
+        second.close()
+        wait_until(lambda: server.ask(server.reactor.stats).sessions == 1)
         with Peer.connect(server.address) as third:
             third.send(TEXT, b"room again")
             assert third.read_frame() == Frame(TEXT, b"room again")
@@ -140,7 +141,7 @@ def test_a_peer_that_does_not_answer_our_close_is_cut_off(backend: str) -> None:
 
 
 def test_an_idle_session_is_closed(backend: str, recorder: EchoRecorder) -> None:
-    options = Options(idle_seconds_max=0.3, ping_interval_seconds=None)
+    options = Options(idle_seconds_max=0.3, close_seconds_max=0.2, ping_interval_seconds=None)
     with (
         ReactorThread(recorder, backend=backend, options=options) as server,
         Peer.connect(server.address) as busy,

@@ -8,11 +8,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from servers import EchoRecorder, ReactorThread, ServerProcess, Silent, run_until
+from servers import EchoRecorder, ReactorThread, Silent, echo_process, run_until, wait_until
 from uringws import Options, Reactor, ReactorStateError, WrongThread
 from wire import BINARY, TEXT, Frame, Peer, close_frame, frame, http, upgrade_request
 
@@ -109,6 +110,7 @@ def test_run_ends_when_nothing_is_left_to_wait_for(backend: str, recorder: EchoR
     with Reactor(recorder, QUIET, backend=backend) as reactor, Peer(theirs) as peer:
         reactor.add_session(ours)
         peer.write(frame(TEXT, b"only one"), close_frame())
+        peer.sock.shutdown(socket.SHUT_WR)
         reactor.run()
         assert peer.read_frame() == Frame(TEXT, b"only one")
         assert peer.read_close() == 1000
@@ -165,14 +167,13 @@ def test_a_fork_cannot_use_its_parents_reactor(backend: str) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
 def test_a_signal_closes_all_with_1001_and_drains(backend: str, number: int) -> None:
-    server = ServerProcess("examples/echo_uring.py", "--port", "0", "--backend", backend, "--mode", "handler")
-    with server:
-        peers = [Peer.connect(server.address) for _ in range(3)]
+    with echo_process(backend, "handler") as server, ExitStack() as stack:
+        peers = [stack.enter_context(Peer.connect(server.address)) for _ in range(3)]
         server.process.send_signal(number)
         for peer in peers:
             assert peer.read_close() == 1001
-            with pytest.raises(ConnectionRefusedError):
-                Peer.dial(server.address)
+        with pytest.raises(ConnectionRefusedError):
+            Peer.dial(server.address).close()
         for peer in peers:
             peer.write(close_frame(1001))
             peer.read_eof()
@@ -270,6 +271,7 @@ def test_stats_add_up(echo: ReactorThread, recorder: EchoRecorder) -> None:
             leaving.shake_hands()
         recorder.wait_for("close")
         http(echo.address, b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        wait_until(lambda: echo.ask(echo.reactor.stats).sessions == 1)
         stats = echo.ask(echo.reactor.stats)
     assert stats.backend == echo.reactor.backend
     assert (stats.sessions, stats.sessions_peak, stats.accepted, stats.handshakes) == (1, 2, 2, 0)
@@ -285,18 +287,11 @@ def test_a_reset_in_the_middle_of_everything_leaks_no_descriptor(echo: ReactorTh
     def open_files() -> int:
         return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
-    with Peer.connect(echo.address) as peer:
-        peer.shake_hands()
-    recorder.wait_for("close")
     before = open_files()
     for number in range(50):
         peer = Peer.connect(echo.address)
         peer.write(frame(BINARY, b"x" * 200_000)[: 4000 * number])
         peer.reset()
-    recorder.wait_for("close", 51)
-    http(echo.address, b"\r\n\r\n")
-    deadline = time.monotonic() + 5
-    while open_files() > before and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert open_files() == before
-    assert len(recorder.of("open")) == len(recorder.of("close")) == 51
+    recorder.wait_for("close", 50)
+    wait_until(lambda: open_files() == before)
+    assert len(recorder.of("open")) == len(recorder.of("close")) == 50

@@ -86,7 +86,7 @@ def test_close_reaches_the_peer_with_code_and_reason(echo: ReactorThread, record
     with Peer.connect(echo.address) as peer:
         ((_, id_),) = recorder.wait_for("open")
         assert echo.sender.send(id_, Opcode.TEXT, b"last words")
-        assert echo.sender.close_connection(id_, CloseCode.GOING_AWAY, "moving")
+        assert echo.sender.close(id_, CloseCode.GOING_AWAY, "moving")
         assert peer.read_frame() == Frame(TEXT, b"last words")
         closing = peer.read_frame()
         assert (closing.close_code, closing.payload[2:]) == (1001, b"moving")
@@ -105,7 +105,7 @@ def test_a_session_that_is_gone_is_refused_even_when_its_slot_is_taken_again(
     with Peer.connect(echo.address) as successor:
         present = recorder.wait_for("open", 2)[1][1]
         assert echo.sender.send(gone, Opcode.TEXT, b"for the dead") is False
-        assert echo.sender.close_connection(gone) is False
+        assert echo.sender.close(gone) is False
         assert echo.sender.send(present, Opcode.TEXT, b"for the living") is True
         assert successor.read_frame() == Frame(TEXT, b"for the living")
         assert echo.sender.send(0, Opcode.TEXT, b"nobody") is False
@@ -180,20 +180,20 @@ def test_run_goes_on_while_a_sender_lives_and_then_ends(backend: str, recorder: 
         senders.append(senders[0].clone())
 
     with ReactorThread(recorder, backend=backend, prepare=prepare) as server:
-        server.sender.close()
+        server.sender.release()
         for sender in senders:
             time.sleep(0.1)
             assert server.ended is None
             assert server.is_running()
-            sender.close()
+            sender.release()
         server.join()
 
 
 def test_a_sender_that_is_closed_or_whose_reactor_is_gone_refuses(backend: str, recorder: EchoRecorder) -> None:
     with Reactor(recorder, backend=backend) as reactor:
         closed, orphan = reactor.sender(), reactor.sender()
-        closed.close()
-        closed.close()
+        closed.release()
+        closed.release()
     for sender in (closed, orphan):
         with pytest.raises(ReactorStateError):
             sender.call(print)
@@ -201,4 +201,4 @@ def test_a_sender_that_is_closed_or_whose_reactor_is_gone_refuses(backend: str, 
             sender.send(1, Opcode.TEXT, b"")
         with pytest.raises(ReactorStateError):
             sender.clone()
-    orphan.close()
+    orphan.release()

@@ -139,7 +139,7 @@ def filler(character: str, size: int) -> bytes:
 
 
 @pytest.mark.usefixtures("implementation")
-@pytest.mark.parametrize("after", [b"", b"b" * 40], ids=["at the end", "inside"])
+@pytest.mark.parametrize("after", [b"", b"b" * 140], ids=["at the end", "inside"])
 @pytest.mark.parametrize("character", ["a", "中"])
 def test_every_sequence_at_the_edges_of_blocks(character: str, after: bytes) -> None:
     """A code point may begin in one vector and end in the next, and the last vector overlaps the one before."""
