@@ -240,6 +240,27 @@ def test_a_port_in_use_is_refused_with_its_name(backend: str) -> None:
             reactor.bind(host, port)
 
 
+@pytest.mark.parametrize("port", [-1, 65_536, 99_999])
+def test_a_port_out_of_range_is_refused_not_wrapped_round(port: int) -> None:
+    with Reactor(Silent(), backend="epoll") as reactor:
+        with pytest.raises(ValueError, match=str(port)):
+            reactor.bind("127.0.0.1", port)
+        assert reactor.addresses == []
+
+
+def test_a_name_that_leads_nowhere_is_named() -> None:
+    with Reactor(Silent(), backend="epoll") as reactor, pytest.raises(OSError, match=r"no\.such\.host\.invalid"):
+        reactor.bind("no.such.host.invalid", 0)
+
+
+def test_a_sender_does_not_hold_up_a_drain(backend: str) -> None:
+    with Reactor(Silent(), QUIET, backend=backend) as reactor, reactor.sender():
+        reactor.bind("127.0.0.1", 0)
+        start = time.monotonic()
+        reactor.drain(30)
+        assert time.monotonic() - start < 5
+
+
 def test_stats_add_up(echo: ReactorThread, recorder: EchoRecorder) -> None:
     payload = b"x" * 1000
     with Peer.connect(echo.address) as staying:

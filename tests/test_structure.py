@@ -39,7 +39,7 @@ PYTHON_LAYERS = (
     {"reactor"},
     {"workers"},
     {"__init__"},
-    {"adapters"},
+    {"adapters", "doctor"},
     {"__main__"},
 )
 

@@ -59,6 +59,7 @@ _REFUSALS: Final[tuple[RejectReason, ...]] = (
 _LOST_REASONS: Final = {0: "the peer closed the TCP connection without a close frame"}
 _ZERO_COPY: Final = ("never", "auto", "always")
 _ON_FULL: Final = ("close", "drop", "error")
+_PORT_MAX: Final = 65_535
 
 
 def _nothing(*_: object) -> None:
@@ -175,16 +176,23 @@ class Reactor:
         """Where it listens, in the order of the bind calls."""
         return list(self._addresses)
 
-    def bind(self, host: str, port: int, *, reuse_port: bool = False) -> Address:
-        """Listen on a TCP port; return (host, port) with the port that a 0 was turned into.
+    def bind(self, host: str, port: int, *, reuse_port: bool = False) -> tuple[str, int]:
+        """Listen on a TCP port, 0 to 65535; return (host, port) with the port that a 0 was turned into.
 
         `host` is an IPv4 or IPv6 address or a name (its first address is taken; "" is all of IPv4, "::" all of IPv6).
-        `reuse_port` lets several reactors share the port, the kernel spreading connections among them. Raises OSError.
+        `reuse_port` lets several reactors share the port, the kernel spreading connections among them (SO_REUSEPORT,
+        socket(7)). Raises OSError with the address in its text, ValueError or TypeError for what is no address.
         """
         self._check_usable()
-        family, _, _, _, address = socket.getaddrinfo(
-            _host(host), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
+        if not isinstance(host, str) or isinstance(port, bool) or not isinstance(port, int):
+            raise TypeError(f"bind takes a host as str and a port as int, not {host!r} and {port!r}")
+        if not 0 <= port <= _PORT_MAX:  # getaddrinfo would take it modulo 65536
+            raise ValueError(f"port {port} is not in 0 to {_PORT_MAX}")
+        try:
+            found = socket.getaddrinfo(_host(host), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        except socket.gaierror as error:
+            raise socket.gaierror(error.errno, f"bind {host}:{port}: {error.strerror}") from None
+        family, _, _, _, address = found[0]
         listener = socket.socket(family, socket.SOCK_STREAM)
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -196,10 +204,12 @@ class Reactor:
                 listener.bind(address)
             except OSError as error:
                 raise OSError(error.errno, f"bind {host}:{port}: {error.strerror}") from None
-            return self.bind_socket(listener)
+            self.bind_socket(listener)
         except BaseException:
             listener.close()
             raise
+        name = listener.getsockname()
+        return name[0], name[1]
 
     def bind_unix(self, path: str | os.PathLike[str]) -> Address:
         """Listen on a Unix socket, which `close` removes again. A stale one of that name is replaced. Raises OSError."""
@@ -556,7 +566,10 @@ class Reactor:
             self.drain()
         if self._drained_until is not None and time.monotonic() >= self._drained_until:
             return self._cut()
-        if self._listeners and self._drained_until is None:
+        if self._drained_until is not None:
+            # Nothing comes in any more: a Sender that is still alive has nobody left to send to.
+            return bool(lib.urs_reactor_sessions(self._core) or self._commands)
+        if self._listeners:
             return True
         if self._abandoned:
             with self._commands_lock:
