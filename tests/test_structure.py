@@ -25,6 +25,7 @@ C_LAYERS = (
     {"outbound"},
     {"pool"},
     {"io"},
+    {"io_fault"},
     {"io_epoll", "io_uring"},
     {"session"},
     {"core", "reactor"},

@@ -82,7 +82,8 @@ static int watch(struct epoll *epoll, struct watched *watched, uint32_t interest
     /* Without any interest epoll would still report EPOLLHUP, turn after turn. */
     if (interest == 0)
         operation = EPOLL_CTL_DEL;
-    if (epoll_ctl(epoll->fd, operation, watched->fd, &event) != 0)
+    if (urs_fault_errno(operation == EPOLL_CTL_DEL ? 0 : urs_fault(URS_FAULT_ARM))
+        || epoll_ctl(epoll->fd, operation, watched->fd, &event) != 0)
         return -errno;
     watched->interest = interest;
     watched->registered = interest != 0;
@@ -156,7 +157,9 @@ static int epoll_accept(struct urs_io *io, uint32_t slot, int fd)
     int error = urs_io_set_blocking(fd, false);  /* a connection may be gone again by the time we accept it */
     if (error != 0)
         return error;
-    return epoll_ctl(of(io)->fd, EPOLL_CTL_ADD, fd, &event) == 0 ? 0 : -errno;
+    if (urs_fault_errno(urs_fault(URS_FAULT_ARM)) || epoll_ctl(of(io)->fd, EPOLL_CTL_ADD, fd, &event) != 0)
+        return -errno;
+    return 0;
 }
 
 static int end_accept(struct epoll *epoll, uint32_t slot, int fd, int result)
