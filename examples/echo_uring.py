@@ -15,10 +15,12 @@ class Echo(Handler):
     """Sends each message back, without a copy."""
 
     def on_message(self, conn: Connection, message: Message) -> None:
+        """Send it back."""
         conn.echo()
 
 
 def main() -> int:
+    """Serve until Ctrl-C; return the exit status."""
     parser = argparse.ArgumentParser(description="A WebSocket echo server on io_uring.")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=9001, help="0 takes a free one (default: %(default)s)")

@@ -1,16 +1,17 @@
 """Zero-copy sends on loopback, where the kernel always copies after all and says so: what is lent comes back, what is
-measured is heeded."""
+measured is heeded.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
 import pytest
+
 from conftest import NO_URING
 from servers import ReactorThread
-from wire import BINARY, Peer, frame
-
 from uringws import Handler, Options, Stats
+from wire import BINARY, Peer, frame
 
 if TYPE_CHECKING:
     from uringws import Connection, Message

@@ -114,6 +114,11 @@ def _open(name: str, options: Any, refused: UringUnavailable | None = None) -> O
     if core == ffi.NULL:
         return int(report.error), ffi.string(report.stage).decode()
     return Opened(
-        core, name, int(report.ring_entries), int(report.setup_flags), int(report.features), bool(report.reduced),
+        core,
+        name,
+        int(report.ring_entries),
+        int(report.setup_flags),
+        int(report.features),
+        bool(report.reduced),
         refused,
     )

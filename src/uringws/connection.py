@@ -6,7 +6,7 @@ from enum import IntEnum
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Any, Final
 
-from uringws.errors import check
+from uringws.errors import UringWSError, check
 from uringws.frames import CloseCode, Opcode
 from uringws.sending import Payload, check_close, check_send
 from uringws.shim import ffi, lib
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from uringws.handshake import Peer
 
 __all__ = ["Connection", "SendResult"]
+
 
 class SendResult(IntEnum):
     """What became of a message. All three are final: nothing is ever reported twice."""
@@ -116,7 +117,9 @@ class Connection:
     def send_text(self, text: str) -> SendResult:
         """Send a text message. As `send`."""
         if not isinstance(text, str):
-            raise TypeError(f"text is a str, not {type(text).__name__}: encoded text goes through send(Opcode.TEXT, ...)")
+            raise TypeError(
+                f"text is a str, not {type(text).__name__}: encoded text goes through send(Opcode.TEXT, ...)"
+            )
         return self.send(_TEXT, text.encode())
 
     def send_binary(self, payload: Payload) -> SendResult:
@@ -164,7 +167,7 @@ class Connection:
     def _error(self, result: int, what: str) -> Exception:
         try:
             check(result, f"{what} on connection {self.id:#x}")
-        except Exception as error:
+        except (UringWSError, OSError) as error:
             return error
         raise AssertionError(result)
 

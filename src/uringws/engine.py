@@ -125,9 +125,7 @@ class ServerEngine:
         """Bytes of a frame or message begun that the engine holds."""
         return int(lib.urs_engine_partial_bytes(self._engine))
 
-    def process(
-        self, data: Any, write: Callable[[bytes], object], handler: Callable[[EngineMessage], object]
-    ) -> None:
+    def process(self, data: Any, write: Callable[[bytes], object], handler: Callable[[EngineMessage], object]) -> None:
         """Take in `data`, call `handler(message)` for each message, then `write(bytes)` once with all that is owed.
 
         `data` is bytes (copied) or a writable buffer (unmasked in place). What the handler raises gets out; what was

@@ -210,7 +210,10 @@ LIBRARY_ERRORS: Final[Mapping[str, tuple[Callable[[str], UringWSError], str]]] =
         "URS_ERROR_MEMORY_BUDGET": (LimitReached, "memory_bytes_max would be exceeded"),
         "URS_ERROR_STATE": (ReactorStateError, "not allowed in this state"),
         "URS_ERROR_REQUEST": (_BROKEN, "what came is no HTTP request"),
-        "URS_ERROR_THREAD": (WrongThread, "the reactor belongs to the thread that first ran it; use a Sender elsewhere"),
+        "URS_ERROR_THREAD": (
+            WrongThread,
+            "the reactor belongs to the thread that first ran it: use a Sender",
+        ),
         "URS_ERROR_FORKED": (ReactorStateError, "the reactor belongs to the parent process: make one after the fork"),
     }
 )

@@ -18,12 +18,23 @@ __all__ = ["Handler", "HandlerProtocol", "handler_fn"]
 class HandlerProtocol(Protocol):
     """What a reactor takes for a handler. Derive from `Handler` to write only the callbacks that matter."""
 
-    def on_upgrade(self, request: Request) -> Accept | Reject | None: ...
-    def on_request(self, request: Request) -> Response | None: ...
-    def on_open(self, conn: Connection) -> None: ...
-    def on_message(self, conn: Connection, message: Message) -> None: ...
-    def on_drain(self, conn: Connection) -> None: ...
-    def on_close(self, conn: Connection, code: int, reason: str) -> None: ...
+    def on_upgrade(self, request: Request) -> Accept | Reject | None:
+        """Decide on an opening request."""
+
+    def on_request(self, request: Request) -> Response | None:
+        """Answer a plain HTTP request."""
+
+    def on_open(self, conn: Connection) -> None:
+        """Greet a new connection."""
+
+    def on_message(self, conn: Connection, message: Message) -> None:
+        """Take a message."""
+
+    def on_drain(self, conn: Connection) -> None:
+        """Go on sending."""
+
+    def on_close(self, conn: Connection, code: int, reason: str) -> None:
+        """Say farewell."""
 
 
 class Handler:

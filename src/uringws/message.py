@@ -5,6 +5,7 @@ Reading it costs nothing until it is asked for: the payload stays where the kern
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, Final
 
 from uringws.shim import ffi, lib
@@ -72,10 +73,8 @@ class Message:
         if view is None:
             index = self._index
             offset = self._offsets[index]
-            if offset != _IN_BLOCK:
-                view = self._pool[offset : offset + self._lengths[index]]
-            else:
-                view = self._block_view()
+            in_pool = offset != _IN_BLOCK
+            view = self._pool[offset : offset + self._lengths[index]] if in_pool else self._block_view()
             self._view = view
         return view
 
@@ -110,7 +109,6 @@ class Message:
         """End the view of the message that was handled."""
         view, self._view = self._view, None
         if view is not None:
-            try:
+            # Where the handler keeps a slice of it, that will show whatever the pool holds then, but nothing freed.
+            with contextlib.suppress(BufferError):
                 view.release()
-            except BufferError:
-                pass  # The handler keeps a slice; it will show whatever the pool holds then, but nothing freed.

@@ -17,6 +17,7 @@ import threading
 import time
 import weakref
 from collections import Counter, deque
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from uringws.backend import Backend, Opened, open_core
@@ -212,7 +213,7 @@ class Reactor:
         return name[0], name[1]
 
     def bind_unix(self, path: str | os.PathLike[str]) -> Address:
-        """Listen on a Unix socket, which `close` removes again. A stale one of that name is replaced. Raises OSError."""
+        """Listen on a Unix socket, which `close` removes. A stale one of that name is replaced. Raises OSError."""
         self._check_usable()
         name = os.fspath(path)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -293,7 +294,7 @@ class Reactor:
             self._run(echo=False, signals=False)
 
     def close(self) -> None:
-        """Cut all sessions, stop listening, free everything. A closed reactor is of no more use; closing twice is fine."""
+        """Cut all sessions, stop listening, free everything: the reactor is of no more use. Twice is fine."""
         if self._core == ffi.NULL:
             return
         if self._running:
@@ -322,7 +323,7 @@ class Reactor:
     # ---- sessions from elsewhere
 
     def add_session(self, sock: socket.socket | int, *, subprotocol: str | None = None, data: object = None) -> int:
-        """Take over a connected socket that another server has upgraded. As `add_session_with_prefix` without prefix."""
+        """Take over a connected socket that another server has upgraded. See `add_session_with_prefix`."""
         return self.add_session_with_prefix(sock, b"", subprotocol=subprotocol, data=data)
 
     def add_session_with_prefix(
@@ -333,13 +334,16 @@ class Reactor:
         `on_open` is called before this returns the connection's id; the prefix is handled in the next turn, before
         what is still in the socket. The descriptor belongs to the reactor as soon as this has returned: a
         socket.socket is detached (close() on it does nothing any more), a number must not be used again. If it raises,
-        the caller keeps it. `subprotocol` is what the upgrade agreed on, for `conn.subprotocol`. Raises TypeError for a TLS socket, whose bytes the kernel cannot decrypt; OSError for a socket
-        that is not connected; LimitReached at `sessions_max` or while draining.
+        the caller keeps it. `subprotocol` is what the upgrade agreed on, for `conn.subprotocol`. Raises TypeError for
+        a TLS socket, whose bytes the kernel cannot decrypt; OSError for a socket that is not connected; LimitReached
+        at `sessions_max` or while draining.
         """
         self._check_usable()
         self._check_thread()
         if isinstance(sock, ssl.SSLSocket):
-            raise TypeError("a TLS socket cannot be adopted: terminate TLS before it, or use ServerEngine on its stream")
+            raise TypeError(
+                "a TLS socket cannot be adopted: terminate TLS before it, or use ServerEngine on its stream"
+            )
         if isinstance(sock, bool) or not isinstance(sock, (int, socket.socket)):
             raise TypeError(f"sock must be a socket.socket or a descriptor, not {type(sock).__name__}")
         number = sock if isinstance(sock, int) else sock.fileno()
@@ -349,9 +353,7 @@ class Reactor:
         buffer = memoryview(prefix).cast("B") if len(prefix) else b""
         identity = ffi.new("uint64_t *")
         check(
-            lib.urs_reactor_adopt(
-                self._core, number, ffi.from_buffer("uint8_t[]", buffer), len(buffer), identity
-            ),
+            lib.urs_reactor_adopt(self._core, number, ffi.from_buffer("uint8_t[]", buffer), len(buffer), identity),
             "add_session",
         )
         if isinstance(sock, socket.socket):
@@ -431,7 +433,8 @@ class Reactor:
 
     def _dispatch(self, *, echo: bool) -> None:
         """Hand the rest of the batch to the handler. An exception that is not an error (KeyboardInterrupt) gets out;
-        the events after it wait for the next turn."""
+        the events after it wait for the next turn.
+        """
         batch = self._batch
         message = self._message
         connections = self._connections
@@ -453,7 +456,7 @@ class Reactor:
                     if message._view is not None:
                         message._release()
                 return
-            except Exception:
+            except Exception:  # noqa: BLE001 - whatever it is, it is logged and ends its connection only
                 self._failed(connection)
             finally:
                 message._connection = None
@@ -525,12 +528,12 @@ class Reactor:
     def _call(self, connection: Connection, callback: Callable[..., object], *arguments: object) -> None:
         try:
             callback(*arguments)
-        except Exception:
+        except Exception:  # noqa: BLE001 - as above
             self._failed(connection)
 
     def _failed(self, connection: Connection | None) -> None:
         """A callback raised: log it, and close its connection with 1011."""
-        logger.exception("the handler of %r failed; it is closed with 1011", connection)
+        logger.error("the handler of %r failed; it is closed with 1011", connection, exc_info=True)
         if connection is not None and connection.is_open:
             with contextlib.suppress(Exception):
                 connection.close(CloseCode.INTERNAL_ERROR, "internal error")
@@ -636,7 +639,7 @@ class Reactor:
         self._listeners.clear()
         for path in self._unix_paths if not self._inherited else ():
             with contextlib.suppress(OSError):
-                os.unlink(path)
+                Path(path).unlink()
         self._unix_paths.clear()
 
     # ---- other threads
@@ -666,6 +669,7 @@ class Reactor:
 
 
 _EINTR: Final = 4
+_ANY_HOST: Final = "0.0.0.0"  # noqa: S104 - asked for by an empty host, as in socket.create_server
 
 _reactors: weakref.WeakSet[Reactor] = weakref.WeakSet()
 
@@ -687,7 +691,7 @@ def _milliseconds(seconds: float | None) -> int:
 
 def _host(host: str) -> str | bytes:
     """Return a host for getaddrinfo; ASCII as bytes, which spares it the import of the IDNA tables."""
-    return (host or "0.0.0.0").encode() if host.isascii() else host
+    return (host or _ANY_HOST).encode() if host.isascii() else host
 
 
 def _address(sock: socket.socket) -> Address:
@@ -717,6 +721,6 @@ def _remove_stale(path: str) -> None:
         try:
             probe.connect(path)
         except ConnectionRefusedError:
-            os.unlink(path)
+            Path(path).unlink()
         except OSError:
             return

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from uringws.errors import ReactorStateError, SenderFull
 from uringws.frames import CloseCode
 from uringws.sending import Payload, check_close, check_send
-from uringws.shim import ffi, lib
+from uringws.shim import ffi
 
 if TYPE_CHECKING:
     import socket
@@ -201,7 +201,7 @@ class _Adoption:
     def run(self, adopt: Callable[[], int]) -> None:
         try:
             self._id = adopt()
-        except Exception as error:  # it is raised where it belongs: by the caller's call
+        except Exception as error:  # noqa: BLE001 - raised where it belongs, by the caller's call
             self._error = error
         self.done.set()
 

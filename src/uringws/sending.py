@@ -21,7 +21,9 @@ _SENDABLE_CODES: Final = frozenset({1000, 1001, 1002, 1003, 1007, 1008, 1009, 10
 def check_send(opcode: int, payload: Payload) -> Payload:
     """Return a payload as the buffer to send, or raise TypeError or ValueError with what is wrong with it."""
     if opcode not in _SENDABLE:
-        raise ValueError(f"opcode {opcode!r} cannot be sent: TEXT, BINARY, PING or PONG can (close() ends a connection)")
+        raise ValueError(
+            f"opcode {opcode!r} cannot be sent: TEXT, BINARY, PING or PONG can (close() ends a connection)"
+        )
     if isinstance(payload, str):
         if opcode == Opcode.BINARY:
             raise TypeError("str is text: send it with send_text, or encode it")

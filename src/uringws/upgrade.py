@@ -1,5 +1,7 @@
-"""What an opening request is answered: limits, the PROXY header, plain HTTP, the handler's verdict. Bytes in and out; the
-reactor carries the answer out."""
+"""What an opening request is answered: limits, the PROXY header, plain HTTP, the handler's verdict.
+
+Bytes in and out; the reactor carries the answer out.
+"""
 
 from __future__ import annotations
 
