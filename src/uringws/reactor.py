@@ -101,7 +101,7 @@ class Reactor:
         self._listeners: list[socket.socket] = []
         self._addresses: list[Address] = []
         self._unix_paths: list[str] = []
-        self._batch: Iterator[tuple[int, int]] = iter(())
+        self._batch: Iterator[tuple[int, int]] | None = None  # events not handled yet
         self._commands: deque[Callable[[], object]] = deque()
         self._commands_lock = threading.Condition()
         self._senders = 0
@@ -412,30 +412,34 @@ class Reactor:
         try:
             with self._signals() if signals else contextlib.nullcontext():
                 while not self._stopping and self._has_work():
-                    self._turn(self._patience(), echo=echo)
+                    # While turns bring events there is work, and nothing else to look at.
+                    while self._turn(self._patience(), echo=echo) and not self._attention():
+                        pass
         finally:
             self._running = False
             self._stopping = False
 
+    def _attention(self) -> bool:
+        return self._stopping or self._signalled or self._drained_until is not None
+
     def _turn(self, timeout: float | None, *, echo: bool) -> int:
-        self._dispatch(echo=echo)  # what an exception left over
-        count = lib.urs_reactor_turn(self._core, -1 if timeout is None else int(timeout * 1000 + 0.999), echo)
-        if count < 0:
-            if count == -_EINTR:
-                return 0
+        if self._batch is not None:
+            self._dispatch(self._batch, echo=echo)  # what an exception left over
+        count: int = lib.urs_reactor_turn(self._core, -1 if timeout is None else int(timeout * 1000 + 0.999), echo)
+        if count > 0:
+            self._dispatch(enumerate(ffi.unpack(self._targets, count)), echo=echo)
+            self._message._index = count
+        elif count < 0 and count != -_EINTR:
             check(count, f"{self.backend} turn")
-        self._batch = enumerate(ffi.unpack(self._targets, count) if count else ())
-        self._dispatch(echo=echo)
-        self._message._index = count
         if self._commands:
             self._run_commands()
-        return int(count)
+        return count if count > 0 else 0
 
-    def _dispatch(self, *, echo: bool) -> None:
+    def _dispatch(self, batch: Iterator[tuple[int, int]], *, echo: bool) -> None:
         """Hand the rest of the batch to the handler. An exception that is not an error (KeyboardInterrupt) gets out;
         the events after it wait for the next turn.
         """
-        batch = self._batch
+        self._batch = batch
         message = self._message
         connections = self._connections
         on_message: Callable[..., object] = self._skip if echo else self._on_message
@@ -455,9 +459,10 @@ class Reactor:
                     on_message(connection, message)
                     if message._view is not None:
                         message._release()
+                self._batch = None
                 return
-            except Exception:  # noqa: BLE001 - whatever it is, it is logged and ends its connection only
-                self._failed(connection)
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is logged and ends its connection only
+                self._failed(connection, error)
             finally:
                 message._connection = None
                 message._release()
@@ -528,12 +533,12 @@ class Reactor:
     def _call(self, connection: Connection, callback: Callable[..., object], *arguments: object) -> None:
         try:
             callback(*arguments)
-        except Exception:  # noqa: BLE001 - as above
-            self._failed(connection)
+        except Exception as error:  # noqa: BLE001 - as above
+            self._failed(connection, error)
 
-    def _failed(self, connection: Connection | None) -> None:
+    def _failed(self, connection: Connection | None, error: Exception) -> None:
         """A callback raised: log it, and close its connection with 1011."""
-        logger.error("the handler of %r failed; it is closed with 1011", connection, exc_info=True)
+        logger.error("the handler of %r failed; it is closed with 1011", connection, exc_info=error)
         if connection is not None and connection.is_open:
             with contextlib.suppress(Exception):
                 connection.close(CloseCode.INTERNAL_ERROR, "internal error")
