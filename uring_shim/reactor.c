@@ -210,6 +210,9 @@ int urs_reactor_adopt(struct urs_reactor *reactor, int fd, const uint8_t *prefix
 void urs_reactor_drain(struct urs_reactor *reactor, unsigned code, const uint8_t *response, size_t response_bytes)
 {
     urs_reactor_stop_listening(reactor);
+    /* Now, so that who sees a close frame finds the port closed as soon as its owner has closed it, too. */
+    if (reactor->started)
+        reactor->io->operations->wait(reactor->io, 0);
     for (uint32_t slot = 0; slot < reactor->sessions.slots; slot++) {
         struct urs_session *session = urs_core_session(reactor, slot);
         if (session->state == URS_SESSION_OPEN) {

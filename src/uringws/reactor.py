@@ -230,6 +230,7 @@ class Reactor:
     def bind_socket(self, sock: socket.socket) -> Address:
         """Listen on a socket that is bound already (and listening, or not yet). The reactor owns it from now on."""
         self._check_usable()
+        self._check_thread()
         if not isinstance(sock, socket.socket) or isinstance(sock, ssl.SSLSocket):
             raise TypeError(f"bind_socket takes a plain socket.socket, not {type(sock).__name__}")
         if sock.type != socket.SOCK_STREAM or sock.family not in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX):
@@ -297,10 +298,10 @@ class Reactor:
         """Cut all sessions, stop listening, free everything: the reactor is of no more use. Twice is fine."""
         if self._core == ffi.NULL:
             return
-        if self._running:
-            raise ReactorStateError("close() inside of run(): call stop(), or drain(), and close after run() returned")
         if not self._inherited:
             self._check_thread()
+            if self._running:
+                raise ReactorStateError("close() inside of run(): call stop() or drain() and close after it returned")
             self._end_all()
         core, self._core = self._core, ffi.NULL
         self._message._core = ffi.NULL
@@ -433,7 +434,7 @@ class Reactor:
             check(count, f"{self.backend} turn")
         if self._commands:
             self._run_commands()
-        return count if count > 0 else 0
+        return max(0, count)
 
     def _dispatch(self, batch: Iterator[tuple[int, int]], *, echo: bool) -> None:
         """Hand the rest of the batch to the handler. An exception that is not an error (KeyboardInterrupt) gets out;
