@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TypeVar, get_args
 
@@ -34,6 +35,20 @@ except ImportError as error:
     sys.exit(f"{error.name} is missing: pip install 'uringws[bench]', or rich and matplotlib")
 
 RESULTS = Path(__file__).resolve().parent / "results"
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How often and how long: short visits in many rounds, because machines drift."""
+
+    rounds: int
+    seconds: float
+    warmup_seconds: float
+    retries: int
+
+
+USUAL = Pace(rounds=5, seconds=1.2, warmup_seconds=0.2, retries=2)
+QUICK = Pace(rounds=3, seconds=0.4, warmup_seconds=0.1, retries=0)
 QUICK_SERVERS = ("uringws_echo", "uringws_handler", "picows", "websockets")
 
 Named = TypeVar("Named")
@@ -51,9 +66,10 @@ def arguments() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     what.add_argument("--verify", action="store_true", help="compare every byte of every answer; costs the client")
     how = parser.add_argument_group("how long")
     how.add_argument("--quick", action="store_true", help="the five shapes, few servers, in under two minutes")
-    how.add_argument("--rounds", type=int, help="visits to each server in each case and mode (5)")
-    how.add_argument("--seconds", type=float, help="of each visit (1.2)")
-    how.add_argument("--warmup-seconds", type=float, help="before each (0.2)")
+    how.add_argument("--rounds", type=int, help=f"visits to each server in each case and mode ({USUAL.rounds})")
+    how.add_argument("--seconds", type=float, help=f"of each visit ({USUAL.seconds})")
+    how.add_argument("--warmup-seconds", type=float, help=f"before each ({USUAL.warmup_seconds})")
+    how.add_argument("--retries", type=int, help=f"of a visit that was disturbed ({USUAL.retries})")
     how.add_argument("--cores", metavar="SERVER,CLIENT", default="0,1", help="CPUs (%(default)s)")
     out = parser.add_argument_group("what to show")
     out.add_argument("--bars", action="store_true", help="also the bars that are set, and whether they are met")
@@ -121,20 +137,16 @@ def plan(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Plan:
     for group in GROUPS:
         known_cases[group] = [case for case in CASES.values() if case.group == group]
     known_modes: dict[str, list[Mode]] = {mode: [mode] for mode in MODES}
-    quick = options.quick
-    rounds = options.rounds if options.rounds is not None else 3 if quick else 5
-    seconds = options.seconds if options.seconds is not None else 0.4 if quick else 1.2
-    warmup_seconds = options.warmup_seconds if options.warmup_seconds is not None else 0.1 if quick else 0.2
-    if rounds < 1 or not 0.05 <= seconds <= 3600 or not 0 <= warmup_seconds <= 3600:
+    asked = {field.name: value for field in fields(Pace) if (value := getattr(options, field.name)) is not None}
+    pace = replace(QUICK if options.quick else USUAL, **asked)
+    if pace.rounds < 1 or pace.retries < 0 or not 0.05 <= pace.seconds <= 3600 or not 0 <= pace.warmup_seconds <= 3600:
         parser.error("at least one round, and at least 0.05 seconds, are needed")
     return Plan(
         contenders=contenders,
         baseline=baseline,
-        cases=chosen(parser, options.cases or ("shapes" if quick else ",".join(CASES)), "case", known_cases),
+        cases=chosen(parser, options.cases or ("shapes" if options.quick else ",".join(CASES)), "case", known_cases),
         modes=chosen(parser, options.modes or ",".join(MODES), "mode", known_modes),
-        rounds=rounds,
-        seconds=seconds,
-        warmup_seconds=warmup_seconds,
+        **vars(pace),
         server_core=server_core,
         client_core=client_core,
         verify=options.verify,

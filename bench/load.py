@@ -65,6 +65,10 @@ class Outcome:
     client_cpu_seconds: float
     server_cpu_seconds: float
     """Of all watched processes and their threads; 0 if none was watched."""
+    client_waited_seconds: float
+    server_waited_seconds: float
+    """How long each was ready to run while its CPU did something else: on a quiet machine next to nothing, except
+    where a busy loop shares the server's CPU."""
     unanswered: int
     """Messages of a fixed rate that were due in the window and never answered."""
 
@@ -113,6 +117,8 @@ def run(load: Load, port: int, *, core: int | None = None, watch: Sequence[int] 
         latency_microseconds=said["latency_microseconds"],
         client_cpu_seconds=said["client_cpu_seconds"],
         server_cpu_seconds=said.get("server_cpu_seconds", 0.0),
+        client_waited_seconds=said["client_waited_seconds"],
+        server_waited_seconds=said.get("server_waited_seconds", 0.0),
         unanswered=said["unanswered"],
     )
 

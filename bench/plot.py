@@ -54,13 +54,13 @@ def save(results: Results, path: Path) -> bool:
         axes.set_xticks(range(len(shapes)), shapes)
         axes.set_ylabel(f"{results.baseline} = 1")
         axes.set_title(f"{mode}: {SUBJECT[mode]}, by connections / payload bytes")
-    all_axes[0, 0].legend(ncols=6, fontsize="small", loc="upper center", bbox_to_anchor=(0.5, 1.3))
+    figure.legend(*all_axes[0, 0].get_legend_handles_labels(), ncols=6, fontsize="small", loc="upper center")
     machine = results.machine
     footer = (
         f"Linux {machine.get('kernel')}, {machine.get('cpu')}, Python {machine.get('python')}, {machine.get('date')}"
     )
     figure.text(0.01, 0.005, footer, fontsize="x-small", color="grey")
-    figure.tight_layout(rect=(0, 0.015, 1, 1))
+    figure.tight_layout(rect=(0, 0.015, 1, 0.95))
     figure.savefig(path, dpi=120)
     plt.close(figure)
     return True

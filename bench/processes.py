@@ -42,8 +42,7 @@ class Server:
 def started(contender: Contender, core: int) -> Iterator[Server]:
     """Runs the contender on CPU `core`; it is gone afterwards. Raises ServerError with the reason if it cannot."""
     port = contender.port or free_port()
-    if accepts(port):
-        raise ServerError(f"port {port} is taken")
+    wait_until_free(port)
     with tempfile.TemporaryFile("w+") as output:
         process = start(contender.command_line(port, core), core, output)
         try:
@@ -98,6 +97,15 @@ def accepts(port: int) -> bool:
     """Whether somebody listens on the port."""
     with socket.socket() as probe:
         return probe.connect_ex((HOST, port)) == 0
+
+
+def wait_until_free(port: int) -> None:
+    """A port of a process that has ended may live on until the kernel has taken its io_uring down."""
+    deadline = time.monotonic() + STOP_SECONDS_MAX
+    while accepts(port):
+        if time.monotonic() > deadline:
+            raise ServerError(f"port {port} is taken")
+        time.sleep(0.02)
 
 
 def free_port() -> int:

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from cases import CASES, GROUPS, MESSAGES_PER_SECOND, MODES, Metric, Mode
 from results import Results
+from runner import DISTURBED_SHARE
 from summary import Spread
 
 TITLES = {
@@ -45,6 +46,14 @@ def show(results: Results, screen: Console) -> None:
             cases = [name for name in results.measurements.cases(mode) if CASES[name].group == group]
             if cases:
                 screen.print(table(results, cases, mode, f"{mode}: {TITLES[group]}"))
+    disturbed = [one for one in results.measurements.all if one.values.get("disturbed_share", 0) > DISTURBED_SHARE]
+    if disturbed:
+        screen.print(
+            f"In {len(disturbed)} of {len(results.measurements.all)} measurements something else took more than "
+            f"{DISTURBED_SHARE:.0%} of a CPU: believe the ratios only as far as their quartiles are close.",
+            style="yellow",
+            highlight=False,
+        )
     for server, reason in results.skipped.items():
         screen.print(f"skipped: {server} ({reason})", style="yellow", highlight=False)
 

@@ -17,6 +17,9 @@ from summary import Measurement, Measurements
 IDLE_SESSIONS_BEFORE = 500
 """Stand already when memory is read first, so that what a server allocates once is not counted to the sessions."""
 
+DISTURBED_SHARE = 0.05
+"""Whoever had to wait for a CPU this part of the time was disturbed by something that is not part of the bench."""
+
 MEMORY_ROUNDS_MAX = 3
 START_SECONDS = 0.3
 OVERHEAD_SECONDS = 0.15
@@ -36,6 +39,8 @@ class Plan:
     warmup_seconds: float
     server_core: int
     client_core: int
+    retries: int = 0
+    """So often a disturbed measurement is repeated; the least disturbed one counts."""
     verify: bool = False
 
     def visits(self) -> Iterator[tuple[Case, Mode]]:
@@ -63,13 +68,21 @@ class Plan:
         return sum(self.rounds_of(case) * len(self.taking_part(case)) for case, _ in self.visits())
 
     def estimated_seconds(self) -> float:
-        """Of the whole plan."""
+        """Of the whole plan, if nothing has to be repeated."""
         starts = sum(len(self.taking_part(case)) for case in self.cases)
         return self.steps() * (self.warmup_seconds + self.seconds + OVERHEAD_SECONDS) + starts * START_SECONDS
 
 
 def ignore(*_: object) -> None:
     """What nobody wants to be told."""
+
+
+def disturbed_share(outcome: Outcome, mode: Mode) -> float:
+    """Which part of the time somebody waited for a CPU who should not have; the busy loop is meant to be waited for."""
+    waits = [outcome.client_waited_seconds]
+    if mode == "throughput":
+        waits.append(outcome.server_waited_seconds)
+    return max(waits) / outcome.seconds
 
 
 @dataclass
@@ -169,18 +182,28 @@ class Runner:
         )
         return load.run(asked, server.port, core=self.plan.client_core, watch=processes.family(server.pid))
 
+    def put_undisturbed(self, server: Server, case: Case, mode: Mode, rate: float) -> Outcome:
+        """The load of a case, again if something else took the CPU."""
+        best = self.put(server, case, rate)
+        for _ in range(self.plan.retries):
+            if disturbed_share(best, mode) <= DISTURBED_SHARE:
+                break
+            best = min(best, self.put(server, case, rate), key=lambda outcome: disturbed_share(outcome, mode))
+        return best
+
     def visit(self, server: Server, case: Case, mode: Mode, turn: int, rate: float) -> None:
         """One measurement of a server that is running."""
         self.on_step(f"{mode} {case.name} {server.name}")
         if server.name in self.skipped:
             return
         try:
-            outcome = self.put(server, case, rate)
+            outcome = self.put_undisturbed(server, case, mode, rate)
         except LoadError as error:
             self.skip(server.name, f"in {case.name}: {error}")
             return
         values = {
             "messages_per_second": outcome.messages_per_second,
+            "disturbed_share": disturbed_share(outcome, mode),
             "server_cpu_share": outcome.server_cpu_share,
             "client_cpu_share": outcome.client_cpu_share,
             "unanswered": float(outcome.unanswered),

@@ -31,6 +31,8 @@ def main() -> int:
             shown = f"[{host}]" if ":" in str(host) else host
             print(f"listening on ws://{shown}:{port} ({reactor.backend})", flush=True)
             reactor.run_echo() if arguments.mode == "c" else reactor.run()
+    except KeyboardInterrupt:
+        pass
     except (OSError, UringUnavailable) as error:
         print(f"echo_uring: {error}", file=sys.stderr)
         return 1

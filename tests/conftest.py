@@ -6,13 +6,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from servers import BACKENDS, MODES, EchoRecorder, ReactorThread, ServerProcess, echo_process, missing
-from uringws import Handler, Reactor, UringUnavailable
+from servers import BACKENDS, MODES, EchoRecorder, ReactorThread, ServerProcess, Silent, echo_process, missing
+from uringws import Reactor, UringUnavailable
 
 
 def _why_no_uring() -> str | None:
     try:
-        Reactor(Handler(), backend="io_uring").close()
+        Reactor(Silent(), backend="io_uring").close()
     except UringUnavailable as error:
         return str(error)
     return None

@@ -176,7 +176,7 @@ class ReactorThread:
         return self
 
     def __exit__(self, exc_type: object, *exc: object) -> None:
-        self.sender.close()
+        self.sender.release()
         self.reactor.stop()
         self.join()
         if exc_type is None and self.ended is not None:
@@ -204,7 +204,7 @@ class ReactorThread:
             except BaseException as error:  # noqa: BLE001 - raised again by result()
                 answer.set_exception(error)
 
-        assert self.sender.call(run)
+        self.sender.call(run)
         return answer.result(STOP_SECONDS)
 
 
@@ -218,6 +218,18 @@ def run_until(reactor: Reactor, condition: Callable[[], object], *, timeout: flo
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         reactor.run_once(timeout)
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    """Wait for what no event announces, such as the kernel's or the reactor's last tidying up."""
+    deadline = time.monotonic() + STOP_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)
+
+
+class Silent(Handler):
+    """A handler that does nothing."""
 
 
 class Recorder(Handler):

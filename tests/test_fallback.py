@@ -37,9 +37,9 @@ print(ctypes.get_errno() if ring < 0 else 0)
 
 RAISE = """
 import json
-from uringws import Handler, Reactor, UringUnavailable
+from uringws import Reactor, UringUnavailable
 try:
-    Reactor(Handler(), backend="io_uring")
+    Reactor(object(), backend="io_uring")
 except UringUnavailable as error:
     print(json.dumps({"reason": error.reason, "remedy": error.remedy, "errno": error.errno, "text": str(error)}))
 """

@@ -32,7 +32,7 @@ def refused(**fields: Any) -> OptionsError:
 def test_the_defaults_are_those_documented() -> None:
     options = Options()
     assert options.message_bytes_max == 16 * 1024 * 1024
-    assert options.backlog_bytes_max == 4 * 1024 * 1024
+    assert options.backlog_bytes_max == 32 * 1024 * 1024
     assert options.on_full == "close"
     assert options.handshakes_max == 1024
     assert (options.header_bytes_max, options.header_count_max) == (16384, 100)

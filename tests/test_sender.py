@@ -11,7 +11,7 @@ import time
 import pytest
 
 from servers import EchoRecorder, ReactorThread, run_until
-from uringws import CloseCode, Opcode, Options, Reactor, SenderFull
+from uringws import CloseCode, Opcode, Options, Reactor, ReactorStateError, SenderFull
 from wire import BINARY, TEXT, Frame, Peer
 
 THREADS, SESSIONS, MESSAGES = 4, 100, 60
@@ -159,7 +159,7 @@ def test_commands_that_nobody_takes_are_bounded(backend: str, recorder: EchoReco
         def push() -> None:
             accepted.extend(sender.send(id_, Opcode.BINARY, b"x") for _ in range(16))
             with pytest.raises(SenderFull):
-                sender.send(id_, Opcode.BINARY, b"x")
+                sender.send(id_, Opcode.BINARY, b"x", timeout=0.1)
             refused.set()
 
         thread = threading.Thread(target=push)
@@ -180,27 +180,25 @@ def test_run_goes_on_while_a_sender_lives_and_then_ends(backend: str, recorder: 
         senders.append(senders[0].clone())
 
     with ReactorThread(recorder, backend=backend, prepare=prepare) as server:
-        server.sender.close()
+        server.sender.release()
         for sender in senders:
             time.sleep(0.1)
             assert server.ended is None
             assert server.is_running()
-            sender.close()
+            sender.release()
         server.join()
 
 
 def test_a_sender_that_is_closed_or_whose_reactor_is_gone_refuses(backend: str, recorder: EchoRecorder) -> None:
     with Reactor(recorder, backend=backend) as reactor:
         closed, orphan = reactor.sender(), reactor.sender()
-        closed.close()
-        closed.close()
-        assert refused(closed)
-    assert refused(orphan)
-    orphan.close()
-
-
-def refused(sender: object) -> bool:
-    try:
-        return not sender.call(lambda: None)  # type: ignore[attr-defined]
-    except RuntimeError:
-        return True
+        closed.release()
+        closed.release()
+    for sender in (closed, orphan):
+        with pytest.raises(ReactorStateError):
+            sender.call(print)
+        with pytest.raises(ReactorStateError):
+            sender.send(1, Opcode.TEXT, b"")
+        with pytest.raises(ReactorStateError):
+            sender.clone()
+    orphan.release()

@@ -25,21 +25,22 @@ C_LAYERS = (
     {"outbound"},
     {"pool"},
     {"io"},
+    {"io_fault"},
     {"io_epoll", "io_uring"},
     {"session"},
     {"core", "reactor"},
-    {"lifecycle", "turn"},
+    {"lifecycle", "turn", "zero_copy"},
 )
 
 PYTHON_LAYERS = (
     {"shim"},
-    {"errors", "options", "frames", "stats"},
-    {"engine", "handshake", "message", "metrics", "proxy_protocol"},
-    {"connection", "handler"},
+    {"errors", "options", "frames", "sending", "stats"},
+    {"backend", "engine", "handshake", "message", "metrics", "proxy_protocol"},
+    {"connection", "handler", "sender", "upgrade"},
     {"reactor"},
-    {"sender", "workers"},
+    {"workers"},
     {"__init__"},
-    {"adapters"},
+    {"adapters", "doctor"},
     {"__main__"},
 )
 

@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { CLASS_BYTES_MIN = 64 * 1024 };
+enum { CLASS_BYTES_MIN = 64 * 1024, GROWTH = 64, GROWN_BYTES_MIN = 4096 };
 
 /* The class whose blocks hold `capacity` bytes, or URS_BLOCK_CACHE_CLASSES for sizes that are not cached. */
 static uint32_t class_of(size_t capacity)
@@ -94,8 +94,9 @@ int urs_block_reserve(struct urs_memory *memory, struct urs_block **block, size_
     size_t have = old == NULL ? 0 : urs_block_bytes(old);
     if (old != NULL && urs_block_room(old) >= more)
         return 0;
-    /* Four times what is there, but no more than was announced: a peer pays for memory with bytes it has sent. */
-    size_t wanted = urs_max(have + more, urs_min(expected, urs_max(4 * (have + more), 4096)));
+    /* A multiple of what is there, but no more than was announced: a peer pays for memory with bytes it has sent. So
+     * large a multiple that a message of 1 MiB is not copied while it grows; pages not written to cost nothing. */
+    size_t wanted = urs_max(have + more, urs_min(expected, urs_max(GROWTH * (have + more), GROWN_BYTES_MIN)));
     struct urs_block *grown = urs_block_new(memory, wanted);
     if (grown == NULL && wanted > have + more)
         grown = urs_block_new(memory, wanted = have + more);

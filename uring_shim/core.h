@@ -23,6 +23,15 @@ enum {
     URS_DELAY_MS = 50                    /* the pause after a shortage of the system's */
 };
 
+/* Bytes that a zero-copy send has lent to the kernel: a receive buffer, or a block. */
+struct urs_loan {
+    struct urs_block *block;             /* its reference; NULL for a buffer of the pool */
+    uint64_t id;                         /* the session's */
+    uint32_t next_free;                  /* token + 1, while free */
+    uint16_t buffer;
+    bool sending;                        /* its URS_IO_SEND_ZC is still to come */
+};
+
 /* Slots of sessions, each at most once (the session has a flag for it); there is always room for all. */
 struct urs_slots {
     uint32_t *slots;
@@ -65,6 +74,10 @@ struct urs_reactor {
     uint32_t used_count;
     struct iovec *vectors;               /* of the sends not yet submitted */
     uint32_t vector_count;
+
+    struct urs_loan *loans;              /* a quarter as many as receive buffers; NULL without zero copy */
+    uint32_t loan_free;                  /* token + 1 */
+    bool *lent;                          /* by receive buffer: not to be released with its turn */
 
     struct urs_slots dirty;              /* to be flushed */
     struct urs_slots ready;              /* with held input to be fed */
@@ -134,6 +147,24 @@ void urs_turn_event(struct urs_reactor *reactor, uint32_t slot, const struct urs
 
 void urs_turn_clock(struct urs_reactor *reactor);
 
+/* zero_copy.c */
+
+/* Prepares lending if the backend can and the options want it. Returns 0 or -ENOMEM. */
+int urs_zero_copy_open(struct urs_reactor *reactor, bool registered);
+void urs_zero_copy_close(struct urs_reactor *reactor);
+
+/* Queues the session's segments as a zero-copy send. Returns 0, -EBUSY as send does, or -ENOTSUP where a plain send is
+ * the thing to do. */
+int urs_zero_copy_send(struct urs_reactor *reactor, struct urs_session *session);
+
+/* A zero-copy send has completed: returns its session, NULL if that is gone, and in *result what a plain send would have
+ * come to. Without `more` the loan has ended. */
+struct urs_session *urs_zero_copy_sent(struct urs_reactor *reactor, const struct urs_completion *completion,
+                                       int32_t *result);
+
+/* The kernel is done with a loan. */
+void urs_zero_copy_release(struct urs_reactor *reactor, const struct urs_completion *completion);
+
 /* lifecycle.c */
 
 /* A session for that socket, its lists' room included; NULL without memory. */
@@ -141,6 +172,9 @@ struct urs_session *urs_life_new(struct urs_reactor *reactor, int fd, bool local
 
 /* Asks the kernel who the session's peer is. */
 void urs_life_peer(struct urs_session *session);
+
+/* Counts the session for its address; false if that has as many as it may. */
+bool urs_life_count_peer(struct urs_reactor *reactor, struct urs_session *session);
 
 void urs_life_accepted(struct urs_reactor *reactor, const struct urs_completion *completion);
 void urs_life_arm_listeners(struct urs_reactor *reactor);
@@ -154,6 +188,9 @@ void urs_life_open(struct urs_reactor *reactor, struct urs_session *session);
 /* Our close frame, then the peer's is awaited. Returns 0 or -ENOMEM. */
 int urs_life_close(struct urs_reactor *reactor, struct urs_session *session, unsigned code, const uint8_t *reason,
                    size_t bytes);
+
+/* The same, for a fault or a limit: the code is reported even if the peer never answers. */
+void urs_life_fail(struct urs_reactor *reactor, struct urs_session *session, unsigned code, const char *reason);
 
 /* Nothing more may be sent after what is queued: flush, shut down, wait for the peer's end. */
 void urs_life_finish(struct urs_reactor *reactor, struct urs_session *session);

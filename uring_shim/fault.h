@@ -1,5 +1,6 @@
 /* The system calls of the backends that tests make fail. In the ordinary build each is the call itself; the test
- * build (URS_FAULTS) asks urs_fault first. */
+ * build (URS_FAULTS) asks urs_fault first. On io_uring a request is a call when it is armed, and once more with each
+ * completion that leaves it armed: the kernel then tries again on its own. */
 #ifndef URS_FAULT_H
 #define URS_FAULT_H
 
@@ -16,9 +17,10 @@ enum urs_fault_point {
     URS_FAULT_ACCEPT = 0,
     URS_FAULT_RECEIVE = 1,
     URS_FAULT_SEND = 2,
-    URS_FAULT_ENTER = 3,
-    URS_FAULT_SETUP = 4,
-    URS_FAULT_POINTS = 5
+    URS_FAULT_ENTER = 3,                 /* io_uring_enter, epoll_wait */
+    URS_FAULT_SETUP = 4,                 /* io_uring_setup */
+    URS_FAULT_ARM = 5,                   /* a submission queue entry to be had; epoll_ctl */
+    URS_FAULT_POINTS = 6
 };
 
 /* Makes `count` calls of `point`, from the `from`-th on (counted from 1, beginning now), fail with `fault`: -errno, or

@@ -16,7 +16,7 @@ enum urs_frame_limit {
 enum urs_frame_rule {
     URS_FRAME_FROM_CLIENT = 1,           /* the mask bit must be set */
     URS_FRAME_FROM_SERVER = 2,           /* the mask bit must not be set */
-    URS_FRAME_RSV1_ALLOWED = 4           /* an extension gave RSV1 a meaning */
+    URS_FRAME_RSV1_ALLOWED = 4           /* RSV1 may be set where a text or binary message begins, RFC 7692 6 */
 };
 
 struct urs_frame_header {
@@ -29,13 +29,14 @@ struct urs_frame_header {
     uint8_t header_bytes;                /* 2 to 14 */
 };
 
-/* Reads the header at the start of `data` under `rules` (or-ed urs_frame_rule; 0 takes either mask bit).
- * Returns its size in bytes (2 to 14) with *header filled in; 0 if it goes on past `bytes`, with
- * header->header_bytes set to the size it will have at least; or an urs_error as soon as the bytes at hand prove a
- * rule broken, even if the header is not complete. */
+/* Reads the header at the start of `data` under `rules` (or-ed urs_frame_rule; 0 takes either mask bit). What follows
+ * the header is not looked at. Returns its size in bytes (2 to 14) with *header filled in; or 0 if it goes on past
+ * `bytes`, with header->header_bytes set to the size it will have at least, and nothing else; or an urs_error, from
+ * URS_ERROR_RSV to URS_ERROR_MASKED, as soon as the bytes at hand prove a rule broken, even if they are not a whole
+ * header: after it *header is meaningless. */
 int urs_frame_parse(const uint8_t *data, size_t bytes, int rules, struct urs_frame_header *header);
 
-/* The size of a header without mask for a payload of that size: 2, 4 or 10. */
+/* The size of a header without mask for a payload of that size (at most 2^63 - 1): 2, 4 or 10. */
 size_t urs_frame_answer_bytes(uint64_t payload_bytes);
 
 /* Writes a header without mask and returns its size; `target` has room for urs_frame_answer_bytes. */

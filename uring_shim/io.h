@@ -16,7 +16,9 @@ enum urs_io_kind {
     URS_IO_RECEIVE = 2,                  /* result: bytes in `buffer`, 0 at the end of the stream, or -errno */
     URS_IO_SEND = 3,                     /* result: bytes the socket took, or -errno (-EAGAIN: it is full) */
     URS_IO_WRITABLE = 4,                 /* the socket can take bytes again, or has failed: send to find out */
-    URS_IO_WAKE = 5                      /* urs_io_wake was called, once or several times */
+    URS_IO_WAKE = 5,                     /* urs_io_wake was called, once or several times */
+    URS_IO_SEND_ZC = 6,                  /* as URS_IO_SEND, of a zero-copy send; more: an URS_IO_RELEASE follows */
+    URS_IO_RELEASE = 7                   /* the kernel is done with a zero-copy send's bytes; result 1: it copied them */
 };
 
 /* What a completion obliges its receiver to do. */
@@ -40,6 +42,7 @@ struct urs_io_report {
     uint32_t setup_flags;                /* IORING_SETUP_* in use */
     uint32_t features;                   /* IORING_FEAT_* of this kernel */
     bool reduced;                        /* a smaller ring, or fewer flags, than asked for */
+    bool zero_copy;                      /* the pool is registered with the kernel, to be sent from without a copy */
 };
 
 /* Counters, all since open. */
@@ -69,9 +72,10 @@ struct urs_io {
 struct urs_io_operations {
     const char *name;
 
-    /* Makes a backend. `ring_entries` is a wish. Returns 0 with *io set, or -errno; *report is filled in either
+    /* Makes a backend. `ring_entries` and `zero_copy` are wishes. Returns 0 with *io set, or -errno; *report is filled in either
      * way. May be called by a thread other than the one that will run it. */
-    int (*open)(struct urs_io **io, struct urs_pool *pool, uint32_t ring_entries, struct urs_io_report *report);
+    int (*open)(struct urs_io **io, struct urs_pool *pool, uint32_t ring_entries, bool zero_copy,
+                struct urs_io_report *report);
 
     /* Makes the calling thread the owner; armed requests go out from now on. Returns 0 or -errno. */
     int (*start)(struct urs_io *io);
@@ -96,6 +100,11 @@ struct urs_io_operations {
      * URS_IO_SEND is there to collect. Returns -EBUSY where submit and collect must come first. */
     int (*send)(struct urs_io *io, uint32_t slot, uint32_t generation, int fd, const struct iovec *vectors,
                 uint32_t count);
+
+    /* Sends contiguous bytes without copying them: they must stay, unchanged, until URS_IO_RELEASE. Its completions
+     * carry `token` for a slot. `in_pool`: the bytes lie in the receive pool. NULL where there is no such thing; else
+     * returns as send does. */
+    int (*send_zero_copy)(struct urs_io *io, uint32_t token, int fd, const uint8_t *data, size_t bytes, bool in_pool);
 
     /* Asks for one URS_IO_WRITABLE. Needs an armed receive or none; at most one at a time a socket. */
     int (*writable)(struct urs_io *io, uint32_t slot, uint32_t generation, int fd);

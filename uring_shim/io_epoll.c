@@ -10,7 +10,7 @@
 #include "fault.h"
 #include "io.h"
 
-enum { EVENTS_MAX = 64, ACCEPTS_PER_EVENT = 64, PENDING_MIN = 256 };
+enum { EVENTS_MAX = 16, ACCEPTS_PER_EVENT = 64, PENDING_MIN = 256 };
 
 /* What epoll knows of a session's socket. */
 struct watched {
@@ -82,7 +82,8 @@ static int watch(struct epoll *epoll, struct watched *watched, uint32_t interest
     /* Without any interest epoll would still report EPOLLHUP, turn after turn. */
     if (interest == 0)
         operation = EPOLL_CTL_DEL;
-    if (epoll_ctl(epoll->fd, operation, watched->fd, &event) != 0)
+    if (urs_fault_errno(operation == EPOLL_CTL_DEL ? 0 : urs_fault(URS_FAULT_ARM))
+        || epoll_ctl(epoll->fd, operation, watched->fd, &event) != 0)
         return -errno;
     watched->interest = interest;
     watched->registered = interest != 0;
@@ -100,9 +101,11 @@ static void epoll_close(struct urs_io *io)
     free(epoll);
 }
 
-static int epoll_open(struct urs_io **io, struct urs_pool *pool, uint32_t ring_entries, struct urs_io_report *report)
+static int epoll_open(struct urs_io **io, struct urs_pool *pool, uint32_t ring_entries, bool zero_copy,
+                      struct urs_io_report *report)
 {
     (void)ring_entries;
+    (void)zero_copy;
     *report = (struct urs_io_report){0};
     struct epoll *epoll = calloc(1, sizeof *epoll);
     if (epoll == NULL)
@@ -154,7 +157,9 @@ static int epoll_accept(struct urs_io *io, uint32_t slot, int fd)
     int error = urs_io_set_blocking(fd, false);  /* a connection may be gone again by the time we accept it */
     if (error != 0)
         return error;
-    return epoll_ctl(of(io)->fd, EPOLL_CTL_ADD, fd, &event) == 0 ? 0 : -errno;
+    if (urs_fault_errno(urs_fault(URS_FAULT_ARM)) || epoll_ctl(of(io)->fd, EPOLL_CTL_ADD, fd, &event) != 0)
+        return -errno;
+    return 0;
 }
 
 static int end_accept(struct epoll *epoll, uint32_t slot, int fd, int result)

@@ -13,6 +13,7 @@
 
 #include "fault.h"
 #include "io.h"
+#include "io_fault.h"
 
 /* Constants newer than the headers of liburing 2.3; their values are the kernel's ABI. */
 #ifndef IORING_SETUP_SINGLE_ISSUER
@@ -23,6 +24,12 @@
 #endif
 #ifndef IORING_FEAT_NO_IOWAIT
 #define IORING_FEAT_NO_IOWAIT (1U << 17)
+#endif
+#ifndef IORING_SEND_ZC_REPORT_USAGE
+#define IORING_SEND_ZC_REPORT_USAGE (1U << 3)
+#endif
+#ifndef IORING_NOTIF_USAGE_ZC_COPIED
+#define IORING_NOTIF_USAGE_ZC_COPIED (1U << 31)
 #endif
 #ifndef IORING_ENTER_NO_IOWAIT
 #define IORING_ENTER_NO_IOWAIT (1U << 7)
@@ -42,6 +49,7 @@ struct uring {
     unsigned enter_flags;
     bool wake_armed;
     bool started;
+    struct urs_io_faults faults;
 };
 
 static struct uring *of(struct urs_io *io) { return (struct uring *)io; }
@@ -67,6 +75,8 @@ static int submit_all(struct uring *uring)
 
 static struct io_uring_sqe *take_sqe(struct uring *uring)
 {
+    if (urs_fault(URS_FAULT_ARM) != 0)
+        return NULL;
     struct io_uring_sqe *sqe = io_uring_get_sqe(&uring->ring);
     if (sqe == NULL && uring->started) {
         uring->io.stats.sq_full++;
@@ -162,7 +172,8 @@ static void uring_close(struct urs_io *io)
     free(uring);
 }
 
-static int uring_open(struct urs_io **io, struct urs_pool *pool, uint32_t ring_entries, struct urs_io_report *report)
+static int uring_open(struct urs_io **io, struct urs_pool *pool, uint32_t ring_entries, bool zero_copy,
+                      struct urs_io_report *report)
 {
     *report = (struct urs_io_report){0};
     struct uring *uring = calloc(1, sizeof *uring);
@@ -193,6 +204,11 @@ static int uring_open(struct urs_io **io, struct urs_pool *pool, uint32_t ring_e
         return report->error = error;
     }
     report->stage = NULL;
+    if (zero_copy) {
+        /* Counts against RLIMIT_MEMLOCK; where that is short there is no zero copy, and nothing else is lost. */
+        struct iovec vector = {.iov_base = pool->memory, .iov_len = pool->stride * pool->buffers};
+        report->zero_copy = io_uring_register_buffers(&uring->ring, &vector, 1) == 0;
+    }
     *io = &uring->io;
     return 0;
 }
@@ -213,14 +229,17 @@ static int uring_start(struct urs_io *io)
 
 static int uring_accept(struct urs_io *io, uint32_t slot, int fd)
 {
+    uint64_t data = urs_io_pack(URS_IO_ACCEPT, 0, slot);
     int error = urs_io_set_blocking(fd, true);
     if (error != 0)
         return error;
+    if (urs_io_fail_at_once(&of(io)->faults, data, urs_fault(URS_FAULT_ACCEPT)))
+        return 0;
     struct io_uring_sqe *sqe = take_sqe(of(io));
     if (sqe == NULL)
         return -EBUSY;
     io_uring_prep_multishot_accept(sqe, fd, NULL, NULL, SOCK_CLOEXEC);
-    io_uring_sqe_set_data64(sqe, urs_io_pack(URS_IO_ACCEPT, 0, slot));
+    io_uring_sqe_set_data64(sqe, data);
     return 0;
 }
 
@@ -242,11 +261,15 @@ static int uring_accept_stop(struct urs_io *io, uint32_t slot, int fd)
 
 static int uring_receive(struct urs_io *io, uint32_t slot, uint32_t generation, int fd, bool idle, bool once)
 {
+    uint64_t data = urs_io_pack(URS_IO_RECEIVE, generation, slot);
+    int32_t fault = urs_fault(URS_FAULT_RECEIVE);
+    if (urs_io_fail_at_once(&of(io)->faults, data, fault))
+        return 0;
     struct io_uring_sqe *sqe = take_sqe(of(io));
     if (sqe == NULL)
         return -EBUSY;
-    if (once)
-        io_uring_prep_recv(sqe, fd, NULL, 0, 0);
+    if (once || fault > 0)
+        io_uring_prep_recv(sqe, fd, NULL, (size_t)fault, 0);  /* 0: as much as the buffer takes */
     else
         io_uring_prep_recv_multishot(sqe, fd, NULL, 0, 0);
     sqe->flags |= IOSQE_BUFFER_SELECT;
@@ -254,7 +277,7 @@ static int uring_receive(struct urs_io *io, uint32_t slot, uint32_t generation, 
     /* Saves the futile first attempt, and its ENOBUFS where the buffer ring happens to be empty. */
     if (idle)
         sqe->ioprio |= IORING_RECVSEND_POLL_FIRST;
-    io_uring_sqe_set_data64(sqe, urs_io_pack(URS_IO_RECEIVE, generation, slot));
+    io_uring_sqe_set_data64(sqe, data);
     return 0;
 }
 
@@ -268,12 +291,15 @@ static int uring_send(struct urs_io *io, uint32_t slot, uint32_t generation, int
                       uint32_t count)
 {
     struct uring *uring = of(io);
-    struct io_uring_sqe *sqe = io_uring_get_sqe(&uring->ring);
-    if (sqe == NULL) {
+    uint64_t data = urs_io_pack(URS_IO_SEND, generation, slot);
+    if (io_uring_sq_space_left(&uring->ring) == 0) {
         io->stats.sq_full++;
         return -EBUSY;
     }
     int32_t fault = urs_fault(URS_FAULT_SEND);
+    if (urs_io_fail_at_once(&uring->faults, data, fault))
+        return 0;
+    struct io_uring_sqe *sqe = io_uring_get_sqe(&uring->ring);
     if (count == 1 || fault > 0) {
         io_uring_prep_send(sqe, fd, vectors->iov_base, urs_fault_cut(fault, vectors->iov_len),
                            MSG_DONTWAIT | MSG_NOSIGNAL);
@@ -282,7 +308,24 @@ static int uring_send(struct urs_io *io, uint32_t slot, uint32_t generation, int
         *message = (struct msghdr){.msg_iov = (struct iovec *)(uintptr_t)vectors, .msg_iovlen = count};
         io_uring_prep_sendmsg(sqe, fd, message, MSG_DONTWAIT | MSG_NOSIGNAL);
     }
-    io_uring_sqe_set_data64(sqe, urs_io_pack(URS_IO_SEND, generation, slot));
+    io_uring_sqe_set_data64(sqe, data);
+    return 0;
+}
+
+static int uring_send_zero_copy(struct urs_io *io, uint32_t token, int fd, const uint8_t *data, size_t bytes,
+                                bool in_pool)
+{
+    struct io_uring_sqe *sqe = io_uring_get_sqe(&of(io)->ring);
+    if (sqe == NULL) {
+        io->stats.sq_full++;
+        return -EBUSY;
+    }
+    io_uring_prep_send_zc(sqe, fd, data, bytes, MSG_DONTWAIT | MSG_NOSIGNAL, IORING_SEND_ZC_REPORT_USAGE);
+    if (in_pool) {
+        sqe->ioprio |= IORING_RECVSEND_FIXED_BUF;
+        sqe->buf_index = 0;
+    }
+    io_uring_sqe_set_data64(sqe, urs_io_pack(URS_IO_SEND_ZC, 0, token));
     return 0;
 }
 
@@ -316,7 +359,7 @@ static int uring_submit(struct urs_io *io) { return submit_all(of(io)); }
 static uint32_t uring_collect(struct urs_io *io, struct urs_completion *out, uint32_t room)
 {
     struct uring *uring = of(io);
-    uint32_t count = 0;
+    uint32_t count = urs_io_collect_failed(&uring->faults, out, room);
     unsigned head, seen = 0;
     struct io_uring_cqe *cqe;
     io_uring_for_each_cqe(&uring->ring, head, cqe) {
@@ -335,10 +378,16 @@ static uint32_t uring_collect(struct urs_io *io, struct urs_completion *out, uin
         }
         if (completion->kind == KIND_CANCEL)
             continue;
+        if ((cqe->flags & IORING_CQE_F_NOTIF) != 0) {
+            completion->kind = URS_IO_RELEASE;
+            completion->result = ((unsigned)cqe->res & IORING_NOTIF_USAGE_ZC_COPIED) != 0;
+        }
         if (completion->kind == URS_IO_WAKE) {
             uring->wake_armed = false;
             urs_wake_clear(&uring->wake);
         }
+        if (urs_io_fail_multishot(&uring->faults, completion, cqe->user_data))
+            cancel(uring, cqe->user_data);
         count++;
     }
     io_uring_cq_advance(&uring->ring, seen);
@@ -356,7 +405,7 @@ static int uring_wait(struct urs_io *io, int64_t timeout_ns)
         return error;
     if (IO_URING_READ_ONCE(*uring->ring.sq.kflags) & IORING_SQ_CQ_OVERFLOW)
         io->stats.cq_overflows++;
-    else if (io_uring_cq_ready(&uring->ring) > 0)
+    else if (io_uring_cq_ready(&uring->ring) > 0 || urs_io_failed_waiting(&uring->faults))
         timeout_ns = 0;
 
     struct __kernel_timespec timeout = {.tv_sec = timeout_ns / 1000000000, .tv_nsec = timeout_ns % 1000000000};
@@ -400,6 +449,7 @@ const struct urs_io_operations urs_io_uring = {
     .receive = uring_receive,
     .receive_stop = uring_receive_stop,
     .send = uring_send,
+    .send_zero_copy = uring_send_zero_copy,
     .writable = uring_writable,
     .forget = uring_forget,
     .submit = uring_submit,

@@ -108,6 +108,17 @@ static void ip_leave(struct urs_reactor *reactor, uint32_t hash)
         ip_entry(reactor, hash)->count--;
 }
 
+bool urs_life_count_peer(struct urs_reactor *reactor, struct urs_session *session)
+{
+    if (reactor->options.sessions_per_ip_max == 0)
+        return true;
+    uint32_t hash = peer_hash(&session->peer);
+    if (!ip_enter(reactor, hash))
+        return false;
+    session->peer_hash = hash;
+    return true;
+}
+
 /* ---- beginning ----------------------------------------------------------------------------------------------- */
 
 static int grow_list(struct urs_slots *list, size_t room)
@@ -164,12 +175,14 @@ static void set_deadline(struct urs_reactor *reactor, struct urs_session *sessio
 
 static void refuse(struct urs_reactor *reactor, int fd, enum urs_refusal why)
 {
-    static const char response[] = "HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Type: text/plain\r\n"
-                                   "Content-Length: 5\r\n\r\nbusy\n";
+    static const char busy[] = "HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Type: text/plain\r\n"
+                               "Content-Length: 16\r\n\r\nserver too busy\n";
+    static const char many[] = "HTTP/1.1 429 Too Many Requests\r\nConnection: close\r\nContent-Type: text/plain\r\n"
+                               "Content-Length: 36\r\n\r\ntoo many sessions from this address\n";
+    bool address = why == URS_REFUSED_PER_IP;
     reactor->stats.refused[why]++;
     /* Best effort: nothing is read, and nobody waits for it to arrive. */
-    if (why != URS_REFUSED_MEMORY)
-        (void)!send(fd, response, sizeof response - 1, MSG_DONTWAIT | MSG_NOSIGNAL);
+    (void)!send(fd, address ? many : busy, (address ? sizeof many : sizeof busy) - 1, MSG_DONTWAIT | MSG_NOSIGNAL);
     shutdown(fd, SHUT_WR);
     close(fd);
 }
@@ -196,14 +209,13 @@ static void admit(struct urs_reactor *reactor, int fd, bool local)
         return;
     }
     urs_life_peer(session);
-    if (options->sessions_per_ip_max != 0 && !ip_enter(reactor, peer_hash(&session->peer))) {
+    /* Behind proxies the address that counts is in the PROXY header. */
+    if (!options->proxy_protocol && !urs_life_count_peer(reactor, session)) {
         urs_wheel_cancel(&reactor->wheel, session->slot);
         urs_session_free(&reactor->sessions, session);
         refuse(reactor, fd, URS_REFUSED_PER_IP);
         return;
     }
-    if (options->sessions_per_ip_max != 0)
-        session->peer_hash = peer_hash(&session->peer);
     reactor->handshakes++;
     set_deadline(reactor, session, options->handshake_ms);
     urs_turn_receive(reactor, session, true);
@@ -352,6 +364,12 @@ int urs_life_close(struct urs_reactor *reactor, struct urs_session *session, uns
     return 0;
 }
 
+void urs_life_fail(struct urs_reactor *reactor, struct urs_session *session, unsigned code, const char *reason)
+{
+    session->failed_code = (uint16_t)code;
+    urs_life_close(reactor, session, code, (const uint8_t *)reason, strlen(reason));
+}
+
 void urs_life_finish(struct urs_reactor *reactor, struct urs_session *session)
 {
     if (session->state >= URS_SESSION_AWAIT_FLUSH)
@@ -394,8 +412,9 @@ void urs_life_lose(struct urs_reactor *reactor, struct urs_session *session, int
         return;
     }
     session->told = true;
+    uint16_t code = session->failed_code != 0 ? session->failed_code : URS_CLOSE_ABNORMAL;
     urs_turn_event(reactor, session->slot,
-                   &(struct urs_item){.kind = URS_EVENT_LOST, .error = error, .close_code = URS_CLOSE_ABNORMAL});
+                   &(struct urs_item){.kind = URS_EVENT_LOST, .error = error, .close_code = code});
 }
 
 void urs_life_end(struct urs_reactor *reactor, struct urs_session *session)
@@ -490,7 +509,7 @@ void urs_life_pong(struct urs_reactor *reactor, struct urs_session *session, con
 static void expire(struct urs_reactor *reactor, struct urs_session *session, const char *reason)
 {
     reactor->stats.timeouts++;
-    urs_life_close(reactor, session, URS_CLOSE_GOING_AWAY, (const uint8_t *)reason, strlen(reason));
+    urs_life_fail(reactor, session, URS_CLOSE_GOING_AWAY, reason);
 }
 
 static void open_timer(struct urs_reactor *reactor, struct urs_session *session)

@@ -12,9 +12,9 @@
  * anywhere before source (the ranges may overlap), or apart from it; it must not start inside source. */
 void urs_mask_move(uint8_t *target, const uint8_t *source, size_t bytes, const uint8_t key[4], size_t offset);
 
-/* Forces one implementation: "scalar", "sse2", "avx2", "avx512", "neon", or "auto" for the fastest here.
- * Returns 0, or -EINVAL for an unknown name, or -ENOTSUP where this CPU lacks it. Not for use while another thread
- * is unmasking. */
+/* Forces one implementation: "scalar", "sse2", "avx512", "avx2", "neon", or "auto" for the fastest here. All give the
+ * same bytes; the shortest payloads take one path under every name. Returns 0, or -EINVAL for a name unknown on this
+ * architecture, or -ENOTSUP where this CPU lacks it. Not for use while another thread is unmasking. */
 int urs_mask_select(const char *name);
 
 /* The name of the implementation in use. */

@@ -10,49 +10,56 @@
 enum { ARENA_BYTES_MIN = 128 * 1024, SEGMENTS_MIN = 256 };
 
 /* A new segment at the end of the list. */
-static int add_segment(struct urs_outbox *outbox, struct urs_outbound *outbound, uint8_t *data, size_t bytes,
-                       struct urs_block *block)
+static int add_segment(struct urs_outbox *outbox, struct urs_outbound *outbound, struct urs_segment segment)
 {
     if (outbox->count == outbox->capacity) {
         uint32_t capacity = outbox->capacity == 0 ? SEGMENTS_MIN : 2 * outbox->capacity;
         struct urs_segment *segments = realloc(outbox->segments, capacity * sizeof *segments);
         if (segments == NULL) {
-            urs_block_drop(block);
+            urs_block_drop(segment.block);
             return -ENOMEM;
         }
         outbox->segments = segments;
         outbox->capacity = capacity;
     }
     uint32_t index = outbox->count++;
-    outbox->segments[index] = (struct urs_segment){.data = data, .bytes = bytes, .block = block};
+    outbox->segments[index] = segment;
     if (outbound->last == 0)
         outbound->first = index + 1;
     else
         outbox->segments[outbound->last - 1].next = index + 1;
     outbound->last = index + 1;
-    outbound->bytes += bytes;
+    outbound->bytes += segment.bytes;
     return 0;
 }
 
-/* Adds bytes to the list, joining them to the last segment where they follow it directly, or so closely that moving
- * them up is cheaper than a segment of their own. */
-static int append(struct urs_outbox *outbox, struct urs_outbound *outbound, uint8_t *data, size_t bytes,
-                  struct urs_block *block)
+/* True if the segment may be joined to the last one: it follows directly, or both are answers in place, so close that
+ * moving this one up is cheaper than a segment of its own. In the arena a gap is another connection's frame. */
+static bool joins(const struct urs_segment *last, const struct urs_segment *segment)
+{
+    const uint8_t *end = last->data + last->bytes;
+    if (last->block != segment->block || segment->data < end)
+        return false;
+    return segment->data == end
+        || (last->in_place && segment->in_place && segment->data - end <= URS_OUTBOUND_GAP_BYTES_MAX
+            && segment->bytes <= URS_OUTBOUND_CLOSE_UP_BYTES_MAX);
+}
+
+static int append(struct urs_outbox *outbox, struct urs_outbound *outbound, struct urs_segment segment)
 {
     if (outbound->last != 0) {
         struct urs_segment *last = &outbox->segments[outbound->last - 1];
-        uint8_t *end = last->data + last->bytes;
-        if (last->block == block && data >= end && data - end <= URS_OUTBOUND_GAP_BYTES_MAX
-            && (data == end || bytes <= URS_OUTBOUND_CLOSE_UP_BYTES_MAX)) {
-            if (data != end)
-                memmove(end, data, bytes);
-            last->bytes += bytes;
-            outbound->bytes += bytes;
-            urs_block_drop(block);  /* the segment holds one reference already */
+        if (joins(last, &segment)) {
+            uint8_t *end = last->data + last->bytes;
+            if (segment.data != end)
+                memmove(end, segment.data, segment.bytes);
+            last->bytes += segment.bytes;
+            outbound->bytes += segment.bytes;
+            urs_block_drop(segment.block);  /* the last segment holds one reference already */
             return 0;
         }
     }
-    return add_segment(outbox, outbound, data, bytes, block);
+    return add_segment(outbox, outbound, segment);
 }
 
 int urs_outbound_answer(struct urs_outbox *outbox, struct urs_outbound *outbound, struct urs_item *item,
@@ -63,7 +70,8 @@ int urs_outbound_answer(struct urs_outbox *outbox, struct urs_outbound *outbound
     urs_frame_write(start, opcode, fin, item->bytes);
     struct urs_block *block = item->block;
     item->block = NULL;
-    return append(outbox, outbound, start, header_bytes + item->bytes, block);
+    return append(outbox, outbound, (struct urs_segment){.data = start, .bytes = header_bytes + item->bytes,
+                                                         .block = block, .in_place = true});
 }
 
 /* Room for `bytes` contiguous bytes in the arena, or NULL. */
@@ -89,7 +97,7 @@ int urs_outbound_bytes(struct urs_outbox *outbox, struct urs_outbound *outbound,
     if (target == NULL)
         return -ENOMEM;
     memcpy(target, data, bytes);
-    return append(outbox, outbound, target, bytes, NULL);
+    return append(outbox, outbound, (struct urs_segment){.data = target, .bytes = bytes});
 }
 
 int urs_outbound_frame(struct urs_outbox *outbox, struct urs_outbound *outbound, uint8_t opcode, bool fin,
@@ -102,7 +110,7 @@ int urs_outbound_frame(struct urs_outbox *outbox, struct urs_outbound *outbound,
     urs_frame_write(target, opcode, fin, bytes);
     if (bytes > 0)
         memcpy(target + header_bytes, payload, bytes);
-    return append(outbox, outbound, target, header_bytes + bytes, NULL);
+    return append(outbox, outbound, (struct urs_segment){.data = target, .bytes = header_bytes + bytes});
 }
 
 int urs_outbound_close(struct urs_outbox *outbox, struct urs_outbound *outbound, unsigned code,

@@ -23,6 +23,7 @@ struct urs_segment {
     size_t bytes;
     struct urs_block *block;
     uint32_t next;                       /* index + 1 of the next segment; 0 ends the list */
+    bool in_place;                       /* an answer: what lies between it and the next one is free */
 };
 
 /* The segments and the arena that all connections of one thread share for a turn. Zero-initialise it. */

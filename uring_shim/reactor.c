@@ -22,6 +22,7 @@ static void free_all(struct urs_reactor *reactor)
 {
     if (reactor->io != NULL)
         reactor->io->operations->close(reactor->io);
+    urs_zero_copy_close(reactor);
     urs_wheel_close(&reactor->wheel);
     urs_outbox_clear(&reactor->outbox);
     urs_memory_clear(&reactor->memory);
@@ -74,9 +75,13 @@ struct urs_reactor *urs_reactor_open(const char *backend, const struct urs_react
     }
     urs_turn_clock(reactor);
     urs_wheel_open(&reactor->wheel, reactor->now_ms);
-    error = operations->open(&reactor->io, &reactor->pool, options->ring_entries, report);
-    if (error != 0) {
+    error = operations->open(&reactor->io, &reactor->pool, options->ring_entries,
+                             options->zero_copy != URS_ZERO_COPY_NEVER, report);
+    if (error != 0)
         reactor->io = NULL;
+    else
+        report->error = error = urs_zero_copy_open(reactor, report->zero_copy);
+    if (error != 0) {
         free_all(reactor);
         return NULL;
     }
@@ -292,12 +297,11 @@ int urs_session_reject(struct urs_reactor *reactor, uint64_t id, const uint8_t *
 /* What a full backlog means for the message that would not fit. */
 static int refuse_message(struct urs_reactor *reactor, struct urs_session *session)
 {
-    static const char reason[] = "backlog full";
     reactor->stats.drops++;
     if (reactor->options.on_full == URS_ON_FULL_ERROR)
         return URS_ERROR_FULL;
     if (reactor->options.on_full == URS_ON_FULL_CLOSE)
-        urs_life_close(reactor, session, URS_CLOSE_POLICY_VIOLATION, (const uint8_t *)reason, sizeof reason - 1);
+        urs_life_fail(reactor, session, URS_CLOSE_POLICY_VIOLATION, "backlog full");
     return URS_DROPPED;
 }
 
@@ -454,6 +458,17 @@ int urs_session_peer(struct urs_reactor *reactor, uint64_t id, struct urs_peer *
     if (refused == 0)
         *peer = session->peer;
     return refused;
+}
+
+int urs_session_settle_peer(struct urs_reactor *reactor, uint64_t id, const struct urs_peer *peer)
+{
+    struct urs_session *session;
+    int refused = find(reactor, id, &session);
+    if (refused != 0)
+        return refused;
+    if (peer != NULL)
+        session->peer = *peer;
+    return urs_life_count_peer(reactor, session) ? 0 : URS_ERROR_LIMIT;
 }
 
 int urs_session_state(struct urs_reactor *reactor, uint64_t id)

@@ -13,6 +13,8 @@
 
 enum urs_on_full { URS_ON_FULL_CLOSE = 0, URS_ON_FULL_DROP = 1, URS_ON_FULL_ERROR = 2 };
 
+enum urs_zero_copy { URS_ZERO_COPY_NEVER = 0, URS_ZERO_COPY_AUTO = 1, URS_ZERO_COPY_ALWAYS = 2 };
+
 enum urs_send_outcome { URS_SENT = 0, URS_QUEUED = 1, URS_DROPPED = 2 };
 
 /* Kinds of events beyond enum urs_item_kind. */
@@ -53,6 +55,8 @@ struct urs_reactor_options {
     uint32_t close_ms;
     uint32_t session_ms;
     uint32_t busy_poll_us;
+    uint32_t zero_copy;                  /* enum urs_zero_copy */
+    uint32_t zero_copy_bytes_min;        /* of a segment */
     bool proxy_protocol;                 /* a request may follow a PROXY header */
 };
 
@@ -88,6 +92,8 @@ struct urs_reactor_stats {
     uint64_t events;
     uint64_t sends_short;
     uint64_t sends_direct;
+    uint64_t zero_copy_sends;
+    uint64_t zero_copy_copied;
     uint64_t pings_sent;
     uint64_t pongs_received;
     uint64_t accept_pauses;
@@ -198,6 +204,10 @@ int urs_session_descriptor(struct urs_reactor *reactor, uint64_t id);
 
 /* Where it comes from. Returns 0 or URS_ERROR_STALE. */
 int urs_session_peer(struct urs_reactor *reactor, uint64_t id, struct urs_peer *peer);
+
+/* A trusted PROXY header (`peer`) or its absence (NULL) settled where the session comes from: counts it for that address.
+ * Once a session, and only where options.proxy_protocol is set. Returns 0, URS_ERROR_LIMIT or URS_ERROR_STALE. */
+int urs_session_settle_peer(struct urs_reactor *reactor, uint64_t id, const struct urs_peer *peer);
 
 /* The session's state, URS_SESSION_FREE if it is gone. */
 int urs_session_state(struct urs_reactor *reactor, uint64_t id);

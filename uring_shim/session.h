@@ -55,6 +55,7 @@ struct urs_session {
     uint32_t turn_bytes;
     uint32_t peer_hash;                  /* of the address, for sessions_per_ip_max; 0: not counted */
     struct urs_peer peer;
+    uint16_t failed_code;                /* the close code we failed it with; 0: we did not */
     uint8_t state;                       /* enum urs_session_state */
     bool has_deadline;
     bool receiving;                      /* a receive is armed, or its last completion is still to come */
@@ -62,6 +63,7 @@ struct urs_session {
     bool polling;                        /* a WRITABLE is to come */
     bool sending;                        /* a send of this turn has not completed yet */
     bool sent_backlog;                   /* ... and it was from the backlog */
+    bool copied;                         /* the kernel copied a zero-copy send: no more of them under "auto" */
     bool dirty;                          /* on the reactor's list of sessions to flush */
     bool ready;                          /* on the list of sessions with held input to feed */
     bool parked;                         /* on the list of those to be armed when buffers are back */

@@ -65,10 +65,8 @@ static bool has_room(struct urs_reactor *reactor, struct urs_session *session, s
     if (URS_LIKELY(session->backlog_bytes + session->outbound.bytes + bytes <= reactor->options.backlog_bytes_max))
         return true;
     reactor->stats.drops++;
-    if (reactor->options.on_full != URS_ON_FULL_DROP) {
-        static const char reason[] = "backlog full";
-        urs_life_close(reactor, session, URS_CLOSE_POLICY_VIOLATION, (const uint8_t *)reason, sizeof reason - 1);
-    }
+    if (reactor->options.on_full != URS_ON_FULL_DROP)
+        urs_life_fail(reactor, session, URS_CLOSE_POLICY_VIOLATION, "backlog full");
     return false;
 }
 
@@ -202,6 +200,16 @@ static int send_one(struct urs_reactor *reactor, struct urs_session *session)
     session->sent_backlog = session->backlog != NULL;
     uint32_t count = session->sent_backlog ? urs_session_backlog_vectors(session, vectors, URS_IO_VECTORS_MAX)
                                            : segment_vectors(reactor, session, vectors);
+    if (reactor->loans != NULL && !session->sent_backlog) {
+        int error = urs_zero_copy_send(reactor, session);
+        if (error == 0) {
+            session->offered = session->outbound.bytes;
+            reactor->sends++;
+            session->sending = true;
+        }
+        if (error != -ENOTSUP)
+            return error;
+    }
     session->offered = 0;
     for (uint32_t index = 0; index < count; index++)
         session->offered += vectors[index].iov_len;
@@ -276,6 +284,14 @@ static int collect_sends(struct urs_reactor *reactor)
         if (batch[index].kind == URS_IO_SEND) {
             reactor->sends--;
             on_sent(reactor, urs_core_session(reactor, batch[index].slot), batch[index].result);
+        } else if (batch[index].kind == URS_IO_SEND_ZC) {
+            reactor->sends--;
+            int32_t result;
+            struct urs_session *session = urs_zero_copy_sent(reactor, &batch[index], &result);
+            if (session != NULL)
+                on_sent(reactor, session, result);
+        } else if (batch[index].kind == URS_IO_RELEASE) {
+            urs_zero_copy_release(reactor, &batch[index]);
         } else {
             reactor->completions[reactor->completion_count++] = batch[index];
         }
@@ -541,6 +557,9 @@ static void dispatch(struct urs_reactor *reactor)
         case URS_IO_WAKE:
             reactor->woken = true;
             break;
+        case URS_IO_RELEASE:
+            urs_zero_copy_release(reactor, completion);
+            break;
         default:
             break;
         }
@@ -587,6 +606,9 @@ static void free_dead(struct urs_reactor *reactor)
         else
             urs_session_free(&reactor->sessions, session);
     }
+    /* The last session is gone: Python may have no more reason to wait. */
+    if (count > 0 && reactor->sessions.in_use == 0)
+        reactor->woken = true;
 }
 
 /* Ends a turn: after it nothing refers to its buffers, its events, or the sessions that ended in it. */
@@ -598,7 +620,8 @@ static int finish(struct urs_reactor *reactor)
     if (error != 0)
         return error;
     for (uint32_t index = 0; index < reactor->used_count; index++)
-        reactor->io->operations->release(reactor->io, reactor->used_buffers[index]);
+        if (reactor->lent == NULL || !reactor->lent[reactor->used_buffers[index]])
+            reactor->io->operations->release(reactor->io, reactor->used_buffers[index]);
     reactor->used_count = 0;
     urs_outbox_reset(&reactor->outbox);
     free_dead(reactor);
@@ -620,7 +643,7 @@ static void take_late(struct urs_reactor *reactor)
 /* Nanoseconds that the turn may wait. */
 static int64_t patience(const struct urs_reactor *reactor, int64_t until_ms)
 {
-    bool work = reactor->event_count > 0 || reactor->ready.count > 0 || reactor->dirty.count > 0
+    bool work = reactor->event_count > 0 || reactor->woken || reactor->ready.count > 0 || reactor->dirty.count > 0
         || reactor->late_count > 0;
     if (work)
         return 0;
@@ -641,11 +664,18 @@ static int gather(struct urs_reactor *reactor, int64_t until_ms)
 {
     const struct urs_io_operations *io = reactor->io->operations;
     if (reactor->completion_count == 0) {
-        int error = io->wait(reactor->io, patience(reactor, until_ms));
-        if (error != 0)
-            return error;
-        urs_turn_clock(reactor);
-        reactor->completion_count = io->collect(reactor->io, reactor->completions, reactor->completion_room);
+        int64_t wait_ns = patience(reactor, until_ms);
+        uint64_t spin_until_us = reactor->now_us + reactor->options.busy_poll_us;
+        do {
+            bool spin = wait_ns != 0 && reactor->now_us < spin_until_us;
+            int error = io->wait(reactor->io, spin ? 0 : wait_ns);
+            if (error != 0)
+                return error;
+            urs_turn_clock(reactor);
+            reactor->completion_count = io->collect(reactor->io, reactor->completions, reactor->completion_room);
+            if (!spin)
+                break;
+        } while (reactor->completion_count == 0);
     }
     return 0;
 }

@@ -151,11 +151,11 @@ static const uint8_t second_high[16] = {
 
 typedef uint8_t vector __attribute__((vector_size(32)));
 
-VECTOR_FUNCTION vector load(const uint8_t *data) { return (vector)_mm256_loadu_si256((const __m256i *)data); }
+VECTOR_FUNCTION vector load(const uint8_t *data) { return (vector)_mm256_loadu_si256((const void *)data); }
 
 VECTOR_FUNCTION vector load_table(const uint8_t *table)
 {
-    return (vector)_mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)table));
+    return (vector)_mm256_broadcastsi128_si256(_mm_loadu_si128((const void *)table));
 }
 
 VECTOR_FUNCTION vector lookup(vector table, vector index)
@@ -238,8 +238,8 @@ static size_t code_point_before(const uint8_t *data, size_t i)
 }
 
 /* The automaton takes the first bytes, whose code point may have begun in the chunk before, and the last code point,
- * which may be cut. In between it runs only from where the vectors found an error: they may see that of a byte that
- * can never be good (C0, F5) one byte late, but always within or right after the code point it stands in. */
+ * which may be cut. What lies between it sees only from the vectors' first error on, and from one code point earlier:
+ * that a byte can never be good (C0, F5) shows in vectors only with the byte after it. */
 static ptrdiff_t feed_vectors(struct urs_utf8 *utf8, const uint8_t *data, size_t bytes)
 {
     if (bytes < LOOKBACK_BYTES + VECTOR_BYTES)
@@ -289,9 +289,9 @@ ptrdiff_t urs_utf8_feed(struct urs_utf8 *utf8, const uint8_t *data, size_t bytes
 
 int urs_utf8_select(const char *name)
 {
-#if defined(VECTOR_NAME)
     bool automatic = strcmp(name, "auto") == 0;
 
+#if defined(VECTOR_NAME)
     if (automatic || strcmp(name, VECTOR_NAME) == 0) {
         if (vectors_run_here()) {
             selected = feed_vectors;
@@ -299,10 +299,9 @@ int urs_utf8_select(const char *name)
         }
         if (!automatic)
             return -ENOTSUP;
-        name = "automaton";
     }
 #endif
-    if (strcmp(name, "automaton") != 0)
+    if (!automatic && strcmp(name, "automaton") != 0)
         return -EINVAL;
     selected = feed_automaton;
     return 0;

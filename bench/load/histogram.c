@@ -1,3 +1,4 @@
+/* The buckets of histogram.h: which one a value falls into, and where it ends. */
 #include "histogram.h"
 
 /* Values below HISTOGRAM_PARTS have a bucket each; above, the top HISTOGRAM_PART_BITS + 1 bits choose the bucket. */

@@ -20,7 +20,9 @@
 struct reading {
     uint64_t at;
     uint64_t own_cpu;
+    uint64_t own_waited; /* ready to run, while the CPU did something else */
     uint64_t watched_cpu;
+    uint64_t watched_waited;
 };
 
 static void raise_descriptor_limit(void)
@@ -147,9 +149,32 @@ static uint64_t watched_cpu(const struct options *options)
     return sum;
 }
 
+/* Of a process's first thread; 0 where the kernel does not keep account of it. */
+static uint64_t waited(pid_t pid)
+{
+    char path[64];
+    unsigned long long ran = 0, nanoseconds = 0;
+    snprintf(path, sizeof path, "/proc/%d/schedstat", (int)pid);
+    FILE *file = fopen(path, "r");
+    if (file != NULL) {
+        if (fscanf(file, "%llu %llu", &ran, &nanoseconds) != 2)
+            nanoseconds = 0;
+        fclose(file);
+    }
+    return nanoseconds;
+}
+
 static struct reading read_clocks(const struct client *client)
 {
-    return (struct reading){client->now, clock_nanoseconds(CLOCK_PROCESS_CPUTIME_ID), watched_cpu(&client->options)};
+    struct reading reading = {
+        .at = client->now,
+        .own_cpu = clock_nanoseconds(CLOCK_PROCESS_CPUTIME_ID),
+        .own_waited = waited(getpid()),
+        .watched_cpu = watched_cpu(&client->options),
+    };
+    for (unsigned i = 0; i < client->options.watched_count; i++)
+        reading.watched_waited += waited(client->options.watched[i]);
+    return reading;
 }
 
 static void open_all(struct client *client)
@@ -158,6 +183,15 @@ static void open_all(struct client *client)
         opening_continue(client);
         turn(client, UINT64_MAX);
     }
+}
+
+static void report_cpu(const char *who, uint64_t cpu, uint64_t waited_for_cpu, double seconds, uint64_t messages)
+{
+    const double cpu_seconds = (double)cpu / NANOSECONDS_PER_SECOND;
+    printf(", \"%s_cpu_seconds\": %.6f, \"%s_cpu_share\": %.4f, \"%s_waited_seconds\": %.6f", who, cpu_seconds, who,
+           cpu_seconds / seconds, who, (double)waited_for_cpu / NANOSECONDS_PER_SECOND);
+    if (messages > 0)
+        printf(", \"%s_cpu_microseconds_per_message\": %.4f", who, cpu_seconds * 1e6 / (double)messages);
 }
 
 static void report(const struct client *client, struct reading from, struct reading to)
@@ -179,11 +213,11 @@ static void report(const struct client *client, struct reading from, struct read
     for (unsigned i = 0; i < sizeof quantiles / sizeof *quantiles; i++)
         printf("%s\"%s\": %.1f", i > 0 ? ", " : "", quantiles[i].name,
                (double)histogram_quantile(&counts->latency, quantiles[i].fraction) / NANOSECONDS_PER_MICROSECOND);
-    printf("}, \"client_cpu_seconds\": %.6f, \"client_cpu_share\": %.4f",
-           (double)(to.own_cpu - from.own_cpu) / NANOSECONDS_PER_SECOND,
-           (double)(to.own_cpu - from.own_cpu) / (double)(to.at - from.at));
+    printf("}");
+    report_cpu("client", to.own_cpu - from.own_cpu, to.own_waited - from.own_waited, seconds, counts->messages);
     if (options->watched_count > 0)
-        printf(", \"server_cpu_seconds\": %.6f", (double)(to.watched_cpu - from.watched_cpu) / NANOSECONDS_PER_SECOND);
+        report_cpu("server", to.watched_cpu - from.watched_cpu, to.watched_waited - from.watched_waited, seconds,
+                   counts->messages);
     printf(", \"turns\": %llu, \"sends_short\": %llu, \"receives_ended\": %llu, \"unanswered\": %llu}\n",
            (unsigned long long)counts->turns, (unsigned long long)counts->sends_short,
            (unsigned long long)counts->receives_ended, (unsigned long long)counts->unanswered);

@@ -1,3 +1,4 @@
+/* From a socket to a session that has proved to echo: connect, upgrade, one message; and, in upgrade mode, its end. */
 #include "client.h"
 
 #include <errno.h>

@@ -1,3 +1,4 @@
+/* What the command line may say, and what is said about a wrong one. */
 #include "options.h"
 
 #include <getopt.h>

@@ -1,3 +1,4 @@
+/* The calls of liburing that may fail, and what is done then. */
 #include "ring.h"
 
 #include <errno.h>

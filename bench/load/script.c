@@ -1,3 +1,4 @@
+/* RFC 6455 from the client's side, as far as a load needs it: frames, their answers, and the opening request. */
 #include "script.h"
 
 #include <stdio.h>

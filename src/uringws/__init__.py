@@ -1,14 +1,14 @@
 """uringws: a WebSocket server for Linux on io_uring, one thread for all sessions.
 
-    from uringws import Handler, Reactor
+from uringws import Handler, Reactor
 
-    class Echo(Handler):
-        def on_message(self, conn, message):
-            conn.send(message.opcode, message.data)
+class Echo(Handler):
+    def on_message(self, conn, message):
+        conn.send(message.opcode, message.data)
 
-    with Reactor(Echo()) as reactor:
-        reactor.bind("127.0.0.1", 9001)
-        reactor.run()
+with Reactor(Echo()) as reactor:
+    reactor.bind("127.0.0.1", 9001)
+    reactor.run()
 """
 
 from uringws.connection import Connection, SendResult
@@ -27,9 +27,20 @@ from uringws.errors import (
     UringWSError,
     WrongThread,
 )
-from uringws.frames import CloseCode, Opcode
+from uringws.frames import CloseCode, FrameHeader, Incomplete, Opcode, parse_header, unmask
 from uringws.handler import Handler, HandlerProtocol, handler_fn
-from uringws.handshake import Accept, Headers, Reject, Request, Response
+from uringws.handshake import (
+    Accept,
+    Headers,
+    Reject,
+    Request,
+    Response,
+    check_upgrade,
+    encode_accept,
+    encode_refusal,
+    encode_response,
+    parse_request,
+)
 from uringws.message import Message
 from uringws.options import Options
 from uringws.reactor import Reactor
@@ -43,10 +54,12 @@ __all__ = [
     "Connection",
     "ConnectionClosed",
     "EngineMessage",
+    "FrameHeader",
     "Handler",
     "HandlerProtocol",
     "HandshakeError",
     "Headers",
+    "Incomplete",
     "LimitReached",
     "Message",
     "Opcode",
@@ -68,5 +81,12 @@ __all__ = [
     "UringUnavailable",
     "UringWSError",
     "WrongThread",
+    "check_upgrade",
+    "encode_accept",
+    "encode_refusal",
+    "encode_response",
     "handler_fn",
+    "parse_header",
+    "parse_request",
+    "unmask",
 ]

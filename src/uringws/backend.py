@@ -12,13 +12,16 @@ from typing import Any, Final, Literal
 from uringws.errors import REMEDIES, UnavailableReason, UringUnavailable, check
 from uringws.shim import ffi, lib
 
-__all__ = ["Backend", "Opened", "open_core", "why_not"]
+__all__ = ["DEFER_TASKRUN", "Backend", "Opened", "open_core", "why_not"]
 
 logger = logging.getLogger("uringws")
 
 Backend = Literal["auto", "io_uring", "epoll"]
 
 _BACKENDS: Final = ("auto", "io_uring", "epoll")
+DEFER_TASKRUN: Final = 1 << 13
+"""IORING_SETUP_DEFER_TASKRUN of <linux/io_uring.h>: completions run when the reactor asks for them."""
+
 _DISABLED: Final = Path("/proc/sys/kernel/io_uring_disabled")
 
 
@@ -56,14 +59,14 @@ def why_not(error: int, stage: str) -> UringUnavailable:
 
 def _sysctl_disabled() -> bool:
     try:
-        return _DISABLED.read_text(encoding="ascii").strip() not in ("", "0")
+        return _DISABLED.read_text(encoding="utf-8").strip() not in ("", "0")
     except OSError:
         return False
 
 
 def _seccomp_filters() -> bool:
     try:
-        return "Seccomp:\t2" in Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+        return "Seccomp:\t2" in Path("/proc/self/status").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return False
 
@@ -80,11 +83,7 @@ def open_core(backend: str, options: Any) -> Opened:
         opened = _open("io_uring", options)
         if isinstance(opened, Opened):
             if opened.reduced:
-                logger.warning(
-                    "io_uring: a smaller ring (%d entries) than asked for; remedy: %s",
-                    opened.ring_entries,
-                    REMEDIES[UnavailableReason.MEMLOCK],
-                )
+                _warn_reduced(opened)
             return opened
         refused = why_not(*opened)
         if backend == "io_uring":
@@ -95,6 +94,18 @@ def open_core(backend: str, options: Any) -> Opened:
         return opened
     check(opened[0], f"epoll: {opened[1]}")
     raise AssertionError(opened)
+
+
+def _warn_reduced(opened: Opened) -> None:
+    """Say in which way the ring is less than it should be: the kernel lacks a flag, or memory was short, or both."""
+    if not opened.setup_flags & DEFER_TASKRUN:
+        reason = UnavailableReason.KERNEL_TOO_OLD
+        logger.warning("io_uring (%s): a ring without DEFER_TASKRUN; remedy: %s", reason, REMEDIES[reason])
+    else:
+        reason = UnavailableReason.MEMLOCK
+        logger.warning(
+            "io_uring (%s): a ring of only %d entries; remedy: %s", reason, opened.ring_entries, REMEDIES[reason]
+        )
 
 
 def _open(name: str, options: Any, refused: UringUnavailable | None = None) -> Opened | tuple[int, str]:

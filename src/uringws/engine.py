@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from uringws.connection import Payload, check_close, check_send
 from uringws.errors import ConnectionClosed, check
 from uringws.frames import CloseCode, Opcode
+from uringws.sending import Payload, check_close, check_send
 from uringws.shim import ffi, lib
 
 if TYPE_CHECKING:

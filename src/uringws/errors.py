@@ -209,6 +209,9 @@ LIBRARY_ERRORS: Final[Mapping[str, tuple[Callable[[str], UringWSError], str]]] =
         "URS_ERROR_LIMIT": (LimitReached, "a limit of the options is reached"),
         "URS_ERROR_MEMORY_BUDGET": (LimitReached, "memory_bytes_max would be exceeded"),
         "URS_ERROR_STATE": (ReactorStateError, "not allowed in this state"),
+        "URS_ERROR_REQUEST": (_BROKEN, "what came is no HTTP request"),
+        "URS_ERROR_THREAD": (WrongThread, "the reactor belongs to the thread that first ran it; use a Sender elsewhere"),
+        "URS_ERROR_FORKED": (ReactorStateError, "the reactor belongs to the parent process: make one after the fork"),
     }
 )
 """What each name of `enum urs_error` (base.h) means in Python. The numbers stand there alone."""

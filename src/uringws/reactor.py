@@ -20,12 +20,14 @@ from collections import Counter, deque
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from uringws.backend import Backend, Opened, open_core
-from uringws.connection import Connection, check_close, peer_of
+from uringws.connection import Connection, peer_of
 from uringws.errors import ReactorStateError, RejectReason, UringUnavailable, WrongThread, check
 from uringws.frames import CloseCode
 from uringws.handshake import encode_refusal, refusal
 from uringws.message import Message
 from uringws.options import Options
+from uringws.sender import Sender
+from uringws.sending import check_close
 from uringws.shim import ffi, lib
 from uringws.stats import Stats
 from uringws.upgrade import Upgrade, answer_upgrade
@@ -36,7 +38,6 @@ if TYPE_CHECKING:
 
     from uringws.handler import HandlerProtocol
     from uringws.handshake import Peer
-    from uringws.sender import Sender
 
 __all__ = ["Address", "Reactor"]
 
@@ -56,7 +57,9 @@ _REFUSALS: Final[tuple[RejectReason, ...]] = (
 """The names of enum urs_refusal, in its order."""
 
 _LOST_REASONS: Final = {0: "the peer closed the TCP connection without a close frame"}
+_ZERO_COPY: Final = ("never", "auto", "always")
 _ON_FULL: Final = ("close", "drop", "error")
+_PORT_MAX: Final = 65_535
 
 
 def _nothing(*_: object) -> None:
@@ -79,12 +82,14 @@ class Reactor:
         self.options: Final = Options() if options is None else options
         if not isinstance(self.options, Options):
             raise TypeError(f"options must be Options, not {type(options).__name__}")
-        self._on_open = getattr(handler, "on_open", _nothing)
-        self._on_message = getattr(handler, "on_frame", None) or getattr(handler, "on_message", _nothing)
+        self._on_open: Callable[..., object] = getattr(handler, "on_open", _nothing)
+        on_frame: Callable[..., object] | None = getattr(handler, "on_frame", None)
+        on_message: Callable[..., object] = getattr(handler, "on_message", _nothing)
+        self._on_message = on_message if on_frame is None else on_frame
         self._on_drain = getattr(handler, "on_drain", _nothing)
         self._on_close = getattr(handler, "on_close", _nothing)
 
-        self._opened = self._open(backend, frames=callable(getattr(handler, "on_frame", None)))
+        self._opened = self._open(backend, frames=on_frame is not None)
         self._core: Any = self._opened.core
         self._message = Message(self, self._core, self._pool, self._verdicts)
         self._targets = lib.urs_reactor_columns(self._core).targets
@@ -92,8 +97,8 @@ class Reactor:
 
         self._connections: list[Connection | None] = []  # by slot, those that take messages
         self._ending: dict[int, Connection] = {}  # by slot, those that await only on_close
-        self._peers: dict[int, Peer] = {}  # by slot, as PROXY headers named them
         self._listeners: list[socket.socket] = []
+        self._addresses: list[Address] = []
         self._unix_paths: list[str] = []
         self._batch: Iterator[tuple[int, int]] = iter(())
         self._commands: deque[Callable[[], object]] = deque()
@@ -149,6 +154,8 @@ class Reactor:
         shim.close_ms = _milliseconds(options.close_seconds_max)
         shim.session_ms = _milliseconds(options.session_seconds_max)
         shim.busy_poll_us = options.busy_poll_microseconds
+        shim.zero_copy = _ZERO_COPY.index(options.zero_copy)
+        shim.zero_copy_bytes_min = options.zero_copy_bytes_min
         shim.proxy_protocol = bool(options.proxy_protocol_from)
         return open_core(backend, shim)
 
@@ -167,18 +174,25 @@ class Reactor:
     @property
     def addresses(self) -> list[Address]:
         """Where it listens, in the order of the bind calls."""
-        return [_address(listener) for listener in self._listeners]
+        return list(self._addresses)
 
-    def bind(self, host: str, port: int, *, reuse_port: bool = False) -> Address:
-        """Listen on a TCP port; return (host, port) with the port that a 0 was turned into.
+    def bind(self, host: str, port: int, *, reuse_port: bool = False) -> tuple[str, int]:
+        """Listen on a TCP port, 0 to 65535; return (host, port) with the port that a 0 was turned into.
 
         `host` is an IPv4 or IPv6 address or a name (its first address is taken; "" is all of IPv4, "::" all of IPv6).
-        `reuse_port` lets several reactors share the port, the kernel spreading connections among them. Raises OSError.
+        `reuse_port` lets several reactors share the port, the kernel spreading connections among them (SO_REUSEPORT,
+        socket(7)). Raises OSError with the address in its text, ValueError or TypeError for what is no address.
         """
         self._check_usable()
-        family, _, _, _, address = socket.getaddrinfo(
-            host or "0.0.0.0", port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
+        if not isinstance(host, str) or isinstance(port, bool) or not isinstance(port, int):
+            raise TypeError(f"bind takes a host as str and a port as int, not {host!r} and {port!r}")
+        if not 0 <= port <= _PORT_MAX:  # getaddrinfo would take it modulo 65536
+            raise ValueError(f"port {port} is not in 0 to {_PORT_MAX}")
+        try:
+            found = socket.getaddrinfo(_host(host), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        except socket.gaierror as error:
+            raise socket.gaierror(error.errno, f"bind {host}:{port}: {error.strerror}") from None
+        family, _, _, _, address = found[0]
         listener = socket.socket(family, socket.SOCK_STREAM)
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -190,10 +204,12 @@ class Reactor:
                 listener.bind(address)
             except OSError as error:
                 raise OSError(error.errno, f"bind {host}:{port}: {error.strerror}") from None
-            return self.bind_socket(listener)
+            self.bind_socket(listener)
         except BaseException:
             listener.close()
             raise
+        name = listener.getsockname()
+        return name[0], name[1]
 
     def bind_unix(self, path: str | os.PathLike[str]) -> Address:
         """Listen on a Unix socket, which `close` removes again. A stale one of that name is replaced. Raises OSError."""
@@ -222,7 +238,8 @@ class Reactor:
         sock.listen(self.options.listen_backlog)
         check(lib.urs_reactor_listen(self._core, sock.fileno(), sock.family == socket.AF_UNIX), "listen")
         self._listeners.append(sock)
-        return _address(sock)
+        self._addresses.append(_address(sock))
+        return self._addresses[-1]
 
     # ---- running
 
@@ -267,6 +284,7 @@ class Reactor:
         if self._thread is None:
             self._start()
         lib.urs_reactor_drain(self._core, number, response, len(response))
+        self._close_listeners()  # else the kernel would go on completing connections that nobody takes
         for connection in [connection for connection in self._connections if connection is not None]:
             self._closing(connection)
         seconds = self.options.drain_seconds_max if timeout is None else timeout
@@ -286,12 +304,7 @@ class Reactor:
         core, self._core = self._core, ffi.NULL
         self._message._core = ffi.NULL
         lib.urs_reactor_close(core)
-        for listener in self._listeners:
-            listener.close()
-        for path in self._unix_paths if not self._inherited else ():
-            with contextlib.suppress(OSError):
-                os.unlink(path)
-        self._listeners.clear()
+        self._close_listeners()
         with self._commands_lock:
             self._commands.clear()
             self._commands_lock.notify_all()
@@ -320,8 +333,7 @@ class Reactor:
         `on_open` is called before this returns the connection's id; the prefix is handled in the next turn, before
         what is still in the socket. The descriptor belongs to the reactor as soon as this has returned: a
         socket.socket is detached (close() on it does nothing any more), a number must not be used again. If it raises,
-        the caller keeps it. `subprotocol` is what the upgrade agreed on, for `on_open` to find in `conn.data` when no
-        `data` is given. Raises TypeError for a TLS socket, whose bytes the kernel cannot decrypt; OSError for a socket
+        the caller keeps it. `subprotocol` is what the upgrade agreed on, for `conn.subprotocol`. Raises TypeError for a TLS socket, whose bytes the kernel cannot decrypt; OSError for a socket
         that is not connected; LimitReached at `sessions_max` or while draining.
         """
         self._check_usable()
@@ -344,13 +356,11 @@ class Reactor:
         )
         if isinstance(sock, socket.socket):
             sock.detach()
-        self._open_connection(int(identity[0]), subprotocol if data is None else data)
+        self._open_connection(int(identity[0]), subprotocol, data)
         return int(identity[0])
 
     def sender(self) -> Sender:
         """Return a handle for other threads. `run` goes on while one is alive: release it, or use it in a `with`."""
-        from uringws.sender import Sender
-
         self._check_usable()
         return Sender(self)
 
@@ -382,6 +392,8 @@ class Reactor:
             queued_bytes=int(shim.queued_bytes),
             drops=int(shim.drops),
             sends_short=int(shim.sends_short),
+            zero_copy_sends=int(shim.zero_copy_sends),
+            zero_copy_copied=int(shim.zero_copy_copied),
             memory_bytes=int(shim.memory_bytes),
             pool_buffers=int(shim.pool_buffers),
             pool_in_use=int(shim.pool_in_use),
@@ -399,9 +411,6 @@ class Reactor:
             with self._signals() if signals else contextlib.nullcontext():
                 while not self._stopping and self._has_work():
                     self._turn(self._patience(), echo=echo)
-                    if self._signalled:
-                        self._signalled = False
-                        self.drain()
         finally:
             self._running = False
             self._stopping = False
@@ -426,8 +435,8 @@ class Reactor:
         batch = self._batch
         message = self._message
         connections = self._connections
-        on_message = self._skip if echo else self._on_message
-        connection = None
+        on_message: Callable[..., object] = self._skip if echo else self._on_message
+        connection: Connection | None = None
         while True:
             try:
                 for index, slot in batch:
@@ -481,13 +490,11 @@ class Reactor:
             return
         if lib.urs_session_accept(self._core, identity, answer.response, len(answer.response)) < 0:
             return
-        if answer.peer is not None:
-            self._peers[slot] = answer.peer
-        self._open_connection(identity, answer.data)
+        self._open_connection(identity, answer.subprotocol, answer.data)
 
-    def _open_connection(self, identity: int, data: object) -> None:
+    def _open_connection(self, identity: int, subprotocol: str | None, data: object) -> None:
         slot = identity & 0xFFFFFFFF
-        connection = Connection(self._message, identity, data)
+        connection = Connection(self._message, identity, subprotocol, data)
         while slot >= len(self._connections):
             self._connections.append(None)
         self._connections[slot] = connection
@@ -507,7 +514,6 @@ class Reactor:
             self._on_close(connection, code, reason)
         except Exception:
             logger.exception("on_close of %r failed", connection)
-        self._peers.pop(slot, None)
 
     def _closing(self, connection: Connection) -> None:
         """Deliver no more messages of a connection whose close handshake has begun; on_close is to come."""
@@ -533,9 +539,9 @@ class Reactor:
 
     def _enter(self) -> None:
         self._check_usable()
+        self._check_thread()
         if self._running:
             raise ReactorStateError("the reactor is running already")
-        self._check_thread()
         if self._thread is None:
             self._start()
         self._running = True
@@ -555,9 +561,15 @@ class Reactor:
             raise ReactorStateError("the reactor is closed")
 
     def _has_work(self) -> bool:
+        if self._signalled:
+            self._signalled = False
+            self.drain()
         if self._drained_until is not None and time.monotonic() >= self._drained_until:
             return self._cut()
-        if self._listeners and self._drained_until is None:
+        if self._drained_until is not None:
+            # Nothing comes in any more: a Sender that is still alive has nobody left to send to.
+            return bool(lib.urs_reactor_sessions(self._core) or self._commands)
+        if self._listeners:
             return True
         if self._abandoned:
             with self._commands_lock:
@@ -595,9 +607,9 @@ class Reactor:
                 self._stopping = True
             self._signalled = True
 
-        before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
         # A signal that comes just before the wait would otherwise be seen only after it.
         descriptor = signal.set_wakeup_fd(lib.urs_reactor_wake_descriptor(self._core), warn_on_full_buffer=False)
+        before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
         finally:
@@ -611,15 +623,21 @@ class Reactor:
             self._ended(slot, CloseCode.ABNORMAL, "the reactor was closed")
 
     def _peer(self, identity: int) -> Peer:
-        proxied = self._peers.get(identity & 0xFFFFFFFF)
-        if proxied is not None:
-            return proxied
         peer = ffi.new("struct urs_peer *")
         result = lib.urs_session_peer(self._core, identity, peer)
         if result == lib.URS_ERROR_STALE:
             return None
         check(result, "peer")
         return peer_of(peer)
+
+    def _close_listeners(self) -> None:
+        for listener in self._listeners:
+            listener.close()
+        self._listeners.clear()
+        for path in self._unix_paths if not self._inherited else ():
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+        self._unix_paths.clear()
 
     # ---- other threads
 
@@ -665,6 +683,11 @@ os.register_at_fork(after_in_child=_after_fork)
 
 def _milliseconds(seconds: float | None) -> int:
     return 0 if seconds is None else max(1, round(seconds * 1000))
+
+
+def _host(host: str) -> str | bytes:
+    """Return a host for getaddrinfo; ASCII as bytes, which spares it the import of the IDNA tables."""
+    return (host or "0.0.0.0").encode() if host.isascii() else host
 
 
 def _address(sock: socket.socket) -> Address:

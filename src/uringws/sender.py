@@ -6,9 +6,9 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from uringws.connection import Payload, check_close, check_send
 from uringws.errors import ReactorStateError, SenderFull
 from uringws.frames import CloseCode
+from uringws.sending import Payload, check_close, check_send
 from uringws.shim import ffi, lib
 
 if TYPE_CHECKING:

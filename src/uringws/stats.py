@@ -17,8 +17,8 @@ __all__ = ["Stats"]
 class Stats:
     """The figures of `Reactor.stats()`.
 
-    Each is a count since the reactor was made, but for those said to be "now". Bytes are payload bytes unless said
-    otherwise.
+    Each is a count since the reactor was made, but for those said to be "now". Bytes are those of the TCP streams,
+    HTTP heads and frame headers included.
     """
 
     backend: str = ""

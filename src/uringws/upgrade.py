@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
 from uringws.errors import HandshakeError, ProtocolError, RejectReason
@@ -49,9 +50,8 @@ class Answer:
 
     response: bytes
     accepted: bool = False
+    subprotocol: str | None = None
     data: object = None
-    peer: Peer = None
-    """The address that a PROXY header named."""
     reason: RejectReason | None = None
     """Under which `stats()` counts a request that opened no session; None for one that asked for none."""
 
@@ -68,7 +68,7 @@ def answer_upgrade(reactor: Reactor, upgrade: Upgrade) -> Answer:
         if plain is not None:
             return Answer(encode_response(plain, head_only=head_only, server_header=options.server_header))
         key = check_upgrade(request, options)
-        return _ask_handler(reactor, request, key, peer)
+        return _ask_handler(reactor, request, key)
     except HandshakeError as error:
         response = encode_refusal(error, head_only=head_only, server_header=options.server_header)
         return Answer(response, reason=error.reason)
@@ -82,8 +82,11 @@ def _take_head(reactor: Reactor, upgrade: Upgrade) -> tuple[bytes, Peer]:
     if item.error != 0:
         raise refusal("bad_request")
     head = bytes(ffi.buffer(item.payload, item.bytes))
+    if not reactor.options.proxy_protocol_from:
+        return head, None
     host = upgrade.peer[0] if isinstance(upgrade.peer, tuple) else None
     if not reactor.options.takes_proxy_protocol_from(host):
+        _settle_peer(reactor, upgrade.identity, None)
         return head, None
     try:
         header = parse_proxy_header(head)
@@ -91,7 +94,20 @@ def _take_head(reactor: Reactor, upgrade: Upgrade) -> tuple[bytes, Peer]:
         raise HandshakeError(400, str(error)) from error
     if isinstance(header, int):
         raise HandshakeError(400, "the PROXY header is cut short")
-    return head[header.header_bytes :], header.source
+    source = header.source if isinstance(header.source, tuple) else None
+    _settle_peer(reactor, upgrade.identity, source)
+    return head[header.header_bytes :], source
+
+
+def _settle_peer(reactor: Reactor, identity: int, source: tuple[str, int] | None) -> None:
+    """Tell the shim, which counts sessions by address, where this one really comes from."""
+    peer = ffi.NULL
+    if source is not None:
+        address = ip_address(source[0])
+        peer = ffi.new("struct urs_peer *", {"port": source[1], "family": address.version})
+        ffi.memmove(peer.address, address.packed, len(address.packed))
+    if lib.urs_session_settle_peer(reactor._core, identity, peer) == lib.URS_ERROR_LIMIT:
+        raise refusal("sessions_per_ip_max")
 
 
 def _answer_plain(reactor: Reactor, request: Request) -> Response | None:
@@ -111,7 +127,7 @@ def _answer_plain(reactor: Reactor, request: Request) -> Response | None:
     return response
 
 
-def _ask_handler(reactor: Reactor, request: Request, key: bytes, peer: Peer) -> Answer:
+def _ask_handler(reactor: Reactor, request: Request, key: bytes) -> Answer:
     options = reactor.options
     on_upgrade = getattr(reactor.handler, "on_upgrade", None)
     try:
@@ -128,4 +144,4 @@ def _ask_handler(reactor: Reactor, request: Request, key: bytes, peer: Peer) -> 
     except Exception as error:
         logger.exception("on_upgrade for %s failed; it is answered 500", request.target)
         raise refusal("handler") from error
-    return Answer(response, accepted=True, data=verdict.data, peer=peer)
+    return Answer(response, accepted=True, subprotocol=verdict.subprotocol, data=verdict.data)

@@ -1,0 +1,83 @@
+/* Nothing but loops and a clock: what they call is the shim's own source, compiled beside this file. */
+#include "loops.h"
+
+#include "frame.h"
+#include "mask.h"
+#include "utf8.h"
+
+#include <string.h>
+#include <time.h>
+
+/* Memory may have changed: the compiler can neither move a call out of its loop nor drop it. */
+#define BARRIER() __asm__ volatile("" ::: "memory")
+
+/* Called through a pointer that the compiler cannot see through, or it would put code of its own in memcpy's place. */
+static void *(*volatile library_memcpy)(void *, const void *, size_t) = memcpy;
+
+/* The thread's own time: what others run meanwhile does not count. */
+static int64_t now(void)
+{
+    struct timespec time;
+
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+    return (int64_t)time.tv_sec * 1000000000 + time.tv_nsec;
+}
+
+int64_t loop_memcpy(const struct loop_payloads *payloads, size_t repeats)
+{
+    void *(*copy)(void *, const void *, size_t) = library_memcpy;
+    struct loop_payloads p = *payloads;
+    int64_t start = now();
+
+    for (size_t i = 0; i < repeats; i++) {
+        for (size_t k = 0; k < p.count; k++)
+            copy(p.target + k * p.stride, p.source + k * p.stride, p.bytes);
+        BARRIER();
+    }
+    return now() - start;
+}
+
+int64_t loop_mask(const struct loop_payloads *payloads, size_t repeats)
+{
+    static const uint8_t key[4] = {0x37, 0xfa, 0x21, 0x3d}; /* the example of RFC 6455 5.7 */
+    struct loop_payloads p = *payloads;
+    int64_t start = now();
+
+    for (size_t i = 0; i < repeats; i++) {
+        for (size_t k = 0; k < p.count; k++)
+            urs_mask_move(p.target + k * p.stride, p.source + k * p.stride, p.bytes, key, 0);
+        BARRIER();
+    }
+    return now() - start;
+}
+
+int64_t loop_utf8(const uint8_t *text, size_t bytes, size_t repeats)
+{
+    int64_t start = now();
+
+    for (size_t i = 0; i < repeats; i++) {
+        struct urs_utf8 utf8 = {0};
+        if (urs_utf8_feed(&utf8, text, bytes) >= 0 || !urs_utf8_complete(&utf8))
+            return -1;
+        BARRIER();
+    }
+    return now() - start;
+}
+
+int64_t loop_headers(const uint8_t *frames, size_t bytes, size_t repeats)
+{
+    int64_t start = now();
+
+    for (size_t i = 0; i < repeats; i++) {
+        size_t at = 0;
+        while (at < bytes) {
+            struct urs_frame_header header;
+            int header_bytes = urs_frame_parse(frames + at, bytes - at, URS_FRAME_FROM_CLIENT, &header);
+            if (header_bytes <= 0)
+                return -1;
+            at += (size_t)header_bytes + header.payload_bytes;
+        }
+        BARRIER();
+    }
+    return now() - start;
+}

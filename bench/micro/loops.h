@@ -1,0 +1,31 @@
+/* The timing loops of the microbenchmarks: what is timed holds no Python. Each repeats one call and returns the
+ * nanoseconds of CPU time that all repeats took, or -1 if the input was refused, since refusing is fast. */
+#ifndef URS_LOOPS_H
+#define URS_LOOPS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* cdef: begin */
+
+/* `count` payloads of `bytes` bytes, `stride` bytes apart, which one repeat visits in turn. A single small one would be
+ * read while its last stores are still under way, which no server's payload is. */
+struct loop_payloads {
+    uint8_t *target;
+    const uint8_t *source;
+    size_t bytes;
+    size_t count;
+    size_t stride;
+};
+
+int64_t loop_memcpy(const struct loop_payloads *payloads, size_t repeats);
+int64_t loop_mask(const struct loop_payloads *payloads, size_t repeats);
+
+int64_t loop_utf8(const uint8_t *text, size_t bytes, size_t repeats);
+
+/* Walks over the frames that fill `bytes` bytes one behind the other, as an engine does. */
+int64_t loop_headers(const uint8_t *frames, size_t bytes, size_t repeats);
+
+/* cdef: end */
+
+#endif

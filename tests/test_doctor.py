@@ -1,0 +1,293 @@
+"""The command line: what `doctor` makes of a machine, and that no command ever ends in a traceback.
+
+Where io_uring is really refused, `test_fallback.py` holds the doctor to reason and remedy.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import os
+import re
+import resource
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from servers import BACKENDS, MODES, ROOT, ServerProcess, missing
+from uringws.__main__ import main
+from uringws.backend import DEFER_TASKRUN, Opened, why_not
+from uringws.doctor import (
+    FEATURES,
+    SETUP_FLAGS,
+    Finding,
+    Level,
+    Machine,
+    Trial,
+    diagnose,
+    look,
+    render,
+    try_backends,
+)
+from uringws.errors import REMEDIES, UnavailableReason
+from wire import TEXT, Frame, Peer
+
+NO_IOWAIT = 1 << 17
+
+GOOD = Machine(
+    files_max=1 << 20,
+    files_hard_max=1 << 20,
+    memlock_bytes_max=8 << 20,
+    memlock_exempt=False,
+    somaxconn=4096,
+    tcp_pages=(100_000, 200_000, 300_000),
+    tcp_send_bytes=(4096, 16384, 4 << 20),
+    uring_disabled=0,
+    seccomp=0,
+)
+URING = Opened(None, "io_uring", 512, DEFER_TASKRUN, NO_IOWAIT, reduced=False, refused=None)
+EPOLL = Opened(None, "epoll", 0, 0, 0, reduced=False, refused=None)
+WORKS = {"io_uring": Trial(URING, None), "epoll": Trial(EPOLL, None)}
+NO_EPOLL = Trial(None, OSError(errno.EMFILE, "epoll: epoll_create1: Too many open files"))
+
+
+def about(findings: list[Finding], word: str) -> Finding:
+    """The one finding whose text has that word."""
+    (found,) = (finding for finding in findings if word in finding.text)
+    return found
+
+
+def trials(**changed: Trial) -> dict[str, Trial]:
+    return {**WORKS, **changed}
+
+
+def test_a_good_machine_needs_no_remedy() -> None:
+    findings = diagnose(GOOD, WORKS)
+    assert [finding for finding in findings if finding.remedy or finding.level in (Level.LOW, Level.NO)] == []
+    assert about(findings, "auto").text == 'backend="auto" takes io_uring'
+
+
+def test_whatever_is_low_or_refused_has_a_remedy() -> None:
+    poor = Machine(
+        files_max=256,
+        files_hard_max=4096,
+        memlock_bytes_max=64 << 10,
+        memlock_exempt=False,
+        somaxconn=128,
+        tcp_pages=None,
+        tcp_send_bytes=None,
+        uring_disabled=None,
+        seccomp=None,
+    )
+    old = dataclasses.replace(URING, setup_flags=0, features=0, ring_entries=64, reduced=True)
+    findings = diagnose(poor, trials(io_uring=Trial(old, None)))
+    low = [finding for finding in findings if finding.level is Level.LOW]
+    assert len(low) == 5
+    assert all(finding.remedy for finding in low)
+    assert render(low).count("remedy: ") == 5
+
+
+@pytest.mark.parametrize("reason", list(UnavailableReason))
+def test_a_refusal_is_named_with_its_remedy_once(reason: UnavailableReason) -> None:
+    refused = why_not(-errno.EPERM, "io_uring_setup")
+    refused.reason, refused.remedy = reason, REMEDIES[reason]
+    findings = diagnose(GOOD, trials(io_uring=Trial(None, refused)))
+    assert about(findings, "auto").text == 'backend="auto" takes epoll'
+    report = render(findings)
+    assert report.count(REMEDIES[reason]) == 1
+    assert f"io_uring_setup failed: Operation not permitted ({reason})" in report
+
+
+def test_a_ring_that_fails_at_its_first_turn_is_not_called_good() -> None:
+    failed = Trial(URING, OSError(errno.EPERM, "io_uring start: Operation not permitted"))
+    found = about(diagnose(GOOD, trials(io_uring=failed)), "auto")
+    assert found.level is Level.NO
+    assert found.remedy is not None
+    assert 'backend="epoll"' in found.remedy
+
+
+def test_where_nothing_works_it_says_so() -> None:
+    nothing = trials(io_uring=Trial(None, why_not(-errno.EMFILE, "io_uring_setup")), epoll=NO_EPOLL)
+    assert "no server can run here" in render(diagnose(GOOD, nothing))
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "level", "says"),
+    [
+        (1024, 524_288, Level.LOW, "about 960 sessions"),
+        (32, 32, Level.LOW, "about 0 sessions"),
+        (1 << 20, 1 << 20, Level.OK, "1048576 open files"),
+        (resource.RLIM_INFINITY, resource.RLIM_INFINITY, Level.OK, "without limit"),
+    ],
+)
+def test_open_files_are_counted_in_sessions(soft: int, hard: int, level: Level, says: str) -> None:
+    machine = dataclasses.replace(GOOD, files_max=soft, files_hard_max=hard)
+    found = about(diagnose(machine, WORKS), "RLIMIT_NOFILE")
+    assert found.level is level
+    assert says in found.text
+    assert (found.remedy is not None and str(hard) in found.remedy) == (level is Level.LOW)
+
+
+@pytest.mark.parametrize(
+    ("limit", "exempt", "level"),
+    [
+        (64 << 10, False, Level.LOW),
+        (64 << 10, True, Level.OK),
+        (8 << 20, False, Level.OK),
+        (resource.RLIM_INFINITY, False, Level.OK),
+    ],
+)
+def test_locked_memory_matters_to_those_it_binds(limit: int, exempt: bool, level: Level) -> None:  # noqa: FBT001
+    machine = dataclasses.replace(GOOD, memlock_bytes_max=limit, memlock_exempt=exempt)
+    assert about(diagnose(machine, WORKS), "RLIMIT_MEMLOCK").level is level
+
+
+def test_switches_that_explain_a_refusal_are_shown() -> None:
+    machine = dataclasses.replace(GOOD, uring_disabled=1, seccomp=2)
+    texts = " ".join(finding.text for finding in diagnose(machine, WORKS))
+    assert "kernel.io_uring_disabled = 1" in texts
+    assert "io_uring_group" in texts
+    assert "seccomp filter" in texts
+
+
+def test_looking_reads_proc(tmp_path: Path) -> None:
+    for path, text in {
+        "self/status": "Name:\tpython\nCapEff:\t0000000000004000\nSeccomp:\t2\n",
+        "sys/net/core/somaxconn": "128\n",
+        "sys/net/ipv4/tcp_mem": "1\t2\t3\n",
+        "sys/net/ipv4/tcp_wmem": "4096\t16384\t4194304\n",
+        "sys/kernel/io_uring_disabled": "2\n",
+    }.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+    machine = look(tmp_path)
+    assert machine.memlock_exempt
+    assert machine.seccomp == 2
+    assert machine.somaxconn == 128
+    assert machine.tcp_pages == (1, 2, 3)
+    assert machine.tcp_send_bytes == (4096, 16384, 4 << 20)
+    assert machine.uring_disabled == 2
+    assert machine.files_max == resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+def test_looking_does_without_proc(tmp_path: Path) -> None:
+    machine = look(tmp_path)
+    unread = (machine.somaxconn, machine.tcp_pages, machine.uring_disabled, machine.seccomp)
+    assert all(value is None for value in unread)
+    assert "net.core.somaxconn" not in render(diagnose(machine, WORKS))
+
+
+def test_both_backends_are_really_tried() -> None:
+    found = try_backends()
+    assert set(found) == set(BACKENDS)
+    assert found["epoll"].works
+    if found["io_uring"].opened is not None:
+        assert found["io_uring"].opened.ring_entries > 0
+
+
+@pytest.mark.parametrize(("prefix", "names"), [("IORING_SETUP", SETUP_FLAGS), ("IORING_FEAT", FEATURES)])
+def test_flags_are_called_what_the_kernel_calls_them(prefix: str, names: tuple[str, ...]) -> None:
+    """Held against liburing's copy of the kernel's header, which may be older than the names here."""
+    headers = [Path("/usr/include/liburing/io_uring.h"), Path("/usr/include/linux/io_uring.h")]
+    texts = [header.read_text() for header in headers if header.exists()]
+    if not texts:
+        missing("liburing's headers are not installed")
+    for text in texts:
+        defined = re.findall(rf"#define {prefix}_(\w+)\s+\(1U << (\d+)\)", text)
+        assert defined
+        assert [name for name, bit in defined if int(bit) < len(names) and names[int(bit)] != name] == []
+
+
+# The command line
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "uringws", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=20, check=False
+    )
+
+
+def assert_one_line(stderr: str) -> None:
+    assert stderr.startswith("uringws: ")
+    assert stderr.count("\n") == 1, stderr
+
+
+def test_doctor_begins_with_the_versions() -> None:
+    done = run("doctor")
+    assert done.returncode == 0
+    assert done.stderr == ""
+    first, second, *_ = done.stdout.splitlines()
+    assert re.match(r"uringws \S+ on CPython \S+, with cffi \S+, httptools \S+, numpy \S+$", first)
+    assert second.startswith(f"Linux {os.uname().release} ")
+    assert re.search(r"unmasked with \w+", done.stdout)
+
+
+def test_doctor_fails_where_no_server_can_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nothing = trials(io_uring=Trial(None, why_not(-errno.ENOSYS, "io_uring_setup")), epoll=NO_EPOLL)
+    monkeypatch.setattr("uringws.__main__.try_backends", lambda: nothing)
+    assert main(["doctor"]) == 1
+    assert "no server can run here" in capsys.readouterr().out
+
+
+def test_doctor_stops_when_its_reader_does() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "wb") as closed:  # noqa: PTH123 - a descriptor, not a path
+        done = subprocess.run(
+            [sys.executable, "-m", "uringws", "doctor"],
+            stdout=closed, stderr=subprocess.PIPE, timeout=20, check=False,
+        )  # fmt: skip
+    assert done.returncode == 0
+    assert done.stderr == b""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [(), ("nonsense",), ("echo", "--port", "65536"), ("echo", "--port", "http"), ("echo", "--backend", "kqueue")],
+)
+def test_wrong_arguments_are_told_and_exit_with_2(arguments: tuple[str, ...]) -> None:
+    done = run(*arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith("usage: ")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_port_in_use_is_one_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = run("echo", "--port", str(port))
+    assert done.returncode == 1
+    assert_one_line(done.stderr)
+    assert f"127.0.0.1:{port}: Address already in use" in done.stderr
+
+
+def test_a_host_that_is_none_is_one_line() -> None:
+    done = run("echo", "--host", "no.such.host.invalid", "--port", "0")
+    assert done.returncode == 1
+    assert_one_line(done.stderr)
+    assert "no.such.host.invalid" in done.stderr
+
+
+def test_io_uring_refused_is_one_line_with_its_remedy() -> None:
+    confined = [sys.executable, str(ROOT / "tests" / "confined.py"), "--refuse", "EPERM", "--"]
+    program = ["-m", "uringws", "echo", "--backend", "io_uring"]
+    done = subprocess.run([*confined, *program], capture_output=True, text=True, timeout=20, check=False)
+    assert done.returncode == 1
+    assert_one_line(done.stderr)
+    assert REMEDIES[UnavailableReason.SECCOMP_OR_CONTAINER] in done.stderr
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_echo_echoes_until_ctrl_c(backend: str, mode: str) -> None:
+    """``ServerProcess`` holds it to ending with 0 and without a traceback."""
+    server = ServerProcess("-m", "uringws", "echo", "--port", "0", "--backend", backend, "--mode", mode)
+    with server, Peer.connect(server.address) as peer:
+        assert server.backend == backend
+        peer.send(TEXT, b"hello")
+        assert peer.read_frame() == Frame(TEXT, b"hello")
+        assert peer.shake_hands() == 1000

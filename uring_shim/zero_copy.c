@@ -1,0 +1,112 @@
+/* Zero-copy sends: what is lent to the kernel, until when, and when it is worth it.
+ *
+ * Only whole segments that lie in the registered pool or in a block of their own are lent, never the arena, which the
+ * next turn writes over. At most a quarter of the pool is out at a time. Under "auto" a session whose path copies after
+ * all (loopback always does) goes back to plain sends for good. */
+#include "core.h"
+
+#include <errno.h>
+#include <stdlib.h>
+
+enum { LOAN_SHARE = 4 };
+
+int urs_zero_copy_open(struct urs_reactor *reactor, bool registered)
+{
+    uint32_t count = reactor->pool.buffers / LOAN_SHARE;
+    if (!registered || reactor->options.zero_copy == URS_ZERO_COPY_NEVER || count == 0
+        || reactor->io->operations->send_zero_copy == NULL)
+        return 0;
+    reactor->loans = calloc(count, sizeof *reactor->loans);
+    reactor->lent = calloc(reactor->pool.buffers, sizeof *reactor->lent);
+    if (reactor->loans == NULL || reactor->lent == NULL)
+        return -ENOMEM;
+    for (uint32_t token = 0; token < count; token++)
+        reactor->loans[token].next_free = token + 1 < count ? token + 2 : 0;
+    reactor->loan_free = 1;
+    return 0;
+}
+
+void urs_zero_copy_close(struct urs_reactor *reactor)
+{
+    for (uint32_t token = 0; reactor->loans != NULL && token < reactor->pool.buffers / LOAN_SHARE; token++)
+        urs_block_drop(reactor->loans[token].block);
+    free(reactor->loans);
+    free(reactor->lent);
+}
+
+static void end_loan(struct urs_reactor *reactor, uint32_t token)
+{
+    struct urs_loan *loan = &reactor->loans[token];
+    if (loan->block == NULL) {
+        reactor->lent[loan->buffer] = false;
+        reactor->io->operations->release(reactor->io, loan->buffer);
+    }
+    urs_block_drop(loan->block);
+    *loan = (struct urs_loan){.next_free = reactor->loan_free};
+    reactor->loan_free = token + 1;
+}
+
+int urs_zero_copy_send(struct urs_reactor *reactor, struct urs_session *session)
+{
+    const struct urs_segment *segment = &reactor->outbox.segments[session->outbound.first - 1];
+    size_t offset = (size_t)(segment->data - reactor->pool.memory);
+    bool in_pool = segment->block == NULL;
+    bool alone = session->outbound.first == session->outbound.last;
+    bool wanted = reactor->options.zero_copy == URS_ZERO_COPY_ALWAYS
+        || (segment->bytes >= reactor->options.zero_copy_bytes_min && !session->copied);
+    if (reactor->loan_free == 0 || !alone || !wanted)
+        return -ENOTSUP;
+    uint32_t buffer = 0;
+    if (in_pool) {
+        if (segment->data < reactor->pool.memory || offset >= reactor->pool.stride * reactor->pool.buffers)
+            return -ENOTSUP;  /* the arena */
+        buffer = (uint32_t)(offset / reactor->pool.stride);
+        if ((offset + segment->bytes - 1) / reactor->pool.stride != buffer || reactor->lent[buffer])
+            return -ENOTSUP;
+    }
+    uint32_t token = reactor->loan_free - 1;
+    int error = reactor->io->operations->send_zero_copy(reactor->io, token, session->fd, segment->data,
+                                                        segment->bytes, in_pool);
+    if (error != 0)
+        return error;
+    struct urs_loan *loan = &reactor->loans[token];
+    reactor->loan_free = loan->next_free;
+    *loan = (struct urs_loan){.id = urs_session_id(session), .buffer = (uint16_t)buffer, .sending = true};
+    if (in_pool) {
+        reactor->lent[buffer] = true;
+    } else {
+        loan->block = segment->block;
+        __atomic_add_fetch(&segment->block->references, 1, __ATOMIC_RELAXED);
+    }
+    reactor->stats.zero_copy_sends++;
+    return 0;
+}
+
+struct urs_session *urs_zero_copy_sent(struct urs_reactor *reactor, const struct urs_completion *completion,
+                                       int32_t *result)
+{
+    struct urs_loan *loan = &reactor->loans[completion->slot];
+    struct urs_session *session = urs_session_find(&reactor->sessions, loan->id);
+    loan->sending = false;
+    *result = completion->result;
+    if (*result == -EINVAL || *result == -EOPNOTSUPP || *result == -ENOMEM) {
+        /* A kernel before 6.2, a Unix socket, or no more memory to lock: plain sends from now on, this one first. */
+        reactor->options.zero_copy = URS_ZERO_COPY_AUTO;
+        *result = -EAGAIN;
+        if (session != NULL)
+            session->copied = true;
+    }
+    if (!completion->more)
+        end_loan(reactor, completion->slot);
+    return session;
+}
+
+void urs_zero_copy_release(struct urs_reactor *reactor, const struct urs_completion *completion)
+{
+    const struct urs_loan *loan = &reactor->loans[completion->slot];
+    struct urs_session *session = urs_session_find(&reactor->sessions, loan->id);
+    reactor->stats.zero_copy_copied += completion->result != 0;
+    if (session != NULL && completion->result != 0)
+        session->copied = true;
+    end_loan(reactor, completion->slot);
+}
