@@ -1,0 +1,181 @@
+/* The other end of a session under fuzzing: what it wrote, what a reference engine makes of it, what it was sent and
+ * what it may be sent. Whatever the chunks, the reactor has to agree with the reference. */
+#ifndef FUZZ_PEER_H
+#define FUZZ_PEER_H
+
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "allocate.h"
+#include "engine.h"
+#include "frame.h"
+#include "support.h"
+
+/* What was seen at one place and is to be seen at another, oldest first: each thing as a hash. */
+struct queue {
+    struct string hashes;
+    size_t first;
+};
+
+static inline void queue_add(struct queue *queue, uint64_t hash) { string_add(&queue->hashes, &hash, sizeof hash); }
+
+static inline size_t queue_left(const struct queue *queue)
+{
+    return queue->hashes.bytes / sizeof(uint64_t) - queue->first;
+}
+
+static inline uint64_t queue_take(struct queue *queue)
+{
+    uint64_t hash;
+    CHECK(queue_left(queue) > 0);
+    memcpy(&hash, queue->hashes.data + sizeof hash * queue->first++, sizeof hash);
+    return hash;
+}
+
+/* FNV-1a of a payload and what it came with. */
+static inline uint64_t hash_of(unsigned kind, unsigned opcode, bool fin, const uint8_t *data, size_t bytes)
+{
+    uint64_t hash = UINT64_C(14695981039346656037) ^ (kind << 16 | opcode << 8 | (unsigned)fin);
+    for (size_t index = 0; index < bytes; index++)
+        hash = (hash ^ data[index]) * UINT64_C(1099511628211);
+    return hash;
+}
+
+static inline uint64_t hash_of_item(const struct urs_item *item)
+{
+    if (item->kind == URS_ITEM_FAILED)
+        return hash_of(item->kind, item->close_code, false, NULL, 0);
+    return hash_of(item->kind, item->opcode, item->fin, item->payload, item->bytes) ^ item->close_code;
+}
+
+/* Of a frame that the reactor took to send. It is odd for a pong, which is left out where the backlog is full. */
+static inline uint64_t hash_of_answer(unsigned opcode, bool fin, const uint8_t *data, size_t bytes)
+{
+    return (hash_of(0, opcode, fin, data, bytes) & ~UINT64_C(1)) | (opcode == URS_OPCODE_PONG);
+}
+
+struct peer {
+    int fd;                              /* -1: none */
+    bool used;                           /* once: a peer is one connection */
+    bool adopted;                        /* no opening request */
+    bool refused;                        /* what it is sent is an HTTP response alone */
+    bool open;                           /* on_open was, or could have been, called */
+    bool ended;                          /* ... and on_close */
+    bool closing;                        /* the handler closed or aborted it: no message is given to it any more */
+    uint64_t id;
+    struct sockaddr_un name;
+    socklen_t name_bytes;
+
+    struct string written;               /* what its socket took, and the prefix of an adoption */
+    size_t read_by_reference;
+    struct urs_engine reference;
+    struct urs_memory memory;
+    struct queue items;                  /* what the reference found and the reactor has still to find */
+
+    struct string received;
+    size_t parsed;
+    bool got_head;
+    bool got_close;
+    struct queue owed;
+};
+
+static inline void peer_reset(struct peer *peer)
+{
+    if (peer->fd >= 0)
+        close(peer->fd);
+    urs_engine_clear(&peer->reference);
+    CHECK(peer->memory.bytes_used == 0);
+    urs_memory_clear(&peer->memory);
+    string_free(&peer->written);
+    string_free(&peer->received);
+    string_free(&peer->items.hashes);
+    string_free(&peer->owed.hashes);
+}
+
+/* Sends what the socket takes of the bytes. */
+static inline void peer_write(struct peer *peer, const uint8_t *data, size_t bytes)
+{
+    ssize_t sent = peer->fd < 0 ? -1 : send(peer->fd, data, bytes, MSG_DONTWAIT | MSG_NOSIGNAL);
+    if (sent > 0)
+        string_add(&peer->written, data, (size_t)sent);
+}
+
+/* Lets the reference engine find what is in the bytes written so far. */
+static inline void peer_consult_reference(struct peer *peer, const struct urs_engine_rules *rules)
+{
+    uint32_t failing = allocations_left;
+    size_t bytes = peer->written.bytes - peer->read_by_reference;
+    uint8_t *copy = exact_copy(peer->written.data == NULL ? NULL : peer->written.data + peer->read_by_reference, bytes);
+    struct urs_input input = {.next = copy, .end = copy + bytes};
+    struct urs_item item;
+    int kind;
+    allocations_left = 0;
+    while ((kind = urs_engine_next(&peer->reference, rules, &peer->memory, &input, &item)) != URS_ITEM_NONE) {
+        if (kind != URS_ITEM_PONG)
+            queue_add(&peer->items, hash_of_item(&item));
+        urs_block_drop(item.block);
+    }
+    peer->read_by_reference = peer->written.bytes;
+    allocations_left = failing;
+    free(copy);
+}
+
+/* An HTTP response's head at the start; nothing may follow one that refuses. */
+static inline bool parse_head(struct peer *peer)
+{
+    if (peer->adopted || peer->got_head)
+        return true;
+    const uint8_t *start = peer->received.data;
+    const uint8_t *end = peer->received.bytes < 4 ? NULL : memmem(start, peer->received.bytes, "\r\n\r\n", 4);
+    if (end == NULL)
+        return false;
+    CHECK(memcmp(start, "HTTP/1.1 ", 9) == 0);
+    peer->got_head = true;
+    peer->parsed = (size_t)(end - start) + 4;
+    peer->refused = memcmp(start + 9, "101", 3) != 0;
+    return true;
+}
+
+/* A frame came: it has to be the next of those owed (pings and close frames come when they will). `drops` says that
+ * messages may be missing. */
+static inline void match(struct peer *peer, const struct urs_frame_header *header, const uint8_t *payload, bool drops)
+{
+    CHECK(!peer->got_close);
+    peer->got_close = header->opcode == URS_OPCODE_CLOSE;
+    if (header->opcode == URS_OPCODE_CLOSE || header->opcode == URS_OPCODE_PING)
+        return;
+    uint64_t hash = hash_of_answer(header->opcode, header->fin, payload, header->payload_bytes);
+    uint64_t owed;
+    while ((owed = queue_take(&peer->owed)) != hash)
+        CHECK(drops || (owed & 1) != 0);
+}
+
+/* Reads at most `bytes` bytes and holds them to what is owed; returns how many came. */
+static inline size_t peer_read(struct peer *peer, size_t bytes, bool drops)
+{
+    if (peer->fd < 0 || bytes == 0)
+        return 0;
+    uint8_t *target = string_extend(&peer->received, bytes);
+    ssize_t got = recv(peer->fd, target, bytes, MSG_DONTWAIT);
+    size_t taken = got > 0 ? (size_t)got : 0;
+    peer->received.bytes -= bytes - taken;
+    if (!parse_head(peer) || peer->refused)
+        return taken;
+    while (peer->parsed < peer->received.bytes) {
+        struct urs_frame_header header;
+        const uint8_t *data = peer->received.data + peer->parsed;
+        size_t left = peer->received.bytes - peer->parsed;
+        int size = urs_frame_parse(data, left, URS_FRAME_FROM_SERVER, &header);
+        CHECK(size >= 0 && !peer->got_close);
+        if (size == 0 || header.payload_bytes > left - (size_t)size)
+            return taken;
+        match(peer, &header, data + size, drops);
+        peer->parsed += (size_t)size + header.payload_bytes;
+    }
+    return taken;
+}
+
+#endif

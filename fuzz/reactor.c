@@ -1,0 +1,561 @@
+/* Fuzzes the whole reactor on epoll: peers on Unix sockets, a handler, a clock, and a system that fails, all of them
+ * driven by the input.
+ *
+ * The input is eight bytes of options and then operations (enum operation), each a byte that names it and its peer.
+ * Held to: a session's events are what a reference engine finds in the bytes its peer wrote, in order, whatever the
+ * chunks; what a peer receives are whole frames, those owed to it, in order, and nothing after a close frame; an
+ * opened session ends exactly once; an event names a live session; and in the end nothing is left over. */
+#define _GNU_SOURCE
+#include "peer.h"
+
+#include <time.h>
+
+#include "core.h"
+#include "fault.h"
+
+enum {
+    PEERS = 16,                          /* what fits beside an operation in one byte */
+    SLOTS = 16,
+    OPERATIONS_MAX = 300,
+    SETTLE_TURNS_MAX = 400,
+    READ_BYTES_MAX = 1 << 16,
+    QUIET = 1,                           /* a seed from which the handler only looks on */
+    PAYLOAD_BYTES_MAX = 1 << 17
+};
+
+enum operation {
+    CONNECT, ADOPT, REQUEST, FRAME, RAW, READ, HALF_CLOSE, HANG_UP, TURN, TIME_PASSES, COMMAND, FAULT, NO_MEMORY, END,
+    SETTLE, FIGURES
+};
+
+/* ---- what the shim asks of the system ---- */
+
+int fuzz_clock_gettime(clockid_t clock, struct timespec *now);
+
+static uint64_t clock_ms;
+
+int fuzz_clock_gettime(clockid_t clock, struct timespec *now)
+{
+    (void)clock;
+    *now = (struct timespec){.tv_sec = (time_t)(clock_ms / 1000), .tv_nsec = (long)(clock_ms % 1000) * 1000000};
+    return 0;
+}
+
+/* The other backend needs a kernel; it is not linked. */
+const struct urs_io_operations urs_io_uring = {.name = "io_uring"};
+
+/* ---- the world ---- */
+
+struct world {
+    struct urs_reactor *reactor;
+    struct urs_reactor_options options;
+    struct peer peers[PEERS];
+    uint64_t opened[SLOTS];              /* by slot: the id of the session that the handler knows; 0: none */
+    struct peer *of_slot[SLOTS];
+    uint32_t index;                      /* of the event at hand, as the handler's side knows it */
+    int listener;
+    struct sockaddr_un address;
+    socklen_t address_bytes;
+    int send_buffer_bytes;               /* of the reactor's sockets: small, so that backlogs come about */
+    bool echo;
+    bool faulty;                         /* an allocation has failed, or will */
+    bool broken;                         /* the backend said that it is beyond use */
+    bool abandon;                        /* in the end the reactor is closed over its sessions */
+    bool cut;                            /* in the end its sessions are cut */
+};
+
+static uint8_t payload[PAYLOAD_BYTES_MAX];
+
+static bool drops(const struct world *world) { return world->reactor->stats.drops > 0 || world->faulty; }
+
+static struct peer *peer_of_session(struct world *world, const struct urs_session *session)
+{
+    struct sockaddr_un name = {0};
+    socklen_t bytes = sizeof name;
+    CHECK(getpeername(session->fd, (struct sockaddr *)&name, &bytes) == 0);
+    for (size_t index = 0; index < PEERS; index++) {
+        struct peer *peer = &world->peers[index];
+        if (peer->name_bytes == bytes && memcmp(&peer->name, &name, bytes) == 0)
+            return peer;
+    }
+    return NULL;
+}
+
+static void open_session(struct world *world, struct peer *peer, uint64_t id)
+{
+    uint32_t slot = (uint32_t)id;
+    CHECK(slot < SLOTS);
+    CHECK(world->opened[slot] == 0);     /* the one before it there has ended */
+    world->opened[slot] = id;
+    world->of_slot[slot] = peer;
+    peer->open = true;
+    peer->id = id;
+}
+
+/* ---- the handler ---- */
+
+static void note_sent(struct peer *peer, int result, uint8_t opcode, const uint8_t *data, size_t bytes)
+{
+    if (result == URS_SENT || result == URS_QUEUED)
+        queue_add(&peer->owed, hash_of_answer(opcode, true, data, bytes));
+}
+
+static void send_some(struct world *world, struct peer *peer, uint32_t number)
+{
+    static const uint8_t opcodes[] = {URS_OPCODE_BINARY, URS_OPCODE_TEXT, URS_OPCODE_PONG};
+    uint8_t opcode = opcodes[number % 3];
+    size_t bytes = opcode == URS_OPCODE_PONG ? number % 126 : number / 4 % PAYLOAD_BYTES_MAX;
+    if (number % 4 != 0)
+        bytes %= 300;
+    if (peer->open && !peer->ended && !peer->closing)
+        note_sent(peer, urs_session_send(world->reactor, peer->id, world->index, opcode, payload, bytes), opcode,
+                  payload, bytes);
+}
+
+static void close_some(struct world *world, struct peer *peer, uint32_t number)
+{
+    unsigned code = number % 3 == 0 ? 0 : 1000 + number % 3;
+    if (!peer->open || peer->ended || peer->closing)
+        return;
+    peer->closing = urs_session_close(world->reactor, peer->id, world->index, code, payload, code ? number % 124 : 0)
+        == 0;
+}
+
+/* Anything that a handler may do to a session of its choice. */
+static void command(struct world *world, struct peer *peer, uint32_t choice, uint32_t number)
+{
+    switch (choice % 8) {
+    case 0:
+    case 1:
+    case 2:
+        send_some(world, peer, number);
+        break;
+    case 3:
+        urs_session_pause(world->reactor, peer->id);
+        break;
+    case 4:
+        urs_session_resume(world->reactor, peer->id);
+        break;
+    case 5:
+        close_some(world, peer, number);
+        break;
+    case 6:
+        peer->closing = urs_session_abort(world->reactor, peer->id) == 0 || peer->closing;
+        break;
+    default:
+        urs_session_buffered(world->reactor, peer->id);
+        urs_session_latency(world->reactor, peer->id);
+        break;
+    }
+}
+
+static void on_upgrade(struct world *world, const struct urs_event *event, uint32_t number)
+{
+    static const uint8_t yes[] = "HTTP/1.1 101 Go\r\n\r\n";
+    static const uint8_t no[] = "HTTP/1.1 400 No\r\nContent-Length: 0\r\n\r\n";
+    struct urs_session *session = urs_core_session(world->reactor, event->slot);
+    uint64_t id = urs_session_id(session);
+    if (event->item.error != 0 || number % 8 == 0) {
+        urs_session_reject(world->reactor, id, no, sizeof no - 1);
+        return;
+    }
+    struct peer *peer = session->fd < 0 ? NULL : peer_of_session(world, session);
+    CHECK(peer == NULL || peer->written.bytes >= event->item.bytes);
+    CHECK(peer == NULL || memcmp(peer->written.data, event->item.payload, event->item.bytes) == 0);
+    if (urs_session_accept(world->reactor, id, yes, sizeof yes - 1) != 0)
+        return;
+    CHECK(peer != NULL);
+    peer->read_by_reference = event->item.bytes;
+    open_session(world, peer, id);
+}
+
+/* An item that the engine found: the reference has to have found the same. */
+static struct peer *on_item(struct world *world, const struct urs_event *event)
+{
+    CHECK(event->slot < SLOTS && world->opened[event->slot] != 0);
+    struct peer *peer = world->of_slot[event->slot];
+    CHECK(peer->id == urs_session_id(urs_core_session(world->reactor, event->slot)));
+    if (event->item.error == -ENOMEM || event->item.error == URS_ERROR_MEMORY_BUDGET)
+        return peer;
+    peer_consult_reference(peer, &world->options.rules);
+    CHECK(queue_take(&peer->items) == hash_of_item(&event->item));
+    return peer;
+}
+
+static void on_message(struct world *world, struct peer *peer, const struct urs_item *item, uint32_t number)
+{
+    uint8_t *verdict = &world->options.verdicts[world->index];
+    CHECK(!peer->ended);
+    if (!world->echo && !peer->closing) {
+        struct peer *other = &world->peers[number / 8 % PEERS];
+        if (number % 8 >= 4)
+            send_some(world, number % 8 == 4 ? other : peer, number >> 3);
+        if (number % 8 == 7 && item->opcode != URS_OPCODE_CONTINUATION)
+            note_sent(peer, urs_session_send_event(world->reactor, peer->id, world->index, item->opcode),
+                      item->opcode, item->payload, item->bytes);
+        *verdict = number % 4 != 0;
+    }
+    if (*verdict)
+        queue_add(&peer->owed, hash_of_answer(item->opcode, item->fin, item->payload, item->bytes));
+    if (number % 61 == 0 && !peer->closing && !world->echo)
+        command(world, peer, number >> 8, number);
+}
+
+static void on_event(struct world *world, uint32_t number)
+{
+    const struct urs_event *event = &world->reactor->events[world->index];
+    const struct urs_item *item = &event->item;
+    CHECK(urs_core_session(world->reactor, event->slot)->state != URS_SESSION_FREE);
+    switch (item->kind) {
+    case URS_EVENT_UPGRADE:
+        on_upgrade(world, event, number);
+        break;
+    case URS_EVENT_DRAIN:
+        CHECK(world->opened[event->slot] != 0);
+        break;
+    case URS_ITEM_MESSAGE:
+    case URS_ITEM_FRAME:
+        on_message(world, on_item(world, event), item, number);
+        break;
+    case URS_ITEM_PING:
+        queue_add(&on_item(world, event)->owed, hash_of_answer(URS_OPCODE_PONG, true, item->payload, item->bytes));
+        break;
+    case URS_ITEM_CLOSE:
+    case URS_ITEM_FAILED:
+        on_item(world, event)->ended = true;
+        break;
+    default:
+        CHECK(item->kind == URS_EVENT_LOST);
+        if (event->slot < SLOTS && world->opened[event->slot] != 0)
+            world->of_slot[event->slot]->ended = true;
+        break;
+    }
+}
+
+/* ---- operations ---- */
+
+/* Sessions that are gone have ended before. */
+static void check_gone(struct world *world)
+{
+    for (uint32_t slot = 0; slot < SLOTS; slot++) {
+        uint64_t id = world->opened[slot];
+        if (id == 0 || urs_session_find(&world->reactor->sessions, id) != NULL)
+            continue;
+        struct peer *peer = world->of_slot[slot];
+        CHECK(peer->id != id || peer->ended);
+        world->opened[slot] = 0;
+        world->of_slot[slot] = NULL;
+    }
+}
+
+/* Returns the number of events. */
+static uint32_t turn(struct world *world, uint32_t seed)
+{
+    if (world->broken)
+        return 0;
+    int count = urs_reactor_turn(world->reactor, 0, world->echo);
+    check_gone(world);
+    if (count < 0) {
+        CHECK(world->faulty || count == -EINTR);
+        world->broken = count != -EINTR;
+        return 0;
+    }
+    for (world->index = 0; world->index < (uint32_t)count; world->index++)
+        on_event(world, next_number(&seed));
+    return (uint32_t)count;
+}
+
+/* Moves all bytes that can move, until none do and no event comes. */
+static void settle(struct world *world, uint32_t seed)
+{
+    size_t moved = 1;
+    for (uint32_t round = 0; moved > 0 && !world->broken; round++) {
+        CHECK(round < SETTLE_TURNS_MAX);
+        moved = turn(world, round < SETTLE_TURNS_MAX / 2 ? seed + round : QUIET) + world->reactor->ready.count
+            + world->reactor->late_count + world->reactor->parked.count;
+        for (size_t index = 0; index < PEERS; index++)
+            moved += peer_read(&world->peers[index], READ_BYTES_MAX, drops(world));
+    }
+}
+
+/* After settling: what was written was found, what was owed has come. */
+static void check_settled(struct world *world)
+{
+    for (size_t index = 0; index < PEERS && !world->broken && !world->faulty; index++) {
+        struct peer *peer = &world->peers[index];
+        const struct urs_session *session = urs_session_find(&world->reactor->sessions, peer->id);
+        if (session == NULL || peer->fd < 0 || session->state != URS_SESSION_OPEN || session->delayed)
+            continue;
+        CHECK(session->backlog == NULL && session->outbound.first == 0 && !session->choked);
+        CHECK(peer->parsed == peer->received.bytes);
+        while (queue_left(&peer->owed) > 0)
+            CHECK((queue_take(&peer->owed) & 1) != 0 || drops(world));
+        if (session->paused)
+            continue;
+        peer_consult_reference(peer, &world->options.rules);
+        CHECK(session->held == NULL && queue_left(&peer->items) == 0);
+    }
+}
+
+static void connect_peer(struct world *world, struct peer *peer)
+{
+    struct sockaddr_un any = {.sun_family = AF_UNIX};
+    peer->used = true;
+    peer->fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    /* A name of the kernel's choice tells the peers apart. */
+    CHECK(peer->fd >= 0 && bind(peer->fd, (struct sockaddr *)&any, sizeof any.sun_family) == 0);
+    peer->name_bytes = sizeof peer->name;
+    CHECK(getsockname(peer->fd, (struct sockaddr *)&peer->name, &peer->name_bytes) == 0);
+    CHECK(connect(peer->fd, (struct sockaddr *)&world->address, world->address_bytes) == 0);
+}
+
+static void adopt_peer(struct world *world, struct peer *peer, struct input *input)
+{
+    int pair[2];
+    uint32_t seed = take_byte(input);
+    uint64_t id;
+    CHECK(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) == 0);
+    CHECK(setsockopt(pair[1], SOL_SOCKET, SO_SNDBUF, &world->send_buffer_bytes, sizeof(int)) == 0);
+    if (seed % 2 == 1)
+        add_record(&peer->written, input, &seed);
+    peer->used = peer->adopted = true;
+    peer->fd = pair[0];
+    if (urs_reactor_adopt(world->reactor, pair[1], peer->written.data, peer->written.bytes, &id) == 0)
+        open_session(world, peer, id);
+    else
+        close(pair[1]);
+}
+
+/* A whole opening request, or a piece of one. */
+static void write_request(struct peer *peer, struct input *input)
+{
+    static const uint8_t request[] = "GET / HTTP/1.1\r\nA: b\r\n\r\n";
+    size_t from = take_byte(input) % (sizeof request - 1);
+    size_t bytes = sizeof request - 1 - from;
+    if (from > 0)
+        bytes = take_byte(input) % (bytes + 1);
+    peer_write(peer, request + from, bytes);
+}
+
+static void plan_fault(struct world *world, struct input *input)
+{
+    static const int32_t sends[] = {1, 7, 300, -EAGAIN, -EINTR, -ENOBUFS, -ENOMEM, -EPIPE, -ECONNRESET};
+    static const int32_t receives[] = {1, 3, 200, -EAGAIN, -EINTR, -ENOMEM, -ECONNRESET, -ETIMEDOUT};
+    static const int32_t accepts[] = {-EAGAIN, -EINTR, -ECONNABORTED, -EMFILE, -ENFILE, -ENOMEM, -EPROTO};
+    uint8_t choice = take_byte(input);
+    uint8_t from = take_byte(input);
+    uint8_t row = choice / 4;
+    uint64_t count = from % 16 + 1u;
+    (void)world;
+    switch (choice % 4) {
+    case 0:
+        urs_fault_plan(URS_FAULT_SEND, from / 16 + 1u, count, sends[row % URS_COUNT(sends)]);
+        break;
+    case 1:
+        urs_fault_plan(URS_FAULT_RECEIVE, from / 16 + 1u, count, receives[row % URS_COUNT(receives)]);
+        break;
+    case 2:
+        urs_fault_plan(URS_FAULT_ACCEPT, from / 16 + 1u, count, accepts[row % URS_COUNT(accepts)]);
+        break;
+    default:
+        urs_fault_plan(URS_FAULT_ENTER, from / 16 + 1u, 1, -EINTR);
+        break;
+    }
+}
+
+static void end_some(struct world *world, uint8_t choice)
+{
+    static const uint8_t busy[] = "HTTP/1.1 503 No\r\n\r\n";
+    if (choice % 3 == 0) {
+        urs_reactor_stop_listening(world->reactor);
+    } else if (choice % 3 == 1) {
+        urs_reactor_drain(world->reactor, URS_CLOSE_GOING_AWAY, busy, sizeof busy - 1);
+        for (size_t index = 0; index < PEERS; index++)
+            world->peers[index].closing = world->peers[index].open;
+    } else {
+        urs_reactor_cut(world->reactor);
+    }
+}
+
+static void hang_up(struct peer *peer)
+{
+    if (peer->fd >= 0)
+        close(peer->fd);
+    peer->fd = -1;
+}
+
+static void operate(struct world *world, struct input *input)
+{
+    uint8_t byte = take_byte(input);
+    struct peer *peer = &world->peers[byte >> 4];
+    struct string wire = {0};
+    size_t bytes;
+    uint32_t seed = byte;
+    switch ((enum operation)(byte & 15)) {
+    case CONNECT:
+        if (!peer->used)
+            connect_peer(world, peer);
+        break;
+    case ADOPT:
+        if (!peer->used)
+            adopt_peer(world, peer, input);
+        break;
+    case REQUEST:
+        write_request(peer, input);
+        break;
+    case FRAME:
+        add_record(&wire, input, &seed);
+        peer_write(peer, wire.data, wire.bytes);
+        string_free(&wire);
+        break;
+    case RAW:
+        bytes = take_byte(input);
+        const uint8_t *raw = take_bytes(input, &bytes);
+        peer_write(peer, raw, bytes);
+        break;
+    case READ:
+        peer_read(peer, 4 * (size_t)take_16(input), drops(world));
+        break;
+    case HALF_CLOSE:
+        if (peer->fd >= 0)
+            shutdown(peer->fd, SHUT_WR);
+        break;
+    case HANG_UP:
+        hang_up(peer);
+        break;
+    case TURN:
+        turn(world, take_16(input));
+        break;
+    case TIME_PASSES:
+        clock_ms += 4 * (uint64_t)take_16(input) + byte / 16;
+        break;
+    case COMMAND:
+        bytes = take_byte(input);
+        command(world, peer, (uint32_t)bytes, take_16(input));
+        break;
+    case FAULT:
+        plan_fault(world, input);
+        break;
+    case NO_MEMORY:
+        allocations_left = take_byte(input);
+        world->faulty = world->faulty || allocations_left > 0;
+        break;
+    case END:
+        end_some(world, take_byte(input));
+        break;
+    case SETTLE:
+        settle(world, take_16(input));
+        check_settled(world);
+        break;
+    case FIGURES:
+        urs_reactor_read_stats(world->reactor, &(struct urs_reactor_stats){0});
+        break;
+    }
+}
+
+/* ---- beginning and end ---- */
+
+static void read_options(struct world *world, struct input *input)
+{
+    struct urs_reactor_options *options = &world->options;
+    static uint8_t verdicts[URS_EVENTS_MAX];
+    uint8_t flags = take_byte(input);
+    uint8_t sizes = take_byte(input);
+    uint8_t limits = take_byte(input);
+    uint8_t times = take_byte(input);
+    uint8_t message = take_byte(input);
+    uint8_t backlog = take_byte(input);
+    world->echo = flags & 1;
+    world->send_buffer_bytes = 2048 << (sizes >> 6);
+    options->verdicts = verdicts;
+    options->rules.frames = (flags & 6) == 6;
+    options->rules.refuse_text = (flags & 24) == 8;
+    options->rules.refuse_binary = (flags & 24) == 16;
+    options->proxy_protocol = flags & 32;
+    options->receive_buffers = 2u << (sizes & 3);
+    options->receive_buffer_bytes = (size_t)256 << (sizes >> 2 & 7);
+    options->rules.message_bytes_max = UINT64_C(1) << (message & 31);
+    options->backlog_bytes_max = UINT64_C(256) << (backlog & 15);
+    options->backlog_high_bytes = options->backlog_bytes_max / 2;
+    options->backlog_low_bytes = options->backlog_bytes_max / 8;
+    options->on_full = (backlog >> 4) % 3;
+    options->sessions_max = limits & 1 ? 3 : 0;
+    options->handshakes_max = limits & 2 ? 2 : 0;
+    options->memory_bytes_max = limits & 4 ? 100000 : 0;
+    options->header_bytes_max = limits & 8 ? 64 : 1024;
+    options->session_turn_bytes_max = limits & 16 ? 600 : 65536;
+    options->handshake_ms = times & 1 ? 3000 : 0;
+    options->idle_ms = times & 2 ? 5000 : 0;
+    options->ping_interval_ms = times & 4 ? 1000 : 0;
+    options->ping_timeout_ms = times & 8 ? 1500 : 0;
+    options->close_ms = times & 16 ? 2000 : 0;
+    options->session_ms = times & 32 ? 20000 : 0;
+    world->abandon = (times & 192) == 192;
+    world->cut = (times & 192) == 128;
+}
+
+static void begin(struct world *world)
+{
+    struct urs_io_report report;
+    size_t bytes = urs_pool_bytes(world->options.receive_buffers, world->options.receive_buffer_bytes);
+    world->options.pool_memory = aligned_alloc(4096, (bytes + 4095) / 4096 * 4096);
+    CHECK(world->options.pool_memory != NULL);
+    world->reactor = urs_reactor_open("epoll", &world->options, &report);
+    CHECK(world->reactor != NULL && urs_reactor_start(world->reactor) == 0);
+
+    world->address.sun_family = AF_UNIX;
+    world->address_bytes = sizeof world->address;
+    world->listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    CHECK(bind(world->listener, (struct sockaddr *)&world->address, sizeof world->address.sun_family) == 0);
+    CHECK(getsockname(world->listener, (struct sockaddr *)&world->address, &world->address_bytes) == 0);
+    CHECK(setsockopt(world->listener, SOL_SOCKET, SO_SNDBUF, &world->send_buffer_bytes, sizeof(int)) == 0);
+    CHECK(listen(world->listener, PEERS) == 0 && urs_reactor_listen(world->reactor, world->listener, true) == 0);
+    for (size_t index = 0; index < PEERS; index++)
+        world->peers[index].fd = -1;
+}
+
+/* Every session ends of itself once its peer is gone; then nothing is left. */
+static void check_end(struct world *world)
+{
+    struct urs_reactor_stats stats;
+    for (size_t index = 0; index < PEERS; index++)
+        urs_session_resume(world->reactor, world->peers[index].id);
+    if (world->cut)
+        urs_reactor_cut(world->reactor);
+    for (uint32_t round = 0; round < SETTLE_TURNS_MAX; round++) {
+        clock_ms += 100;
+        turn(world, QUIET);
+    }
+    if (world->broken)
+        return;
+    urs_reactor_read_stats(world->reactor, &stats);
+    CHECK(stats.sessions == 0 && stats.handshakes == 0);
+    CHECK(stats.memory_bytes == 0 && stats.queued_bytes == 0 && stats.pool_in_use == 0);
+    for (size_t index = 0; index < PEERS; index++)
+        CHECK(!world->peers[index].open || world->peers[index].ended);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
+{
+    struct input input = {.next = data, .end = data + bytes};
+    static struct world world;
+    world = (struct world){0};
+    clock_ms = UINT64_C(1) << 40;
+    read_options(&world, &input);
+    begin(&world);
+    for (int count = 0; input_left(&input) > 0 && count < OPERATIONS_MAX; count++)
+        operate(&world, &input);
+    allocations_left = 0;
+    for (int point = 0; point < URS_FAULT_POINTS; point++)
+        urs_fault_plan(point, 0, 0, 0);
+    for (size_t index = 0; index < PEERS; index++)
+        hang_up(&world.peers[index]);
+    if (!world.abandon)
+        check_end(&world);
+    urs_reactor_close(world.reactor);
+    close(world.listener);
+    for (size_t index = 0; index < PEERS; index++)
+        peer_reset(&world.peers[index]);
+    free(world.options.pool_memory);
+    return 0;
+}
