@@ -513,6 +513,8 @@ static void feed_held(struct urs_reactor *reactor)
 {
     uint32_t count = reactor->ready.count;
     uint32_t done = 0;
+    if (count == 0)
+        return;
     while (done < count && reactor->event_count < URS_MESSAGES_MAX) {
         struct urs_session *session = urs_core_session(reactor, reactor->ready.slots[done++]);
         session->ready = false;
@@ -630,6 +632,8 @@ static int finish(struct urs_reactor *reactor)
 
 static void take_late(struct urs_reactor *reactor)
 {
+    if (reactor->late_count == 0)
+        return;
     uint32_t count = (uint32_t)urs_min(reactor->late_count, URS_EVENTS_MAX - URS_MESSAGES_MAX - URS_COMPLETIONS);
     for (uint32_t index = 0; index < count; index++) {
         reactor->events[index] = reactor->late[index];
