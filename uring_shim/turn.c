@@ -430,6 +430,8 @@ static void take_input(struct urs_reactor *reactor, struct urs_session *session,
 static void on_data(struct urs_reactor *reactor, struct urs_session *session, uint8_t *data, size_t bytes)
 {
     reactor->stats.bytes_in += bytes;
+    if (session->lost)
+        return;  /* Python is told already: a request may not open it any more */
     session->last_input_ms = (uint32_t)reactor->now_ms;
     switch ((enum urs_session_state)session->state) {
     case URS_SESSION_OPEN:
