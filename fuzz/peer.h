@@ -48,7 +48,8 @@ static inline uint64_t hash_of_item(const struct urs_item *item)
 {
     if (item->kind == URS_ITEM_FAILED)
         return hash_of(item->kind, item->close_code, false, NULL, 0);
-    return hash_of(item->kind, item->opcode, item->fin, item->payload, item->bytes) ^ item->close_code;
+    unsigned opcode = item->kind == URS_ITEM_CLOSE ? item->close_code : item->opcode;
+    return hash_of(item->kind, opcode, item->fin, item->payload, item->bytes);
 }
 
 /* Of a frame that the reactor took to send. It is odd for a pong, which is left out where the backlog is full. */

@@ -17,7 +17,8 @@ enum {
     PEERS = 16,                          /* what fits beside an operation in one byte */
     SLOTS = 16,
     OPERATIONS_MAX = 300,
-    SETTLE_TURNS_MAX = 400,
+    SETTLE_TURNS_MAX = 4000,
+    QUIET_TURNS = 3,
     READ_BYTES_MAX = 1 << 16,
     QUIET = 1,                           /* a seed from which the handler only looks on */
     PAYLOAD_BYTES_MAX = 1 << 17
@@ -265,16 +266,20 @@ static uint32_t turn(struct world *world, uint32_t seed)
     return (uint32_t)count;
 }
 
-/* Moves all bytes that can move, until none do and no event comes. */
+/* Moves all bytes that can move, until for some turns none do and no event comes. */
 static void settle(struct world *world, uint32_t seed)
 {
-    size_t moved = 1;
-    for (uint32_t round = 0; moved > 0 && !world->broken; round++) {
+    const struct urs_reactor_stats *stats = &world->reactor->stats;
+    uint64_t before = 0;
+    uint32_t quiet = 0;
+    for (uint32_t round = 0; quiet < QUIET_TURNS && !world->broken; round++) {
         CHECK(round < SETTLE_TURNS_MAX);
-        moved = turn(world, round < SETTLE_TURNS_MAX / 2 ? seed + round : QUIET) + world->reactor->ready.count
+        size_t moved = turn(world, round < SETTLE_TURNS_MAX / 2 ? seed + round : QUIET) + world->reactor->ready.count
             + world->reactor->late_count + world->reactor->parked.count;
         for (size_t index = 0; index < PEERS; index++)
             moved += peer_read(&world->peers[index], READ_BYTES_MAX, drops(world));
+        quiet = moved > 0 || stats->bytes_in + stats->bytes_out != before ? 0 : quiet + 1;
+        before = stats->bytes_in + stats->bytes_out;
     }
 }
 
@@ -522,9 +527,10 @@ static void check_end(struct world *world)
         urs_session_resume(world->reactor, world->peers[index].id);
     if (world->cut)
         urs_reactor_cut(world->reactor);
-    for (uint32_t round = 0; round < SETTLE_TURNS_MAX; round++) {
+    for (uint32_t round = 0, after = 0; round < SETTLE_TURNS_MAX && after < 2; round++) {
         clock_ms += 100;
         turn(world, QUIET);
+        after += urs_reactor_sessions(world->reactor) == 0;
     }
     if (world->broken)
         return;

@@ -63,6 +63,54 @@ def engine() -> Iterator[bytes]:
         yield bytes([(2, 4)[number & 1], limit, 1, number, chunk_log2, 0, 9, 0]) + stream
 
 
+# Operations of the reactor's target (fuzz/reactor.c), each with its peer in the upper half.
+CONNECT, ADOPT, REQUEST, FRAME, RAW_BYTES, READ, HALF_CLOSE, HANG_UP, TURN, TIME, COMMAND, FAULT, NO_MEMORY, END = range(14)
+SETTLE, FIGURES = 14, 15
+SEND, PAUSE, RESUME, CLOSE_IT, ABORT = 0, 3, 4, 5, 6
+
+
+def do(operation: int, *arguments: int, peer: int = 0) -> bytes:
+    """One operation."""
+    return bytes([peer << 4 | operation, *arguments])
+
+
+def opened(peer: int) -> bytes:
+    """A peer that connects and upgrades."""
+    turns = do(TURN, 0, 2) * 2
+    return do(CONNECT, peer=peer) + do(REQUEST, 0, peer=peer) + turns
+
+
+def framed(peer: int, frame: bytes) -> bytes:
+    """A frame, described as in STREAMS, that a peer writes."""
+    return do(FRAME, peer=peer) + frame
+
+
 def reactor() -> Iterator[bytes]:
-    """Nothing yet."""
-    yield b""
+    """Options, then operations."""
+    roomy = bytes([0, 0xFF, 0, 0x3F, 20, 15])
+    echo = bytes([1, 0x0F, 0, 0x3F, 20, 15])
+    tight = bytes([0, 0x00, 0x1F, 0x3F, 12, 2])
+    read, settle, turn = do(READ, 0xFF, 0xFF), do(SETTLE, 0, 9), do(TURN, 1, 77)
+    frames = b"".join(framed(0, record(TEXT, b"one")) for _ in range(9))
+    fragments = framed(0, record(BINARY_BEGINS, b"a" * 70)) + turn + framed(0, record(ENDS, b"b" * 70))
+    large = framed(0, repeated(BINARY, 9000, 5))
+    close = framed(0, record(CLOSE, b"\x03\xe8bye"))
+    for options in (roomy, echo, tight):
+        yield options + opened(0) + frames + settle + close + settle
+        yield options + opened(0) + fragments + framed(0, record(PING, b"ping")) + settle + do(HALF_CLOSE) + turn
+        yield options + opened(0) + large * 4 + turn + large * 4 + turn + settle + do(HANG_UP) + turn
+        yield options + do(REQUEST, 9, 4) + do(CONNECT) + do(REQUEST, 0) + frames + turn + settle
+        yield options + opened(0) + opened(1) + frames + turn + do(COMMAND, PAUSE, 0, 0) + frames + turn + settle
+        yield options + opened(0) + do(COMMAND, PAUSE, 0, 0) + frames + settle + do(COMMAND, RESUME, 0, 0) + settle
+        yield options + opened(0) + do(COMMAND, SEND, 255, 255) * 9 + turn + read * 9 + settle + do(COMMAND, CLOSE_IT, 0, 1)
+        yield options + opened(0) + frames + do(COMMAND, ABORT, 0, 0) + turn + opened(1) + settle
+        yield options + do(ADOPT, 1) + record(TEXT, b"prefix") + frames + settle + do(END, 1) + turn + settle
+        yield options + opened(0) + do(TIME, 4, 0) * 3 + turn + do(TIME, 4, 0) * 9 + turn + read + settle
+        yield options + do(CONNECT) + do(RAW_BYTES, 3) + b"GET" + turn + do(TIME, 8, 0) + turn + settle
+        yield options + do(CONNECT) + do(RAW_BYTES, 3) + b"\x16\x03\x01" + turn + read
+        yield options + opened(0) + framed(0, record(TEXT, b"\xff")) + do(FIGURES) + settle
+        for fault in range(0, 40, 3):
+            yield options + opened(0) + do(FAULT, fault, 3) + frames + large + opened(1) + settle + do(TIME, 0, 99) + settle
+        for allocation in range(1, 12, 2):
+            yield options + opened(0) + do(NO_MEMORY, allocation) + frames + large + opened(1) + turn + settle
+        yield options + b"".join(opened(peer) for peer in range(16)) + do(END, 2) + turn

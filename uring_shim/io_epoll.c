@@ -247,6 +247,8 @@ static uint32_t epoll_collect(struct urs_io *io, struct urs_completion *out, uin
 {
     struct epoll *epoll = of(io);
     uint32_t count = (uint32_t)urs_min(room, epoll->pending_count);
+    if (count == 0)
+        return 0;
     memcpy(out, epoll->pending + epoll->pending_first, count * sizeof *out);
     epoll->pending_first += count;
     epoll->pending_count -= count;

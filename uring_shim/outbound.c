@@ -129,21 +129,19 @@ int urs_outbound_close(struct urs_outbox *outbox, struct urs_outbound *outbound,
 
 int urs_outbound_owed(struct urs_outbox *outbox, struct urs_outbound *outbound, struct urs_item *item)
 {
-    switch (item->kind) {
-    case URS_ITEM_PING:
+    if (item->kind == URS_ITEM_PING)
         return urs_outbound_answer(outbox, outbound, item, URS_OPCODE_PONG, true);
+    urs_block_drop(item->block);  /* of a violation too: the input in which it was found */
+    item->block = NULL;
+    switch (item->kind) {
     case URS_ITEM_CLOSE:
         /* The peer's code goes back without its reason, as RFC 6455 5.5.1 suggests. */
-        urs_block_drop(item->block);
-        item->block = NULL;
         return urs_outbound_close(outbox, outbound, item->close_code, NULL, 0);
     case URS_ITEM_FAILED: {
         const char *text = urs_engine_error_text(item->error);
         return urs_outbound_close(outbox, outbound, item->close_code, (const uint8_t *)text, strlen(text));
     }
     default:
-        urs_block_drop(item->block);
-        item->block = NULL;
         return 0;
     }
 }

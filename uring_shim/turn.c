@@ -430,6 +430,8 @@ static void take_input(struct urs_reactor *reactor, struct urs_session *session,
 static void on_data(struct urs_reactor *reactor, struct urs_session *session, uint8_t *data, size_t bytes)
 {
     reactor->stats.bytes_in += bytes;
+    if (session->lost)
+        return;  /* Python is told already: a request may not open it any more */
     session->last_input_ms = (uint32_t)reactor->now_ms;
     switch ((enum urs_session_state)session->state) {
     case URS_SESSION_OPEN:
@@ -513,6 +515,8 @@ static void feed_held(struct urs_reactor *reactor)
 {
     uint32_t count = reactor->ready.count;
     uint32_t done = 0;
+    if (count == 0)
+        return;
     while (done < count && reactor->event_count < URS_MESSAGES_MAX) {
         struct urs_session *session = urs_core_session(reactor, reactor->ready.slots[done++]);
         session->ready = false;
@@ -630,6 +634,8 @@ static int finish(struct urs_reactor *reactor)
 
 static void take_late(struct urs_reactor *reactor)
 {
+    if (reactor->late_count == 0)
+        return;
     uint32_t count = (uint32_t)urs_min(reactor->late_count, URS_EVENTS_MAX - URS_MESSAGES_MAX - URS_COMPLETIONS);
     for (uint32_t index = 0; index < count; index++) {
         reactor->events[index] = reactor->late[index];
