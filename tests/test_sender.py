@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import socket
 import struct
+import sys
 import threading
 import time
 
 import pytest
 
-from servers import EchoRecorder, ReactorThread, run_until
+from servers import EchoRecorder, ReactorThread, Silent, run_until
 from uringws import CloseCode, Opcode, Options, Reactor, ReactorStateError, SenderFull
 from uringws.backend import Backend
 from wire import BINARY, TEXT, Frame, Peer
@@ -203,3 +204,24 @@ def test_a_sender_that_is_closed_or_whose_reactor_is_gone_refuses(backend: Backe
         with pytest.raises(ReactorStateError):
             sender.clone()
     orphan.release()
+
+
+def test_the_last_sender_may_wake_a_reactor_that_is_being_freed(backend: str) -> None:
+    """Its release ends ``run``, and the reactor's thread closes it while the release still wakes it."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(300):
+            reactor = Reactor(Silent(), backend=backend)
+            sender = reactor.sender()
+
+            def run(reactor: Reactor = reactor) -> None:
+                with reactor:
+                    reactor.run()
+
+            thread = threading.Thread(target=run)
+            thread.start()
+            sender.release()
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)

@@ -103,7 +103,7 @@ class Reactor:
         self._unix_paths: list[str] = []
         self._batch: Iterator[tuple[int, int]] | None = None  # events not handled yet
         self._commands: deque[Callable[[], object]] = deque()
-        self._commands_lock = threading.Condition()
+        self._new_locks()
         self._senders = 0
         self._abandoned: deque[None] = deque()  # Senders that were collected without a release
         self._sessions_made = 0
@@ -303,7 +303,8 @@ class Reactor:
             if self._running:
                 raise ReactorStateError("close() inside of run(): call stop() or drain() and close after it returned")
             self._end_all()
-        core, self._core = self._core, ffi.NULL
+        with self._core_lock:
+            core, self._core = self._core, ffi.NULL
         self._message._core = ffi.NULL
         lib.urs_reactor_close(core)
         self._close_listeners()
@@ -657,10 +658,17 @@ class Reactor:
         connection = connections[slot] if slot < len(connections) else None
         return connection if connection is not None and connection.id == identity else None
 
+    def _new_locks(self) -> None:
+        self._commands_lock = threading.Condition()
+        # Reentrant: a signal handler or a collection may wake a reactor that its thread is about to wake.
+        self._core_lock = threading.RLock()
+
     def _wake(self) -> None:
-        core = self._core
-        if core != ffi.NULL and not self._inherited:
-            lib.urs_reactor_wake(core)
+        if self._inherited:
+            return
+        with self._core_lock:  # the reactor's thread may be about to free it
+            if self._core != ffi.NULL:
+                lib.urs_reactor_wake(self._core)
 
     def _run_commands(self) -> None:
         """Carry out what Senders asked for, as much as was there when the turn ended."""
@@ -684,6 +692,7 @@ def _after_fork() -> None:
     """A ring belongs to the process that made it: its copies in a child are not to be touched."""
     for reactor in list(_reactors):
         reactor._inherited = True
+        reactor._new_locks()  # whoever held them is not in this process
         if reactor._core != ffi.NULL:
             lib.urs_reactor_forked(reactor._core)
 
