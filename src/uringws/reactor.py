@@ -285,7 +285,7 @@ class Reactor:
         response = encode_refusal(refusal("draining"), server_header=self.options.server_header)
         if self._thread is None:
             self._start()
-        lib.urs_reactor_drain(self._core, number, response, len(response))
+        lib.urs_reactor_drain(self._core, self._message._index, number, response, len(response))
         self._close_listeners()  # else the kernel would go on completing connections that nobody takes
         for connection in [connection for connection in self._connections if connection is not None]:
             self._closing(connection)
