@@ -182,35 +182,42 @@ class Reactor:
         """
         self._check_usable()
         self._check_thread()
-        address = self._listen(listen_tcp(host, port, reuse_port=reuse_port))
-        assert not isinstance(address, str)
-        return address
+        listener = listen_tcp(host, port, reuse_port=reuse_port)
+        self._listen_or_close(listener)
+        name = listener.getsockname()
+        return name[0], name[1]
 
     def bind_unix(self, path: str | os.PathLike[str]) -> Address:
         """Listen on a Unix socket, which `close` removes. A stale one of that name is replaced. Raises OSError."""
         self._check_usable()
         self._check_thread()
         name = os.fspath(path)
-        address = self._listen(listen_unix(name))
+        address = self._listen_or_close(listen_unix(name))
         self._unix_paths.append(name)
         return address
 
     def bind_socket(self, sock: socket.socket) -> Address:
-        """Listen on a socket that is bound already (and listening, or not yet). The reactor owns it from now on."""
+        """Listen on a socket that is bound already (and listening, or not yet).
+
+        The reactor owns it from now on; if this raises, the caller keeps it.
+        """
         self._check_usable()
         self._check_thread()
         check_listener(sock)
         return self._listen(sock)
 
-    def _listen(self, sock: socket.socket) -> Address:
+    def _listen_or_close(self, sock: socket.socket) -> Address:
         try:
-            if self.options.tcp_nodelay and sock.family != socket.AF_UNIX:
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited by what it accepts
-            sock.listen(self.options.listen_backlog)
-            check(lib.urs_reactor_listen(self._core, sock.fileno(), sock.family == socket.AF_UNIX), "listen")
+            return self._listen(sock)
         except BaseException:
             sock.close()
             raise
+
+    def _listen(self, sock: socket.socket) -> Address:
+        if self.options.tcp_nodelay and sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited by what it accepts
+        sock.listen(self.options.listen_backlog)
+        check(lib.urs_reactor_listen(self._core, sock.fileno(), sock.family == socket.AF_UNIX), "listen")
         self._listeners.append(sock)
         self._addresses.append(address_of(sock))
         return self._addresses[-1]
