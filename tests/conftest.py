@@ -8,6 +8,7 @@ import pytest
 
 from servers import BACKENDS, MODES, EchoRecorder, ReactorThread, ServerProcess, Silent, echo_process, missing
 from uringws import Reactor, UringUnavailable
+from uringws.backend import Backend
 
 
 def _why_no_uring() -> str | None:
@@ -25,14 +26,14 @@ def pytest_report_header() -> str:
     return f"io_uring: {NO_URING or 'available'}"
 
 
-def _require_backend(backend: str) -> str:
+def _require_backend(backend: Backend) -> Backend:
     if backend == "io_uring" and NO_URING is not None:
         missing(NO_URING)
     return backend
 
 
 @pytest.fixture(params=BACKENDS, scope="session")
-def backend(request: pytest.FixtureRequest) -> str:
+def backend(request: pytest.FixtureRequest) -> Backend:
     """Both I/O backends in turn; without io_uring here, its half is skipped and the reason named."""
     return _require_backend(request.param)
 
@@ -57,7 +58,7 @@ def recorder() -> EchoRecorder:
 
 
 @pytest.fixture
-def echo(recorder: EchoRecorder, backend: str) -> Iterator[ReactorThread]:
+def echo(recorder: EchoRecorder, backend: Backend) -> Iterator[ReactorThread]:
     """A reactor in a thread, listening, with ``recorder`` for its handler."""
     with ReactorThread(recorder, backend=backend) as server:
         yield server

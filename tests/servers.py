@@ -19,11 +19,13 @@ from typing import Any, NoReturn, Self, TypeVar
 import pytest
 
 from uringws import Connection, Handler, Message, Options, Reactor, Sender
+from uringws.backend import Backend
+from wire import Address
 
 T = TypeVar("T")
 
 ROOT = Path(__file__).resolve().parent.parent
-BACKENDS = ("io_uring", "epoll")
+BACKENDS: tuple[Backend, ...] = ("io_uring", "epoll")
 MODES = ("c", "handler")
 
 START_SECONDS = 10.0
@@ -129,7 +131,7 @@ class ServerProcess:
         return host.strip("[]"), int(port)
 
 
-def echo_process(backend: str, mode: str) -> ServerProcess:
+def echo_process(backend: Backend, mode: str) -> ServerProcess:
     """The echo example as the README starts it, on a port of the kernel's choice."""
     return ServerProcess("examples/echo_uring.py", "--port", "0", "--backend", backend, "--mode", mode)
 
@@ -145,7 +147,7 @@ class ReactorThread:
         self,
         handler: Handler,
         *,
-        backend: str,
+        backend: Backend,
         options: Options | None = None,
         prepare: Callable[[Reactor], object] = lambda reactor: reactor.bind("127.0.0.1", 0),
         run: Callable[[Reactor], object] = Reactor.run,
@@ -190,9 +192,8 @@ class ReactorThread:
         return self._thread.is_alive()
 
     @property
-    def address(self) -> tuple[str, int]:
-        host, port = self.addresses[0][:2]
-        return host, port
+    def address(self) -> Address:
+        return self.addresses[0]
 
     def ask(self, function: Callable[[], T]) -> T:
         """Run ``function`` on the reactor's thread and return what it returned."""

@@ -23,6 +23,7 @@ from aiohttp import web
 
 from servers import EchoRecorder, ReactorThread, no_listener, run_until
 from uringws import Connection, Options, Reactor, Sender
+from uringws.backend import Backend
 from wire import BINARY, PING, PONG, TEXT, Frame, Peer, accept_for, close_frame, cuts, frame, http
 
 QUIET = Options(ping_interval_seconds=None)
@@ -32,7 +33,7 @@ SMALL_POOL = Options(
 
 
 @pytest.fixture
-def reactor(backend: str, recorder: EchoRecorder) -> Iterator[Reactor]:
+def reactor(backend: Backend, recorder: EchoRecorder) -> Iterator[Reactor]:
     with Reactor(recorder, QUIET, backend=backend) as reactor:
         yield reactor
 
@@ -102,7 +103,7 @@ def test_tcp_and_blocking_sockets_are_as_good(reactor: Reactor) -> None:
 
 
 def test_closing_the_reactor_closes_what_it_adopted(
-    backend: str, recorder: EchoRecorder, pair: tuple[socket.socket, Peer]
+    backend: Backend, recorder: EchoRecorder, pair: tuple[socket.socket, Peer]
 ) -> None:
     ours, _ = pair
     fd = ours.fileno()
@@ -168,7 +169,7 @@ def test_what_is_no_socket_is_refused_and_stays_the_callers(reactor: Reactor) ->
 
 
 def test_on_open_comes_once_with_its_data_and_before_any_message(
-    backend: str, pair: tuple[socket.socket, Peer]
+    backend: Backend, pair: tuple[socket.socket, Peer]
 ) -> None:
     class Greeter(EchoRecorder):
         def on_open(self, conn: Connection) -> None:
@@ -220,7 +221,7 @@ def test_frames_may_be_cut_anywhere_between_prefix_and_socket(reactor: Reactor, 
 
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
 def test_a_prefix_may_be_larger_than_the_pool(
-    backend: str, recorder: EchoRecorder, pair: tuple[socket.socket, Peer], kind: Callable[[bytes], Any]
+    backend: Backend, recorder: EchoRecorder, pair: tuple[socket.socket, Peer], kind: Callable[[bytes], Any]
 ) -> None:
     ours, peer = pair
     payloads = [bytes([number]) * (number * 37) for number in range(100)]
@@ -268,7 +269,7 @@ def test_a_prefix_may_hold_the_whole_session(
 # From other threads
 
 
-def test_a_sender_hands_over_from_other_threads(backend: str, recorder: EchoRecorder) -> None:
+def test_a_sender_hands_over_from_other_threads(backend: Backend, recorder: EchoRecorder) -> None:
     def client(number: int, failures: list[BaseException]) -> None:
         try:
             ours, theirs = socket.socketpair()
@@ -421,7 +422,9 @@ Serve = Callable[[Sender], AbstractAsyncContextManager[int]]
 
 
 @pytest.mark.parametrize("serve", [aiohttp_server, uvicorn_server])
-def test_an_http_server_upgrades_and_the_reactor_takes_over(backend: str, recorder: EchoRecorder, serve: Serve) -> None:
+def test_an_http_server_upgrades_and_the_reactor_takes_over(
+    backend: Backend, recorder: EchoRecorder, serve: Serve
+) -> None:
     with (
         ReactorThread(recorder, backend=backend, prepare=no_listener) as server,
         in_thread(serve(server.sender)) as port,
@@ -439,7 +442,7 @@ def test_an_http_server_upgrades_and_the_reactor_takes_over(backend: str, record
     assert {conn.data for conn in recorder.connections.values()} == {"/ws"}
 
 
-def test_bytes_that_the_http_server_read_too_far_are_not_lost(backend: str, recorder: EchoRecorder) -> None:
+def test_bytes_that_the_http_server_read_too_far_are_not_lost(backend: Backend, recorder: EchoRecorder) -> None:
     """With aiohttp; uvicorn drops what came in one segment with the request."""
     stream = frame(TEXT, b"early") + frame(BINARY, b"x" * 200)
     with (

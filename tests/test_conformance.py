@@ -42,7 +42,8 @@ def run_kosoku(url: str, directory: Path) -> dict[str, dict[str, str]]:
     )
     index = directory / "index.json"
     assert index.exists(), run.stdout + run.stderr
-    (verdicts,) = json.loads(index.read_text()).values()
+    agents: dict[str, dict[str, dict[str, str]]] = json.loads(index.read_text())
+    (verdicts,) = agents.values()
     return verdicts
 
 

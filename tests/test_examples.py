@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from servers import ROOT, ServerProcess
-from wire import BINARY, TEXT, Frame, Peer, http
+from servers import ROOT, STOP_SECONDS, ServerProcess
+from wire import BINARY, TEXT, Frame, Peer, close_frame, http
 
 EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("*.py"))
 GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -33,8 +33,11 @@ def test_starts_and_ends_on_ctrl_c(name: str) -> None:
 def test_ends_on_ctrl_c_while_a_client_is_connected(name: str) -> None:
     with example(name) as server, Peer.connect(server.address) as peer:
         server.process.send_signal(signal.SIGINT)
-        peer.shake_hands()
-        server.process.wait(10)
+        assert peer.read_close() == 1001
+        peer.write(close_frame(1001))
+        peer.read_eof()
+        peer.close()
+        assert server.process.wait(STOP_SECONDS) == 0
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

@@ -8,12 +8,13 @@ import pytest
 
 from servers import EchoRecorder, ReactorThread, Recorder, wait_until
 from uringws import BacklogFull, CloseCode, Connection, ConnectionClosed, Message, Opcode, Options, SendResult
+from uringws.backend import Backend
 from wire import BINARY, CLOSE, PING, PONG, TEXT, Frame, Peer, distinct_payloads, frame, http, upgrade_request
 
 # Slow readers
 
 
-def test_a_slow_reader_does_not_hold_up_another(backend: str, recorder: EchoRecorder) -> None:
+def test_a_slow_reader_does_not_hold_up_another(backend: Backend, recorder: EchoRecorder) -> None:
     with (
         ReactorThread(recorder, backend=backend, options=Options(on_full="drop")) as server,
         Peer.connect(server.address) as slow,
@@ -26,7 +27,7 @@ def test_a_slow_reader_does_not_hold_up_another(backend: str, recorder: EchoReco
             assert quick.read_frame() == Frame(BINARY, payload)
 
 
-def test_on_drain_follows_a_backlog_and_loses_no_byte(backend: str) -> None:
+def test_on_drain_follows_a_backlog_and_loses_no_byte(backend: Backend) -> None:
     class Flood(Recorder):
         def on_message(self, conn: Connection, message: Message) -> None:
             for number in range(64):
@@ -66,7 +67,7 @@ class Overflow(Recorder):
 
 
 @pytest.mark.parametrize("policy", ["close", "drop", "error"])
-def test_a_full_backlog_closes_drops_or_raises(backend: str, policy: str) -> None:
+def test_a_full_backlog_closes_drops_or_raises(backend: Backend, policy: str) -> None:
     options = Options(backlog_bytes_max=1 << 20, on_full=policy, close_seconds_max=0.2)  # type: ignore[arg-type]
     recorder = Overflow()
     with ReactorThread(recorder, backend=backend, options=options) as server, Peer.connect(server.address) as peer:
@@ -82,7 +83,7 @@ def test_a_full_backlog_closes_drops_or_raises(backend: str, policy: str) -> Non
         assert peer.shake_hands() == 1000
 
 
-def test_a_full_backlog_leaves_room_for_pongs(backend: str) -> None:
+def test_a_full_backlog_leaves_room_for_pongs(backend: Backend) -> None:
     options = Options(backlog_bytes_max=1 << 20, on_full="drop")
     with ReactorThread(Overflow(), backend=backend, options=options) as server, Peer.connect(server.address) as peer:
         peer.write(frame(TEXT, b"go"), frame(PING, b"alive?"))
@@ -94,7 +95,7 @@ def test_a_full_backlog_leaves_room_for_pongs(backend: str) -> None:
 # Too many, too slow
 
 
-def test_a_request_that_never_ends_is_cut_off(backend: str, recorder: EchoRecorder) -> None:
+def test_a_request_that_never_ends_is_cut_off(backend: Backend, recorder: EchoRecorder) -> None:
     options = Options(handshake_seconds_max=0.2)
     with ReactorThread(recorder, backend=backend, options=options) as server:
         silent, trickling = Peer.dial(server.address), Peer.dial(server.address)
@@ -109,7 +110,7 @@ def test_a_request_that_never_ends_is_cut_off(backend: str, recorder: EchoRecord
             assert upgraded.read_frame() == Frame(TEXT, b"unharmed")
 
 
-def test_sessions_over_the_limit_are_answered_503(backend: str, recorder: EchoRecorder) -> None:
+def test_sessions_over_the_limit_are_answered_503(backend: Backend, recorder: EchoRecorder) -> None:
     with (
         ReactorThread(recorder, backend=backend, options=Options(sessions_max=2)) as server,
         Peer.connect(server.address),
@@ -124,7 +125,7 @@ def test_sessions_over_the_limit_are_answered_503(backend: str, recorder: EchoRe
             assert third.read_frame() == Frame(TEXT, b"room again")
 
 
-def test_a_peer_that_does_not_answer_our_close_is_cut_off(backend: str) -> None:
+def test_a_peer_that_does_not_answer_our_close_is_cut_off(backend: Backend) -> None:
     class Closer(Recorder):
         def on_message(self, conn: Connection, message: Message) -> None:
             conn.close(CloseCode.GOING_AWAY)
@@ -140,7 +141,7 @@ def test_a_peer_that_does_not_answer_our_close_is_cut_off(backend: str) -> None:
         peer.read_eof()
 
 
-def test_an_idle_session_is_closed(backend: str, recorder: EchoRecorder) -> None:
+def test_an_idle_session_is_closed(backend: Backend, recorder: EchoRecorder) -> None:
     options = Options(idle_seconds_max=0.3, close_seconds_max=0.2, ping_interval_seconds=None)
     with (
         ReactorThread(recorder, backend=backend, options=options) as server,
@@ -155,7 +156,7 @@ def test_an_idle_session_is_closed(backend: str, recorder: EchoRecorder) -> None
         assert idle.read_frame().opcode == CLOSE
 
 
-def test_the_server_pings_and_gives_up_on_who_does_not_answer(backend: str, recorder: EchoRecorder) -> None:
+def test_the_server_pings_and_gives_up_on_who_does_not_answer(backend: Backend, recorder: EchoRecorder) -> None:
     options = Options(ping_interval_seconds=0.1, ping_timeout_seconds=0.3)
     with (
         ReactorThread(recorder, backend=backend, options=options) as server,

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from servers import ServerProcess, missing
+from uringws.backend import Backend
 from wire import TEXT, Frame, Peer, upgrade_request
 
 SESSIONS = 10_000
@@ -71,7 +72,7 @@ def many_files() -> int:
 
 
 @pytest.mark.usefixtures("many_files")
-def test_an_idle_session_costs_less_than_half_a_kibibyte(backend: str) -> None:
+def test_an_idle_session_costs_less_than_half_a_kibibyte(backend: Backend) -> None:
     with ServerProcess("-c", SERVER, backend) as server, ExitStack() as stack:
         # The first sessions bring in code and tables that all share.
         connect_many(server.address, WARM_SESSIONS, stack)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 
 import pytest
 
 from servers import EchoRecorder, ReactorThread, Recorder
 from uringws import Connection, Handler, Message, Opcode, Options, handler_fn
+from uringws.backend import Backend
 from wire import BINARY, CONTINUATION, PING, PONG, TEXT, Frame, Peer, distinct_payloads, frame
 
 
@@ -23,7 +25,7 @@ def test_fragments_arrive_as_one_message_with_control_frames_between(echo: React
         assert peer.read_frames(2) == [Frame(PONG, b"still there?"), Frame(TEXT, "né".encode())]
 
 
-def test_on_frame_sees_fragments_as_they_come(backend: str) -> None:
+def test_on_frame_sees_fragments_as_they_come(backend: Backend) -> None:
     class Frames(Recorder):
         def on_frame(self, conn: Connection, frame: Message) -> None:
             self.record("frame", frame.opcode, frame.fin, bytes(frame))
@@ -46,7 +48,7 @@ def test_on_frame_sees_fragments_as_they_come(backend: str) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 200, 16_000, 70_000, 1 << 20])
-def test_echo_sends_the_payload_as_the_handler_changed_it(backend: str, size: int) -> None:
+def test_echo_sends_the_payload_as_the_handler_changed_it(backend: Backend, size: int) -> None:
     def shout(conn: Connection, message: Message) -> None:
         message.data[:] = bytes(message).upper()
         conn.echo()
@@ -57,7 +59,7 @@ def test_echo_sends_the_payload_as_the_handler_changed_it(backend: str, size: in
         assert peer.read_frame() == Frame(TEXT, payload.upper())
 
 
-def test_a_message_shows_opcode_length_bytes_and_text(backend: str) -> None:
+def test_a_message_shows_opcode_length_bytes_and_text(backend: Backend) -> None:
     seen: list[tuple[object, ...]] = []
 
     def look(conn: Connection, message: Message) -> None:
@@ -75,7 +77,7 @@ def test_a_message_shows_opcode_length_bytes_and_text(backend: str) -> None:
     ]
 
 
-def test_a_payload_kept_past_the_handler_cannot_be_read(backend: str) -> None:
+def test_a_payload_kept_past_the_handler_cannot_be_read(backend: Backend) -> None:
     kept: list[memoryview] = []
 
     def keep(conn: Connection, message: Message) -> None:
@@ -92,7 +94,7 @@ def test_a_payload_kept_past_the_handler_cannot_be_read(backend: str) -> None:
 
 
 @pytest.mark.parametrize("size", [5, 20_000, 100_000])
-def test_sends_leave_before_the_echo_of_the_same_message(backend: str, size: int) -> None:
+def test_sends_leave_before_the_echo_of_the_same_message(backend: Backend, size: int) -> None:
     def answer(conn: Connection, _: Message) -> None:
         conn.send_text("first")
         conn.echo()
@@ -105,7 +107,7 @@ def test_sends_leave_before_the_echo_of_the_same_message(backend: str, size: int
         assert peer.read_frames(6) == round_ * 2
 
 
-def test_everything_that_can_be_sent(backend: str) -> None:
+def test_everything_that_can_be_sent(backend: Backend) -> None:
     numpy = pytest.importorskip("numpy")
     payloads = [b"bytes", bytearray(b"bytearray"), memoryview(b"memoryview"), numpy.arange(5, dtype=numpy.uint8)]
 
@@ -128,14 +130,14 @@ def test_everything_that_can_be_sent(backend: str) -> None:
         ]
 
 
-def test_what_cannot_be_sent_raises_and_harms_nothing(backend: str) -> None:
+def test_what_cannot_be_sent_raises_and_harms_nothing(backend: Backend) -> None:
     errors: list[type[BaseException]] = []
 
     def attempt(conn: Connection, _: Message) -> None:
         attempts: list[Callable[[], object]] = [
-            lambda: conn.send(Opcode.BINARY, 5),  # type: ignore[arg-type]
+            lambda: conn.send(Opcode.BINARY, 5),
             lambda: conn.send_text(None),  # type: ignore[arg-type]
-            lambda: conn.send(3, b""),  # type: ignore[arg-type]
+            lambda: conn.send(3, b""),
             lambda: conn.ping(b"x" * 126),
             lambda: conn.close(1005),
             lambda: conn.close(1000, "x" * 124),
@@ -152,7 +154,7 @@ def test_what_cannot_be_sent_raises_and_harms_nothing(backend: str) -> None:
     assert len(errors) == 6
 
 
-def test_a_send_from_on_open_is_the_first_frame(backend: str) -> None:
+def test_a_send_from_on_open_is_the_first_frame(backend: Backend) -> None:
     class Greeter(Handler):
         def on_open(self, conn: Connection) -> None:
             conn.send_text("welcome")
@@ -198,7 +200,27 @@ def test_many_sessions_in_one_turn_each_get_their_own(echo: ReactorThread) -> No
             peer.close()
 
 
-def test_a_pool_of_two_buffers_loses_nothing(backend: str, recorder: EchoRecorder) -> None:
+@pytest.mark.parametrize(("sessions", "size"), [(2, 4), (3, 20), (10, 125), (5, 5000)])
+def test_sends_to_several_sessions_in_one_turn_do_not_mix(
+    echo: ReactorThread, recorder: EchoRecorder, sessions: int, size: int
+) -> None:
+    """Frames for different sessions lie side by side in memory, a gap apart from the next one for the same session."""
+    rounds = 20
+    with ExitStack() as stack:
+        peers = [stack.enter_context(Peer.connect(echo.address)) for _ in range(sessions)]
+        conns = [recorder.connections[event[1]] for event in recorder.wait_for("open", sessions)]
+        payloads = distinct_payloads(sessions * rounds, size)
+
+        def send_to_each_in_turn() -> None:
+            for number, payload in enumerate(payloads):
+                conns[number % sessions].send_binary(payload)
+
+        echo.sender.call(send_to_each_in_turn)
+        for number, peer in enumerate(peers):
+            assert [frame.payload for frame in peer.read_frames(rounds)] == payloads[number::sessions]
+
+
+def test_a_pool_of_two_buffers_loses_nothing(backend: Backend, recorder: EchoRecorder) -> None:
     options = Options(receive_buffers=2, receive_buffer_bytes=1024, session_turn_bytes_max=1024)
     payloads = distinct_payloads(50, 5000)
     with ReactorThread(recorder, backend=backend, options=options) as server:

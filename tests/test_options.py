@@ -38,7 +38,7 @@ def test_the_defaults_are_those_documented() -> None:
     assert (options.header_bytes_max, options.header_count_max) == (16384, 100)
     assert (options.handshake_seconds_max, options.close_seconds_max, options.idle_seconds_max) == (10.0, 5.0, None)
     assert (options.ping_interval_seconds, options.ping_timeout_seconds) == (20.0, 20.0)
-    assert (options.receive_buffers, options.receive_buffer_bytes) == (64, 17 * 1024)
+    assert (options.receive_buffers, options.receive_buffer_bytes) == (32, 66 * 1024)
     assert (options.zero_copy, options.zero_copy_bytes_min) == ("auto", 16384)
     assert options.origins is None
 
@@ -148,12 +148,12 @@ def test_a_replaced_limit_moves_the_default_marks_with_it() -> None:
 
 
 def test_a_turn_holds_at_least_one_receive() -> None:
-    assert refused(session_turn_bytes_max=17 * 1024 - 1).field == "session_turn_bytes_max"
-    assert Options(session_turn_bytes_max=17 * 1024).session_turn_bytes_max == 17 * 1024
+    assert refused(session_turn_bytes_max=66 * 1024 - 1).field == "session_turn_bytes_max"
+    assert Options(session_turn_bytes_max=66 * 1024).session_turn_bytes_max == 66 * 1024
 
 
 def test_the_memory_budget_holds_the_pool_and_the_largest_message() -> None:
-    needed = 64 * 17 * 1024 + 16 * 1024 * 1024
+    needed = 32 * 66 * 1024 + 16 * 1024 * 1024
     assert Options(memory_bytes_max=needed).memory_bytes_max == needed
     assert str(needed) in refused(memory_bytes_max=needed - 1).allowed
 

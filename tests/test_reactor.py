@@ -14,32 +14,45 @@ from pathlib import Path
 import pytest
 
 from servers import EchoRecorder, ReactorThread, Silent, echo_process, run_until, wait_until
-from uringws import Options, Reactor, ReactorStateError, WrongThread
-from wire import BINARY, TEXT, Frame, Peer, close_frame, frame, http, upgrade_request
+from uringws import Connection, Options, Reactor, ReactorStateError, WrongThread
+from uringws.backend import Backend
+from wire import BINARY, TEXT, Address, Frame, Peer, close_frame, frame, http, upgrade_request
 
 QUIET = Options(ping_interval_seconds=None)
 
 
-def test_a_connection_belongs_to_its_reactors_thread(echo: ReactorThread, recorder: EchoRecorder) -> None:
+FOREIGN_CALLS: dict[str, Callable[[Reactor, Connection], object]] = {
+    "send": lambda _, conn: conn.send_text("elsewhere"),
+    "ping": lambda _, conn: conn.ping(),
+    "close": lambda _, conn: conn.close(),
+    "abort": lambda _, conn: conn.abort(),
+    "pause_reading": lambda _, conn: conn.pause_reading(),
+    "run_once": lambda reactor, _: reactor.run_once(0),
+    "run": lambda reactor, _: reactor.run(),
+    "bind": lambda reactor, _: reactor.bind("127.0.0.1", 0),
+    "drain": lambda reactor, _: reactor.drain(),
+    "stats": lambda reactor, _: reactor.stats(),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN_CALLS)
+def test_another_thread_is_turned_away(echo: ReactorThread, recorder: EchoRecorder, name: str) -> None:
     with Peer.connect(echo.address) as peer:
         ((_, id_),) = recorder.wait_for("open")
-        conn = recorder.connections[id_]
-        attempts: list[Callable[[], object]] = [
-            lambda: conn.send_text("elsewhere"),
-            conn.ping,
-            conn.close,
-            lambda: echo.reactor.run_once(0),
-            lambda: echo.reactor.bind("127.0.0.1", 0),
-            echo.reactor.close,
-        ]
-        for attempt in attempts:
-            with pytest.raises(WrongThread):
-                attempt()
+        with pytest.raises(WrongThread):
+            FOREIGN_CALLS[name](echo.reactor, recorder.connections[id_])
         peer.send(TEXT, b"unharmed")
         assert peer.read_frame() == Frame(TEXT, b"unharmed")
 
 
-def test_run_once_waits_no_longer_than_it_was_told(backend: str) -> None:
+def test_a_reactor_that_runs_cannot_be_closed_from_elsewhere(echo: ReactorThread) -> None:
+    with pytest.raises(WrongThread):
+        echo.reactor.close()
+    with Peer.connect(echo.address) as peer:
+        assert peer.shake_hands() == 1000
+
+
+def test_run_once_waits_no_longer_than_it_was_told(backend: Backend) -> None:
     with Reactor(Silent(), QUIET, backend=backend) as reactor:
         reactor.bind("127.0.0.1", 0)
         for timeout, least, most in ((0, 0.0, 0.1), (0.2, 0.19, 2.0)):
@@ -48,10 +61,10 @@ def test_run_once_waits_no_longer_than_it_was_told(backend: str) -> None:
             assert least <= time.monotonic() - start < most
 
 
-def test_run_once_returns_when_something_happened(backend: str, recorder: EchoRecorder) -> None:
+def test_run_once_returns_when_something_happened(backend: Backend, recorder: EchoRecorder) -> None:
     with Reactor(recorder, QUIET, backend=backend) as reactor:
         reactor.bind("127.0.0.1", 0)
-        with Peer.dial(reactor.addresses[0][:2]) as peer:
+        with Peer.dial(reactor.addresses[0]) as peer:
             peer.write(upgrade_request(), frame(TEXT, b"hello"))
             start = time.monotonic()
             run_until(reactor, lambda: recorder.of("message"), timeout=30)
@@ -62,7 +75,7 @@ def test_run_once_returns_when_something_happened(backend: str, recorder: EchoRe
 
 
 @pytest.mark.parametrize("method", ["run", "run_echo"])
-def test_stop_ends_the_loop_from_another_thread(backend: str, recorder: EchoRecorder, method: str) -> None:
+def test_stop_ends_the_loop_from_another_thread(backend: Backend, recorder: EchoRecorder, method: str) -> None:
     with (
         ReactorThread(recorder, backend=backend, run=getattr(Reactor, method)) as server,
         Peer.connect(server.address) as peer,
@@ -74,7 +87,7 @@ def test_stop_ends_the_loop_from_another_thread(backend: str, recorder: EchoReco
         assert server.ended is None
 
 
-def test_stop_ends_the_loop_from_a_signal_handler(backend: str) -> None:
+def test_stop_ends_the_loop_from_a_signal_handler(backend: Backend) -> None:
     with Reactor(Silent(), QUIET, backend=backend) as reactor:
         reactor.bind("127.0.0.1", 0)
         before = signal.signal(signal.SIGALRM, lambda *_: reactor.stop())
@@ -87,7 +100,7 @@ def test_stop_ends_the_loop_from_a_signal_handler(backend: str) -> None:
             signal.signal(signal.SIGALRM, before)
 
 
-def test_an_exception_of_a_signal_handler_comes_out_of_run(backend: str) -> None:
+def test_an_exception_of_a_signal_handler_comes_out_of_run(backend: Backend) -> None:
     class AlarmError(Exception):
         pass
 
@@ -105,7 +118,7 @@ def test_an_exception_of_a_signal_handler_comes_out_of_run(backend: str) -> None
             signal.signal(signal.SIGALRM, before)
 
 
-def test_run_ends_when_nothing_is_left_to_wait_for(backend: str, recorder: EchoRecorder) -> None:
+def test_run_ends_when_nothing_is_left_to_wait_for(backend: Backend, recorder: EchoRecorder) -> None:
     ours, theirs = socket.socketpair()
     with Reactor(recorder, QUIET, backend=backend) as reactor, Peer(theirs) as peer:
         reactor.add_session(ours)
@@ -118,12 +131,12 @@ def test_run_ends_when_nothing_is_left_to_wait_for(backend: str, recorder: EchoR
     assert [event[0] for event in recorder.events] == ["open", "message", "close"]
 
 
-def test_run_without_anything_to_wait_for_returns(backend: str) -> None:
+def test_run_without_anything_to_wait_for_returns(backend: Backend) -> None:
     with Reactor(Silent(), backend=backend) as reactor:
         reactor.run()
 
 
-def test_leaving_the_context_closes_what_is_open(backend: str, recorder: EchoRecorder) -> None:
+def test_leaving_the_context_closes_what_is_open(backend: Backend, recorder: EchoRecorder) -> None:
     with ReactorThread(recorder, backend=backend) as server:
         peer = Peer.connect(server.address)
         recorder.wait_for("open")
@@ -134,7 +147,7 @@ def test_leaving_the_context_closes_what_is_open(backend: str, recorder: EchoRec
     assert [event[0] for event in recorder.events] == ["open", "close"]
 
 
-def test_a_closed_reactor_says_so(backend: str) -> None:
+def test_a_closed_reactor_says_so(backend: Backend) -> None:
     reactor = Reactor(Silent(), backend=backend)
     reactor.close()
     reactor.close()
@@ -160,20 +173,28 @@ with Reactor(object(), backend=sys.argv[1]) as reactor:
 """
 
 
-def test_a_fork_cannot_use_its_parents_reactor(backend: str) -> None:
+def test_a_fork_cannot_use_its_parents_reactor(backend: Backend) -> None:
     """In a process of its own: pytest's may have threads, and forks badly."""
     subprocess.run([sys.executable, "-c", FORK, backend], timeout=10, check=True)
 
 
+def refuses(address: Address) -> bool:
+    try:
+        Peer.dial(address).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
-def test_a_signal_closes_all_with_1001_and_drains(backend: str, number: int) -> None:
+def test_a_signal_closes_all_with_1001_and_drains(backend: Backend, number: int) -> None:
     with echo_process(backend, "handler") as server, ExitStack() as stack:
         peers = [stack.enter_context(Peer.connect(server.address)) for _ in range(3)]
         server.process.send_signal(number)
         for peer in peers:
             assert peer.read_close() == 1001
-        with pytest.raises(ConnectionRefusedError):
-            Peer.dial(server.address).close()
+        # A ring gives its listening socket up a moment later.
+        wait_until(lambda: refuses(server.address))
         for peer in peers:
             peer.write(close_frame(1001))
             peer.read_eof()
@@ -184,7 +205,7 @@ def test_a_signal_closes_all_with_1001_and_drains(backend: str, number: int) -> 
 # Listening
 
 
-def test_unix_sockets(backend: str, recorder: EchoRecorder, tmp_path: Path) -> None:
+def test_unix_sockets(backend: Backend, recorder: EchoRecorder, tmp_path: Path) -> None:
     path = str(tmp_path / "socket")
     with ReactorThread(recorder, backend=backend, prepare=lambda reactor: reactor.bind_unix(path)):
         with Peer.connect(path) as peer:
@@ -194,7 +215,7 @@ def test_unix_sockets(backend: str, recorder: EchoRecorder, tmp_path: Path) -> N
         recorder.wait_for("close")
 
 
-def test_ipv6(backend: str, recorder: EchoRecorder) -> None:
+def test_ipv6(backend: Backend, recorder: EchoRecorder) -> None:
     if not socket.has_ipv6:
         pytest.skip("no IPv6 here")
     with (
@@ -205,25 +226,26 @@ def test_ipv6(backend: str, recorder: EchoRecorder) -> None:
         assert peer.read_frame() == Frame(TEXT, b"six")
 
 
-def test_several_listeners_and_a_socket_of_the_callers(backend: str, recorder: EchoRecorder) -> None:
+def test_several_listeners_and_a_socket_of_the_callers(backend: Backend, recorder: EchoRecorder) -> None:
     def prepare(reactor: Reactor) -> None:
         reactor.bind("127.0.0.1", 0)
         reactor.bind("127.0.0.1", 0)
         reactor.bind_socket(socket.create_server(("127.0.0.1", 0)))
 
     with ReactorThread(recorder, backend=backend, prepare=prepare) as server:
-        assert len({address[1] for address in server.addresses}) == 3
-        for host, port in (address[:2] for address in server.addresses):
-            with Peer.connect((host, port)) as peer:
+        assert len(set(server.addresses)) == 3
+        for address in server.addresses:
+            with Peer.connect(address) as peer:
                 assert peer.shake_hands() == 1000
 
 
-def test_reuse_port_shares_one_port_among_reactors(backend: str) -> None:
+def test_reuse_port_shares_one_port_among_reactors(backend: Backend) -> None:
     recorders = [EchoRecorder(), EchoRecorder()]
     with ReactorThread(
         recorders[0], backend=backend, prepare=lambda reactor: reactor.bind("127.0.0.1", 0, reuse_port=True)
     ) as first:
         port = first.address[1]
+        assert isinstance(port, int)
         with ReactorThread(
             recorders[1], backend=backend, prepare=lambda reactor: reactor.bind("127.0.0.1", port, reuse_port=True)
         ):
@@ -233,7 +255,7 @@ def test_reuse_port_shares_one_port_among_reactors(backend: str) -> None:
     assert all(recorder.of("open") for recorder in recorders)
 
 
-def test_a_port_in_use_is_refused_with_its_name(backend: str) -> None:
+def test_a_port_in_use_is_refused_with_its_name(backend: Backend) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, Reactor(Silent(), backend=backend) as reactor:
         host, port = taken.getsockname()
         with pytest.raises(OSError, match=str(port)):
@@ -253,7 +275,7 @@ def test_a_name_that_leads_nowhere_is_named() -> None:
         reactor.bind("no.such.host.invalid", 0)
 
 
-def test_a_sender_does_not_hold_up_a_drain(backend: str) -> None:
+def test_a_sender_does_not_hold_up_a_drain(backend: Backend) -> None:
     with Reactor(Silent(), QUIET, backend=backend) as reactor, reactor.sender():
         reactor.bind("127.0.0.1", 0)
         start = time.monotonic()

@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import socket
 import struct
+import sys
 import threading
 import time
 
 import pytest
 
-from servers import EchoRecorder, ReactorThread, run_until
+from servers import EchoRecorder, ReactorThread, Silent, run_until
 from uringws import CloseCode, Opcode, Options, Reactor, ReactorStateError, SenderFull
+from uringws.backend import Backend
 from wire import BINARY, TEXT, Frame, Peer
 
 THREADS, SESSIONS, MESSAGES = 4, 100, 60
@@ -141,7 +143,7 @@ def test_a_call_that_raises_is_logged_and_the_loop_goes_on(
     assert raised == ["broken call"]
 
 
-def test_commands_that_nobody_takes_are_bounded(backend: str, recorder: EchoRecorder) -> None:
+def test_commands_that_nobody_takes_are_bounded(backend: Backend, recorder: EchoRecorder) -> None:
     """The reactor is not turned here, so that nothing leaves the queue."""
     ours, theirs = socket.socketpair()
     with (
@@ -172,7 +174,7 @@ def test_commands_that_nobody_takes_are_bounded(backend: str, recorder: EchoReco
         assert peer.read_frames(16) == [Frame(BINARY, b"x")] * 16
 
 
-def test_run_goes_on_while_a_sender_lives_and_then_ends(backend: str, recorder: EchoRecorder) -> None:
+def test_run_goes_on_while_a_sender_lives_and_then_ends(backend: Backend, recorder: EchoRecorder) -> None:
     senders = []
 
     def prepare(reactor: Reactor) -> None:
@@ -189,7 +191,7 @@ def test_run_goes_on_while_a_sender_lives_and_then_ends(backend: str, recorder: 
         server.join()
 
 
-def test_a_sender_that_is_closed_or_whose_reactor_is_gone_refuses(backend: str, recorder: EchoRecorder) -> None:
+def test_a_sender_that_is_closed_or_whose_reactor_is_gone_refuses(backend: Backend, recorder: EchoRecorder) -> None:
     with Reactor(recorder, backend=backend) as reactor:
         closed, orphan = reactor.sender(), reactor.sender()
         closed.release()
@@ -202,3 +204,24 @@ def test_a_sender_that_is_closed_or_whose_reactor_is_gone_refuses(backend: str, 
         with pytest.raises(ReactorStateError):
             sender.clone()
     orphan.release()
+
+
+def test_the_last_sender_may_wake_a_reactor_that_is_being_freed(backend: str) -> None:
+    """Its release ends ``run``, and the reactor's thread closes it while the release still wakes it."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(300):
+            reactor = Reactor(Silent(), backend=backend)
+            sender = reactor.sender()
+
+            def run(reactor: Reactor = reactor) -> None:
+                with reactor:
+                    reactor.run()
+
+            thread = threading.Thread(target=run)
+            thread.start()
+            sender.release()
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)

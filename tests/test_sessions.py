@@ -10,6 +10,7 @@ import pytest
 
 from servers import EchoRecorder, ReactorThread, Recorder
 from uringws import Accept, CloseCode, Connection, ConnectionClosed, Message, Opcode, Options, Request
+from uringws.backend import Backend
 from wire import BINARY, CONTINUATION, PING, PONG, TEXT, Frame, Peer, close_frame, frame, http, upgrade_request
 
 
@@ -29,12 +30,17 @@ def test_open_comes_first_and_close_last(echo: ReactorThread, recorder: EchoReco
     ]
 
 
+def leave_in_mid_frame(peer: Peer) -> None:
+    peer.write(frame(TEXT, b"half")[:-2])
+    peer.close()
+
+
 ENDINGS: dict[str, tuple[Callable[[Peer], object], int]] = {
     "close-1000": (lambda peer: peer.shake_hands(1000), 1000),
     "close-3999": (lambda peer: peer.shake_hands(3999), 3999),
     "close-without-code": (lambda peer: peer.shake_hands(None), 1005),
     "end-of-stream": (lambda peer: peer.sock.shutdown(socket.SHUT_WR), 1006),
-    "end-of-stream-in-a-frame": (lambda peer: (peer.write(frame(TEXT, b"half")[:-2]), peer.close()), 1006),
+    "end-of-stream-in-a-frame": (leave_in_mid_frame, 1006),
     "reset": (lambda peer: peer.reset(), 1006),
     "unmasked-frame": (lambda peer: peer.write(frame(TEXT, b"bare", key=None)), 1002),
     "text-that-is-not-utf-8": (lambda peer: peer.write(frame(TEXT, b"\xff")), 1007),
@@ -43,7 +49,7 @@ ENDINGS: dict[str, tuple[Callable[[Peer], object], int]] = {
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_close_is_called_once_however_it_ends(backend: str, ending: str) -> None:
+def test_close_is_called_once_however_it_ends(backend: Backend, ending: str) -> None:
     end, code = ENDINGS[ending]
     recorder = EchoRecorder()
     options = Options(message_bytes_max=1024, close_seconds_max=0.2)
@@ -88,7 +94,7 @@ def test_nothing_is_delivered_after_the_peers_close(echo: ReactorThread, recorde
     assert [event[0] for event in recorder.events] == ["open", "close"]
 
 
-def test_nothing_is_delivered_after_our_close(backend: str) -> None:
+def test_nothing_is_delivered_after_our_close(backend: Backend) -> None:
     class CloseAtFirst(Recorder):
         def on_message(self, conn: Connection, message: Message) -> None:
             super().on_message(conn, message)
@@ -165,7 +171,7 @@ def assert_logged(caplog: pytest.LogCaptureFixture, text: str) -> None:
 
 @pytest.mark.parametrize("method", ["on_open", "on_message"])
 def test_a_handler_that_raises_closes_its_session_with_1011(
-    backend: str, method: str, caplog: pytest.LogCaptureFixture
+    backend: Backend, method: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     handler = Fragile(method)
     with (
@@ -186,7 +192,9 @@ def test_a_handler_that_raises_closes_its_session_with_1011(
     assert len([event for event in handler.of("message") if event[3] != b"as ever"]) == (method == "on_message")
 
 
-def test_on_close_that_raises_is_logged_and_the_loop_goes_on(backend: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_on_close_that_raises_is_logged_and_the_loop_goes_on(
+    backend: Backend, caplog: pytest.LogCaptureFixture
+) -> None:
     handler = Fragile("on_close")
     with caplog.at_level(logging.ERROR, "uringws"), ReactorThread(handler, backend=backend) as server:
         for _ in range(2):
@@ -196,7 +204,7 @@ def test_on_close_that_raises_is_logged_and_the_loop_goes_on(backend: str, caplo
     assert_logged(caplog, "broken on_close")
 
 
-def test_on_upgrade_that_raises_is_answered_500(backend: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_on_upgrade_that_raises_is_answered_500(backend: Backend, caplog: pytest.LogCaptureFixture) -> None:
     handler = Fragile("on_upgrade")
     with caplog.at_level(logging.ERROR, "uringws"), ReactorThread(handler, backend=backend) as server:
         assert http(server.address, upgrade_request()).status == 500

@@ -6,10 +6,11 @@ import pytest
 
 from servers import EchoRecorder, ReactorThread, Recorder
 from uringws import Accept, Connection, Reject, Request
+from uringws.backend import Backend
 from wire import BINARY, TEXT, Frame, Peer, frame, http, upgrade_request
 
 
-def test_on_upgrade_sees_the_request_and_its_answer_reaches_both_sides(backend: str) -> None:
+def test_on_upgrade_sees_the_request_and_its_answer_reaches_both_sides(backend: Backend) -> None:
     class Chooser(Recorder):
         def on_upgrade(self, request: Request) -> Accept:
             self.record("upgrade", request.path, request.query, request.headers["x-token"], request.peer)
@@ -35,7 +36,7 @@ def test_on_upgrade_sees_the_request_and_its_answer_reaches_both_sides(backend: 
     ]
 
 
-def test_on_upgrade_may_refuse(backend: str) -> None:
+def test_on_upgrade_may_refuse(backend: Backend) -> None:
     class Refuser(Recorder):
         def on_upgrade(self, request: Request) -> Reject:
             return Reject(401, headers=[("WWW-Authenticate", "Bearer")], body=b"who are you?")

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import itertools
 import os
+import random
 import socket
 import struct
 from collections.abc import Iterable, Sequence
@@ -243,8 +243,11 @@ def cuts(data: bytes) -> Iterable[tuple[bytes, bytes]]:
 
 
 def distinct_payloads(count: int, size: int = 20) -> list[bytes]:
-    """Payloads that cannot be mistaken for each other or for a shifted copy."""
-    return [
-        bytes((number * 31 + index * 7 + (number >> 8)) & 0xFF for index in range(size))
-        for number in itertools.islice(itertools.count(), count)
-    ]
+    """Payloads that cannot be mistaken for each other or for a shifted copy; the same ones each time."""
+    source = random.Random(size)
+    return [source.randbytes(size) for _ in range(count)]
+
+
+def server_frame(opcode: int, payload: bytes = b"") -> bytes:
+    """One frame as a server sends it."""
+    return frame(opcode, payload, key=None)

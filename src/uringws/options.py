@@ -137,12 +137,12 @@ class Options:
     memory_bytes_max: Annotated[int | None, _Bytes] = None
     """The receive pool, partial messages and backlogs of all sessions together. Near it the greediest are closed."""
 
-    receive_buffers: Annotated[int, _Range(2, 32_768)] = 64
-    """Buffers of the receive pool, a power of two. Few and hot is faster than many: the pool cycles through the
-    cache."""
+    receive_buffers: Annotated[int, _Range(2, 32_768)] = 32
+    """Buffers of the receive pool, a power of two. Few and hot is faster than many: what is used of each goes through
+    the cache in turn."""
 
-    receive_buffer_bytes: Annotated[int, _Range(1 * KIB, 16 * MIB)] = 17 * KIB
-    """One buffer of the pool, the most a single receive brings."""
+    receive_buffer_bytes: Annotated[int, _Range(1 * KIB, 16 * MIB)] = 66 * KIB
+    """One buffer of the pool, the most a single receive brings. A message that fits whole is never copied."""
 
     session_turn_bytes_max: Annotated[int, _Range(1 * KIB, _BYTES_MAX)] = 256 * KIB
     """What one session may bring in one turn before the others have theirs."""
