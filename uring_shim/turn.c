@@ -54,6 +54,7 @@ void urs_turn_event(struct urs_reactor *reactor, uint32_t slot, const struct urs
         reactor->visible++;
     } else if (reactor->late_count < reactor->late_room) {
         reactor->late[reactor->late_count++] = (struct urs_event){.item = *item, .slot = slot};
+        urs_core_session(reactor, slot)->late_events++;
     }
 }
 
@@ -597,7 +598,8 @@ static void rearm(struct urs_reactor *reactor)
     urs_life_arm_listeners(reactor);
 }
 
-/* Frees the sessions that ended, but for those that still stand on a list. */
+/* Frees the sessions that ended, but for those that still stand on a list, or that an event still to be given names:
+ * the slot's next session would take it for its own. */
 static void free_dead(struct urs_reactor *reactor)
 {
     uint32_t count = reactor->dead.count;
@@ -605,7 +607,7 @@ static void free_dead(struct urs_reactor *reactor)
     for (uint32_t index = 0; index < count; index++) {
         uint32_t slot = reactor->dead.slots[index];
         struct urs_session *session = urs_core_session(reactor, slot);
-        if (session->dirty || session->ready || session->parked || session->delayed)
+        if (session->dirty || session->ready || session->parked || session->delayed || session->late_events > 0)
             urs_slots_push(&reactor->dead, slot);
         else
             urs_session_free(&reactor->sessions, session);
@@ -640,6 +642,7 @@ static void take_late(struct urs_reactor *reactor)
     for (uint32_t index = 0; index < count; index++) {
         reactor->events[index] = reactor->late[index];
         reactor->targets[index] = -1 - (int32_t)reactor->late[index].slot;
+        urs_core_session(reactor, reactor->late[index].slot)->late_events--;
     }
     reactor->event_count = reactor->visible = count;
     reactor->late_count -= count;
