@@ -225,3 +225,13 @@ def test_the_last_sender_may_wake_a_reactor_that_is_being_freed(backend: str) ->
             thread.join()
     finally:
         sys.setswitchinterval(interval)
+
+
+def test_a_command_after_the_last_event_repeats_no_echo(echo: ReactorThread, recorder: EchoRecorder) -> None:
+    with Peer.connect(echo.address) as peer:
+        peer.send(TEXT, b"once")
+        assert peer.read_frame() == Frame(TEXT, b"once")
+        (conn,) = recorder.connections.values()
+        echo.ask(lambda: conn.send_text("pushed"))
+        assert peer.read_frame() == Frame(TEXT, b"pushed")
+        assert peer.quiet()
