@@ -374,7 +374,7 @@ static void end_some(struct world *world, uint8_t choice)
     if (choice % 3 == 0) {
         urs_reactor_stop_listening(world->reactor);
     } else if (choice % 3 == 1) {
-        urs_reactor_drain(world->reactor, URS_CLOSE_GOING_AWAY, busy, sizeof busy - 1);
+        urs_reactor_drain(world->reactor, UINT32_MAX, URS_CLOSE_GOING_AWAY, busy, sizeof busy - 1);
         for (size_t index = 0; index < PEERS; index++)
             world->peers[index].closing = world->peers[index].open;
     } else {

@@ -46,7 +46,7 @@ def test_another_thread_is_turned_away(echo: ReactorThread, recorder: EchoRecord
 
 
 def test_a_reactor_that_runs_cannot_be_closed_from_elsewhere(echo: ReactorThread) -> None:
-    with pytest.raises(ReactorStateError):
+    with pytest.raises(WrongThread):
         echo.reactor.close()
     with Peer.connect(echo.address) as peer:
         assert peer.shake_hands() == 1000

@@ -34,7 +34,7 @@ C_LAYERS = (
 
 PYTHON_LAYERS = (
     {"shim"},
-    {"errors", "options", "frames", "sending", "stats"},
+    {"errors", "options", "frames", "sending", "sockets", "stats"},
     {"backend", "engine", "handshake", "message", "metrics", "proxy_protocol"},
     {"connection", "handler", "sender", "upgrade"},
     {"reactor"},

@@ -207,8 +207,10 @@ int urs_reactor_adopt(struct urs_reactor *reactor, int fd, const uint8_t *prefix
     return 0;
 }
 
-void urs_reactor_drain(struct urs_reactor *reactor, unsigned code, const uint8_t *response, size_t response_bytes)
+void urs_reactor_drain(struct urs_reactor *reactor, uint32_t index, unsigned code, const uint8_t *response,
+                       size_t response_bytes)
 {
+    urs_turn_apply(reactor, (uint32_t)urs_min((uint64_t)index + 1, reactor->event_count));
     urs_reactor_stop_listening(reactor);
     /* Now, so that who sees a close frame finds the port closed as soon as its owner has closed it, too. */
     if (reactor->started)
@@ -394,7 +396,7 @@ int urs_session_close(struct urs_reactor *reactor, uint64_t id, uint32_t index, 
     int refused = find(reactor, id, &session);
     if (refused != 0)
         return refused;
-    urs_turn_apply(reactor, (uint32_t)urs_min((size_t)index + 1, reactor->event_count));
+    urs_turn_apply(reactor, (uint32_t)urs_min((uint64_t)index + 1, reactor->event_count));
     if (session->state != URS_SESSION_OPEN || session->lost)
         return URS_ERROR_CLOSING;
     return urs_life_close(reactor, session, code, reason, bytes);

@@ -157,8 +157,10 @@ int urs_reactor_wake_descriptor(struct urs_reactor *reactor);
  * from it. Returns 0 with *id set, or a negative result with the descriptor still the caller's. */
 int urs_reactor_adopt(struct urs_reactor *reactor, int fd, const uint8_t *prefix, size_t prefix_bytes, uint64_t *id);
 
-/* Refuses new connections and answers pending handshakes with `response`; open sessions get a close frame. */
-void urs_reactor_drain(struct urs_reactor *reactor, unsigned code, const uint8_t *response, size_t response_bytes);
+/* Refuses new connections and answers pending handshakes with `response`; open sessions get a close frame, after all that
+ * events up to and with `index` owe. */
+void urs_reactor_drain(struct urs_reactor *reactor, uint32_t index, unsigned code, const uint8_t *response,
+                       size_t response_bytes);
 
 /* Ends every session at once. */
 void urs_reactor_cut(struct urs_reactor *reactor);

@@ -138,8 +138,8 @@ class Options:
     """The receive pool, partial messages and backlogs of all sessions together. Near it the greediest are closed."""
 
     receive_buffers: Annotated[int, _Range(2, 32_768)] = 32
-    """Buffers of the receive pool, a power of two. Few and hot is faster than many: what is used of each goes through the
-    cache in turn."""
+    """Buffers of the receive pool, a power of two. Few and hot is faster than many: what is used of each goes through
+    the cache in turn."""
 
     receive_buffer_bytes: Annotated[int, _Range(1 * KIB, 16 * MIB)] = 66 * KIB
     """One buffer of the pool, the most a single receive brings. A message that fits whole is never copied."""

@@ -12,7 +12,6 @@ import mmap
 import os
 import signal
 import socket
-import ssl
 import threading
 import time
 import weakref
@@ -30,6 +29,7 @@ from uringws.options import Options
 from uringws.sender import Sender
 from uringws.sending import check_close
 from uringws.shim import ffi, lib
+from uringws.sockets import Address, address_of, check_listener, check_stream, listen_tcp, listen_unix
 from uringws.stats import Stats
 from uringws.upgrade import Upgrade, answer_upgrade
 
@@ -40,12 +40,9 @@ if TYPE_CHECKING:
     from uringws.handler import HandlerProtocol
     from uringws.handshake import Peer
 
-__all__ = ["Address", "Reactor"]
+__all__ = ["Reactor"]
 
 logger = logging.getLogger("uringws")
-
-Address = tuple[str, int] | str
-"""(host, port), or the path of a Unix socket."""
 
 _REFUSALS: Final[tuple[RejectReason, ...]] = (
     "sessions_max",
@@ -60,7 +57,6 @@ _REFUSALS: Final[tuple[RejectReason, ...]] = (
 _LOST_REASONS: Final = {0: "the peer closed the TCP connection without a close frame"}
 _ZERO_COPY: Final = ("never", "auto", "always")
 _ON_FULL: Final = ("close", "drop", "error")
-_PORT_MAX: Final = 65_535
 
 
 def _nothing(*_: object) -> None:
@@ -185,62 +181,45 @@ class Reactor:
         socket(7)). Raises OSError with the address in its text, ValueError or TypeError for what is no address.
         """
         self._check_usable()
-        if not isinstance(host, str) or isinstance(port, bool) or not isinstance(port, int):
-            raise TypeError(f"bind takes a host as str and a port as int, not {host!r} and {port!r}")
-        if not 0 <= port <= _PORT_MAX:  # getaddrinfo would take it modulo 65536
-            raise ValueError(f"port {port} is not in 0 to {_PORT_MAX}")
-        try:
-            found = socket.getaddrinfo(_host(host), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        except socket.gaierror as error:
-            raise socket.gaierror(error.errno, f"bind {host}:{port}: {error.strerror}") from None
-        family, _, _, _, address = found[0]
-        listener = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if reuse_port:
-                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            if family == socket.AF_INET6:
-                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            try:
-                listener.bind(address)
-            except OSError as error:
-                raise OSError(error.errno, f"bind {host}:{port}: {error.strerror}") from None
-            self.bind_socket(listener)
-        except BaseException:
-            listener.close()
-            raise
+        self._check_thread()
+        listener = listen_tcp(host, port, reuse_port=reuse_port)
+        self._listen_or_close(listener)
         name = listener.getsockname()
         return name[0], name[1]
 
     def bind_unix(self, path: str | os.PathLike[str]) -> Address:
         """Listen on a Unix socket, which `close` removes. A stale one of that name is replaced. Raises OSError."""
         self._check_usable()
+        self._check_thread()
         name = os.fspath(path)
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            _remove_stale(name)
-            listener.bind(name)
-            address = self.bind_socket(listener)
-        except BaseException:
-            listener.close()
-            raise
+        address = self._listen_or_close(listen_unix(name))
         self._unix_paths.append(name)
         return address
 
     def bind_socket(self, sock: socket.socket) -> Address:
-        """Listen on a socket that is bound already (and listening, or not yet). The reactor owns it from now on."""
+        """Listen on a socket that is bound already (and listening, or not yet).
+
+        The reactor owns it from now on; if this raises, the caller keeps it.
+        """
         self._check_usable()
         self._check_thread()
-        if not isinstance(sock, socket.socket) or isinstance(sock, ssl.SSLSocket):
-            raise TypeError(f"bind_socket takes a plain socket.socket, not {type(sock).__name__}")
-        if sock.type != socket.SOCK_STREAM or sock.family not in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX):
-            raise ValueError("bind_socket takes a TCP or Unix stream socket")
+        check_listener(sock)
+        return self._listen(sock)
+
+    def _listen_or_close(self, sock: socket.socket) -> Address:
+        try:
+            return self._listen(sock)
+        except BaseException:
+            sock.close()
+            raise
+
+    def _listen(self, sock: socket.socket) -> Address:
         if self.options.tcp_nodelay and sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited by what it accepts
         sock.listen(self.options.listen_backlog)
         check(lib.urs_reactor_listen(self._core, sock.fileno(), sock.family == socket.AF_UNIX), "listen")
         self._listeners.append(sock)
-        self._addresses.append(_address(sock))
+        self._addresses.append(address_of(sock))
         return self._addresses[-1]
 
     # ---- running
@@ -285,7 +264,7 @@ class Reactor:
         response = encode_refusal(refusal("draining"), server_header=self.options.server_header)
         if self._thread is None:
             self._start()
-        lib.urs_reactor_drain(self._core, number, response, len(response))
+        lib.urs_reactor_drain(self._core, self._message._index, number, response, len(response))
         self._close_listeners()  # else the kernel would go on completing connections that nobody takes
         for connection in [connection for connection in self._connections if connection is not None]:
             self._closing(connection)
@@ -342,16 +321,7 @@ class Reactor:
         """
         self._check_usable()
         self._check_thread()
-        if isinstance(sock, ssl.SSLSocket):
-            raise TypeError(
-                "a TLS socket cannot be adopted: terminate TLS before it, or use ServerEngine on its stream"
-            )
-        if isinstance(sock, bool) or not isinstance(sock, (int, socket.socket)):
-            raise TypeError(f"sock must be a socket.socket or a descriptor, not {type(sock).__name__}")
-        number = sock if isinstance(sock, int) else sock.fileno()
-        if number < 0:
-            raise ValueError("the socket is closed")
-        _check_stream(number)
+        number = check_stream(sock)
         buffer = memoryview(prefix).cast("B") if len(prefix) else b""
         identity = ffi.new("uint64_t *")
         check(
@@ -683,7 +653,6 @@ class Reactor:
 
 
 _EINTR: Final = 4
-_ANY_HOST: Final = "0.0.0.0"  # noqa: S104 - asked for by an empty host, as in socket.create_server
 
 _reactors: weakref.WeakSet[Reactor] = weakref.WeakSet()
 
@@ -704,38 +673,9 @@ def _milliseconds(seconds: float | None) -> int:
     return 0 if seconds is None else max(1, round(seconds * 1000))
 
 
-def _host(host: str) -> str | bytes:
-    """Return a host for getaddrinfo; ASCII as bytes, which spares it the import of the IDNA tables."""
-    return (host or _ANY_HOST).encode() if host.isascii() else host
-
-
-def _address(sock: socket.socket) -> Address:
-    name = sock.getsockname()
-    return name if isinstance(name, str) else (name[0], name[1])
-
-
 def _lost_reason(error: int) -> str:
     if error in _LOST_REASONS:
         return _LOST_REASONS[error]
     if error > -4096:
         return os.strerror(-error)
     return str(ffi.string(lib.urs_engine_error_text(error)).decode())
-
-
-def _check_stream(descriptor: int) -> None:
-    """Raise for a descriptor that is no stream socket, with the caller's copy left alone."""
-    probe = socket.socket(fileno=os.dup(descriptor))
-    with probe:
-        if probe.type != socket.SOCK_STREAM or probe.family not in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX):
-            raise ValueError("only TCP and Unix stream sockets can be adopted")
-
-
-def _remove_stale(path: str) -> None:
-    """Remove a Unix socket that nobody listens on any more."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            Path(path).unlink()
-        except OSError:
-            return
