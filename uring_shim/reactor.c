@@ -352,7 +352,7 @@ int urs_session_send(struct urs_reactor *reactor, uint64_t id, uint32_t index, u
     int refused = find(reactor, id, &session);
     if (refused != 0)
         return refused;
-    urs_turn_apply(reactor, index);
+    urs_turn_apply(reactor, (uint32_t)urs_min(index, reactor->event_count));
     if (session->state != URS_SESSION_OPEN || session->lost)
         return URS_ERROR_CLOSING;
     size_t pending = session->backlog_bytes + session->outbound.bytes;
