@@ -619,9 +619,13 @@ static int finish(struct urs_reactor *reactor)
     int error = urs_turn_flush(reactor);
     if (error != 0)
         return error;
-    for (uint32_t index = 0; index < reactor->used_count; index++)
-        if (reactor->lent == NULL || !reactor->lent[reactor->used_buffers[index]])
-            reactor->io->operations->release(reactor->io, reactor->used_buffers[index]);
+    for (uint32_t index = 0; index < reactor->used_count; index++) {
+        uint16_t buffer = reactor->used_buffers[index];
+        if (reactor->lent == NULL || reactor->lent[buffer] == URS_LENT_NOT)
+            reactor->io->operations->release(reactor->io, buffer);
+        else
+            reactor->lent[buffer] = URS_LENT_BEYOND;
+    }
     reactor->used_count = 0;
     urs_outbox_reset(&reactor->outbox);
     free_dead(reactor);
