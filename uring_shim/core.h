@@ -132,6 +132,14 @@ static inline int urs_core_check(const struct urs_reactor *reactor)
     return reactor->forked ? URS_ERROR_FORKED : URS_ERROR_THREAD;
 }
 
+/* Something is to be tried again after a pause. One that was decided on before stays as it is: were it put off each
+ * time, those who wait already would starve. */
+static inline void urs_core_pause(struct urs_reactor *reactor)
+{
+    if (reactor->delayed_until_ms == 0)
+        reactor->delayed_until_ms = reactor->now_ms + URS_DELAY_MS;
+}
+
 /* turn.c */
 
 /* Puts a session on the list of those that have something to send, or to end. */

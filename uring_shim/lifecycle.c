@@ -229,7 +229,7 @@ void urs_life_arm_listeners(struct urs_reactor *reactor)
             continue;
         listener->armed = reactor->io->operations->accept(reactor->io, index, listener->fd) == 0;
         if (!listener->armed)
-            reactor->delayed_until_ms = reactor->now_ms + URS_DELAY_MS;
+            urs_core_pause(reactor);
     }
 }
 
@@ -244,11 +244,7 @@ void urs_life_accepted(struct urs_reactor *reactor, const struct urs_completion 
     case URS_FATE_LATER:
         /* No descriptor or memory to be had: the queue of the listening socket keeps who comes. */
         reactor->stats.accept_pauses++;
-        reactor->delayed_until_ms = reactor->now_ms + URS_DELAY_MS;
-        return;
-    case URS_FATE_STOPPED:
-    case URS_FATE_LOST:
-        listener->fd = -1;
+        urs_core_pause(reactor);
         return;
     default:
         break;

@@ -42,7 +42,7 @@ static void delay(struct urs_reactor *reactor, struct urs_session *session)
     if (!session->delayed) {
         session->delayed = true;
         urs_slots_push(&reactor->delayed, session->slot);
-        reactor->delayed_until_ms = reactor->now_ms + URS_DELAY_MS;
+        urs_core_pause(reactor);
     }
 }
 
