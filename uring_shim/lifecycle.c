@@ -225,7 +225,7 @@ void urs_life_arm_listeners(struct urs_reactor *reactor)
 {
     for (uint32_t index = 0; index < reactor->listener_count; index++) {
         struct urs_listener *listener = &reactor->listeners[index];
-        if (listener->armed || listener->fd < 0 || reactor->draining)
+        if (listener->armed || reactor->draining)
             continue;
         listener->armed = reactor->io->operations->accept(reactor->io, index, listener->fd) == 0;
         if (!listener->armed)
@@ -249,8 +249,7 @@ void urs_life_accepted(struct urs_reactor *reactor, const struct urs_completion 
     default:
         break;
     }
-    if (!listener->armed)
-        urs_life_arm_listeners(reactor);
+    urs_life_arm_listeners(reactor);
 }
 
 /* ---- the opening request ------------------------------------------------------------------------------------- */
