@@ -35,7 +35,7 @@
 #define IORING_ENTER_NO_IOWAIT (1U << 7)
 #endif
 
-enum { BUFFER_GROUP = 1, ENTRIES_MIN = 64, ENTRIES_MAX = 4096, CQ_FACTOR = 4, KIND_CANCEL = 255 };
+enum { BUFFER_GROUP = 1, ENTRIES_MIN = 64, ENTRIES_MAX = 4096, CQ_FACTOR = 4, KIND_CANCEL = 255, RETRY_NS = 1000000 };
 
 struct uring {
     struct urs_io io;                    /* first: the contract's handle */
@@ -416,6 +416,10 @@ static int uring_wait(struct urs_io *io, int64_t timeout_ns)
     if (result == 0)
         result = io_uring_enter2((unsigned)uring->ring.enter_ring_fd, 0, timeout_ns == 0 ? 0 : 1, uring->enter_flags,
                                  (sigset_t *)&argument, sizeof argument);
+    /* What the kernel did not take would never complete: no long sleep before the next attempt. */
+    bool stuck = io_uring_sq_ready(&uring->ring) > 0 || !uring->wake_armed;
+    if (stuck && (timeout_ns < 0 || timeout_ns > RETRY_NS))
+        timeout_ns = RETRY_NS;
     switch (result) {
     case -ETIME:    /* the time-out */
     case -EAGAIN:   /* the kernel is short of memory for a moment, or */
