@@ -132,6 +132,18 @@ def test_a_send_refused_for_good_ends_its_session_and_no_other(
     assert after["1000"] - before.get("1000", 0) == 2
 
 
+def test_those_who_wait_are_not_put_off_by_those_who_begin_to_wait(faulty: FaultyServer) -> None:
+    begun = talks(faulty, 15, [])
+    faulty.plan(SEND, -errno.ENOBUFS, count=ALWAYS)
+    for talk in begun:
+        talk.expected = [Frame(BINARY, SMALL)]
+        talk.ask()
+        time.sleep(0.02)
+    assert faulty.injected(SEND) > len(begun) + 5
+    faulty.clear()
+    assert finish(begun) == 0
+
+
 # Receives
 
 

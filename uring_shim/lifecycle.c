@@ -249,7 +249,8 @@ void urs_life_accepted(struct urs_reactor *reactor, const struct urs_completion 
     default:
         break;
     }
-    urs_life_arm_listeners(reactor);
+    if (!listener->armed)
+        urs_life_arm_listeners(reactor);
 }
 
 /* ---- the opening request ------------------------------------------------------------------------------------- */
