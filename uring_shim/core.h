@@ -32,6 +32,13 @@ struct urs_loan {
     bool sending;                        /* its URS_IO_SEND_ZC is still to come */
 };
 
+/* Who gives a receive buffer back to the pool. */
+enum urs_lent {
+    URS_LENT_NOT = 0,                    /* the end of its turn */
+    URS_LENT_IN_TURN = 1,                /* so too, should the kernel return it before */
+    URS_LENT_BEYOND = 2                  /* its turn has ended: the kernel's return */
+};
+
 /* Slots of sessions, each at most once (the session has a flag for it); there is always room for all. */
 struct urs_slots {
     uint32_t *slots;
@@ -77,7 +84,7 @@ struct urs_reactor {
 
     struct urs_loan *loans;              /* a quarter as many as receive buffers; NULL without zero copy */
     uint32_t loan_free;                  /* token + 1 */
-    bool *lent;                          /* by receive buffer: not to be released with its turn */
+    uint8_t *lent;                       /* by receive buffer: enum urs_lent */
 
     struct urs_slots dirty;              /* to be flushed */
     struct urs_slots ready;              /* with held input to be fed */
@@ -123,6 +130,14 @@ static inline int urs_core_check(const struct urs_reactor *reactor)
     if (URS_LIKELY(!reactor->started || pthread_equal(reactor->owner, pthread_self())) && !reactor->forked)
         return 0;
     return reactor->forked ? URS_ERROR_FORKED : URS_ERROR_THREAD;
+}
+
+/* Something is to be tried again after a pause. One that was decided on before stays as it is: were it put off each
+ * time, those who wait already would starve. */
+static inline void urs_core_pause(struct urs_reactor *reactor)
+{
+    if (reactor->delayed_until_ms == 0)
+        reactor->delayed_until_ms = reactor->now_ms + URS_DELAY_MS;
 }
 
 /* turn.c */

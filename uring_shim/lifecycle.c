@@ -225,11 +225,11 @@ void urs_life_arm_listeners(struct urs_reactor *reactor)
 {
     for (uint32_t index = 0; index < reactor->listener_count; index++) {
         struct urs_listener *listener = &reactor->listeners[index];
-        if (listener->armed || listener->fd < 0 || reactor->draining)
+        if (listener->armed || reactor->draining)
             continue;
         listener->armed = reactor->io->operations->accept(reactor->io, index, listener->fd) == 0;
         if (!listener->armed)
-            reactor->delayed_until_ms = reactor->now_ms + URS_DELAY_MS;
+            urs_core_pause(reactor);
     }
 }
 
@@ -244,11 +244,7 @@ void urs_life_accepted(struct urs_reactor *reactor, const struct urs_completion 
     case URS_FATE_LATER:
         /* No descriptor or memory to be had: the queue of the listening socket keeps who comes. */
         reactor->stats.accept_pauses++;
-        reactor->delayed_until_ms = reactor->now_ms + URS_DELAY_MS;
-        return;
-    case URS_FATE_STOPPED:
-    case URS_FATE_LOST:
-        listener->fd = -1;
+        urs_core_pause(reactor);
         return;
     default:
         break;

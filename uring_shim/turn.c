@@ -42,7 +42,7 @@ static void delay(struct urs_reactor *reactor, struct urs_session *session)
     if (!session->delayed) {
         session->delayed = true;
         urs_slots_push(&reactor->delayed, session->slot);
-        reactor->delayed_until_ms = reactor->now_ms + URS_DELAY_MS;
+        urs_core_pause(reactor);
     }
 }
 
@@ -625,9 +625,13 @@ static int finish(struct urs_reactor *reactor)
     int error = urs_turn_flush(reactor);
     if (error != 0)
         return error;
-    for (uint32_t index = 0; index < reactor->used_count; index++)
-        if (reactor->lent == NULL || !reactor->lent[reactor->used_buffers[index]])
-            reactor->io->operations->release(reactor->io, reactor->used_buffers[index]);
+    for (uint32_t index = 0; index < reactor->used_count; index++) {
+        uint16_t buffer = reactor->used_buffers[index];
+        if (reactor->lent == NULL || reactor->lent[buffer] == URS_LENT_NOT)
+            reactor->io->operations->release(reactor->io, buffer);
+        else
+            reactor->lent[buffer] = URS_LENT_BEYOND;
+    }
     reactor->used_count = 0;
     urs_outbox_reset(&reactor->outbox);
     free_dead(reactor);
