@@ -218,7 +218,7 @@ static void admit(struct urs_reactor *reactor, int fd, bool local)
     }
     reactor->handshakes++;
     set_deadline(reactor, session, options->handshake_ms);
-    urs_turn_receive(reactor, session, true);
+    urs_turn_receive(reactor, session);
 }
 
 void urs_life_arm_listeners(struct urs_reactor *reactor)
@@ -338,7 +338,7 @@ void urs_life_open(struct urs_reactor *reactor, struct urs_session *session)
     urs_life_schedule(reactor, session);
     if (session->held != NULL)
         urs_turn_ready(reactor, session);
-    urs_turn_receive(reactor, session, false);
+    urs_turn_receive(reactor, session);
 }
 
 /* ---- ending -------------------------------------------------------------------------------------------------- */
@@ -354,7 +354,7 @@ int urs_life_close(struct urs_reactor *reactor, struct urs_session *session, uns
     session->state = URS_SESSION_AWAIT_CLOSE;
     set_deadline(reactor, session, reactor->options.close_ms);
     urs_turn_dirty(reactor, session);
-    urs_turn_receive(reactor, session, false);  /* paused or not: the peer's close frame is wanted */
+    urs_turn_receive(reactor, session);  /* paused or not: the peer's close frame is wanted */
     if (session->held != NULL)
         urs_turn_ready(reactor, session);
     return 0;
@@ -377,7 +377,7 @@ void urs_life_finish(struct urs_reactor *reactor, struct urs_session *session)
     urs_engine_clear(&session->engine);
     set_deadline(reactor, session, reactor->options.close_ms);
     urs_turn_dirty(reactor, session);
-    urs_turn_receive(reactor, session, false);
+    urs_turn_receive(reactor, session);
 }
 
 void urs_life_flushed(struct urs_reactor *reactor, struct urs_session *session)
