@@ -421,6 +421,8 @@ int urs_session_pause(struct urs_reactor *reactor, uint64_t id)
     session->paused = true;
     urs_turn_receive(reactor, session);
     return 0;
+    if (session->state != URS_SESSION_OPEN || session->lost)
+        return URS_ERROR_CLOSING;
 }
 
 int urs_session_resume(struct urs_reactor *reactor, uint64_t id)
@@ -432,6 +434,8 @@ int urs_session_resume(struct urs_reactor *reactor, uint64_t id)
     session->paused = false;
     if (session->held != NULL)
         urs_turn_ready(reactor, session);
+    if (session->state != URS_SESSION_OPEN || session->lost)
+        return URS_ERROR_CLOSING;
     urs_turn_receive(reactor, session);
     return 0;
 }
