@@ -371,6 +371,9 @@ int urs_session_send(struct urs_reactor *reactor, uint64_t id, uint32_t index, u
         result = session->backlog != NULL || session->polling ? URS_QUEUED : URS_SENT;
         urs_turn_dirty(reactor, session);
     }
+    /* Who stops here because buffered_amount is high waits for on_drain, wherever the bytes are. */
+    if (session->backlog_bytes + session->outbound.bytes >= reactor->options.backlog_high_bytes)
+        session->above_high = true;
     if (reactor->outbox.arena_bytes > URS_ARENA_FLUSH_BYTES && reactor->started) {
         int error = urs_turn_flush(reactor);
         if (error != 0)
@@ -418,11 +421,11 @@ int urs_session_pause(struct urs_reactor *reactor, uint64_t id)
     int refused = find(reactor, id, &session);
     if (refused != 0)
         return refused;
+    if (session->state != URS_SESSION_OPEN || session->lost)
+        return URS_ERROR_CLOSING;
     session->paused = true;
     urs_turn_receive(reactor, session);
     return 0;
-    if (session->state != URS_SESSION_OPEN || session->lost)
-        return URS_ERROR_CLOSING;
 }
 
 int urs_session_resume(struct urs_reactor *reactor, uint64_t id)
@@ -431,11 +434,11 @@ int urs_session_resume(struct urs_reactor *reactor, uint64_t id)
     int refused = find(reactor, id, &session);
     if (refused != 0)
         return refused;
+    if (session->state != URS_SESSION_OPEN || session->lost)
+        return URS_ERROR_CLOSING;
     session->paused = false;
     if (session->held != NULL)
         urs_turn_ready(reactor, session);
-    if (session->state != URS_SESSION_OPEN || session->lost)
-        return URS_ERROR_CLOSING;
     urs_turn_receive(reactor, session);
     return 0;
 }
