@@ -557,7 +557,7 @@ static void dispatch(struct urs_reactor *reactor)
             on_writable(reactor, completion);
             break;
         case URS_IO_ACCEPT:
-            urs_life_accepted(reactor, completion);
+            urs_admission_accepted(reactor, completion);
             break;
         case URS_IO_WAKE:
             reactor->woken = true;
@@ -595,7 +595,7 @@ static void rearm(struct urs_reactor *reactor)
         urs_turn_receive(reactor, session, false);
         urs_turn_dirty(reactor, session);
     }
-    urs_life_arm_listeners(reactor);
+    urs_admission_arm(reactor);
 }
 
 /* Frees the sessions that ended, but for those that still stand on a list, or that an event still to be given names:
