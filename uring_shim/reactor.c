@@ -14,7 +14,8 @@
 #include "fault.h"
 #include "frame.h"
 
-enum { DIRECT_BYTES_MIN = 65536 };
+/* From here on a system call of its own costs less than copying the payload into the arena. */
+enum { DIRECT_BYTES_MIN = 8192 };
 
 /* ---- the reactor --------------------------------------------------------------------------------------------- */
 
@@ -66,9 +67,10 @@ struct urs_reactor *urs_reactor_open(const char *backend, const struct urs_react
     int error = urs_pool_open(&reactor->pool, options->pool_memory, options->receive_buffers,
                               options->receive_buffer_bytes);
     reactor->used_buffers = malloc(options->receive_buffers * sizeof *reactor->used_buffers);
-    if (reactor->events == NULL || reactor->targets == NULL || reactor->offsets == NULL || reactor->lengths == NULL
-        || reactor->opcodes == NULL || reactor->completions == NULL || reactor->vectors == NULL || reactor->used_buffers == NULL
-        || error != 0) {
+    bool missing = reactor->events == NULL || reactor->targets == NULL || reactor->offsets == NULL
+        || reactor->lengths == NULL || reactor->opcodes == NULL || reactor->completions == NULL
+        || reactor->vectors == NULL || reactor->used_buffers == NULL;
+    if (missing || error != 0) {
         report->error = error != 0 ? error : -ENOMEM;
         free_all(reactor);
         return NULL;
