@@ -208,7 +208,8 @@ int urs_session_descriptor(struct urs_reactor *reactor, uint64_t id);
 int urs_session_peer(struct urs_reactor *reactor, uint64_t id, struct urs_peer *peer);
 
 /* A trusted PROXY header (`peer`) or its absence (NULL) settled where the session comes from: counts it for that
- * address. Once a session, and only where options.proxy_protocol is set. Returns 0, URS_ERROR_LIMIT or URS_ERROR_STALE. */
+ * address. Once a session, and only where options.proxy_protocol is set. Returns 0, URS_ERROR_LIMIT or
+ * URS_ERROR_STALE. */
 int urs_session_settle_peer(struct urs_reactor *reactor, uint64_t id, const struct urs_peer *peer);
 
 /* The session's state, URS_SESSION_FREE if it is gone. */
