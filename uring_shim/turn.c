@@ -111,6 +111,8 @@ static void apply_lost(struct urs_reactor *reactor, struct urs_session *session)
 
 void urs_turn_apply(struct urs_reactor *reactor, uint32_t until)
 {
+    /* A turn that a signal ended early has fewer events than the one that the caller's index is of. */
+    until = (uint32_t)urs_min(until, reactor->event_count);
     for (; reactor->applied < until; reactor->applied++) {
         struct urs_event *event = &reactor->events[reactor->applied];
         struct urs_session *session = urs_core_session(reactor, event->slot);
