@@ -42,7 +42,7 @@ static void delay(struct urs_reactor *reactor, struct urs_session *session)
     if (!session->delayed) {
         session->delayed = true;
         urs_slots_push(&reactor->delayed, session->slot);
-        reactor->delayed_until_ms = reactor->now_ms + URS_DELAY_MS;
+        urs_core_pause(reactor);
     }
 }
 
@@ -567,7 +567,7 @@ static void dispatch(struct urs_reactor *reactor)
             on_writable(reactor, completion);
             break;
         case URS_IO_ACCEPT:
-            urs_life_accepted(reactor, completion);
+            urs_admission_accepted(reactor, completion);
             break;
         case URS_IO_WAKE:
             reactor->woken = true;
@@ -605,7 +605,7 @@ static void rearm(struct urs_reactor *reactor)
         urs_turn_receive(reactor, session, false);
         urs_turn_dirty(reactor, session);
     }
-    urs_life_arm_listeners(reactor);
+    urs_admission_arm(reactor);
 }
 
 /* Frees the sessions that ended, but for those that still stand on a list, or that an event still to be given names:
@@ -635,9 +635,13 @@ static int finish(struct urs_reactor *reactor)
     int error = urs_turn_flush(reactor);
     if (error != 0)
         return error;
-    for (uint32_t index = 0; index < reactor->used_count; index++)
-        if (reactor->lent == NULL || !reactor->lent[reactor->used_buffers[index]])
-            reactor->io->operations->release(reactor->io, reactor->used_buffers[index]);
+    for (uint32_t index = 0; index < reactor->used_count; index++) {
+        uint16_t buffer = reactor->used_buffers[index];
+        if (reactor->lent == NULL || reactor->lent[buffer] == URS_LENT_NOT)
+            reactor->io->operations->release(reactor->io, buffer);
+        else
+            reactor->lent[buffer] = URS_LENT_BEYOND;
+    }
     reactor->used_count = 0;
     urs_outbox_reset(&reactor->outbox);
     free_dead(reactor);
