@@ -155,7 +155,7 @@ int urs_turn_flush(struct urs_reactor *reactor);
 void urs_turn_ready(struct urs_reactor *reactor, struct urs_session *session);
 
 /* Arms receive if the session wants input and none is armed; asks for its end if it does not. */
-void urs_turn_receive(struct urs_reactor *reactor, struct urs_session *session, bool idle);
+void urs_turn_receive(struct urs_reactor *reactor, struct urs_session *session);
 
 /* Adds an event for Python; while Python handles a turn's events, to the next turn's. */
 void urs_turn_event(struct urs_reactor *reactor, uint32_t slot, const struct urs_item *item);

@@ -89,9 +89,8 @@ struct urs_io_operations {
     /* Ends accepting on that socket; a last completion with -ECANCELED follows. */
     int (*accept_stop)(struct urs_io *io, uint32_t slot, int fd);
 
-    /* Arms receiving: URS_IO_RECEIVE completions until one comes with more == false. `idle`: nothing is expected to
-     * be there yet. `once`: a single completion. */
-    int (*receive)(struct urs_io *io, uint32_t slot, uint32_t generation, int fd, bool idle, bool once);
+    /* Arms receiving: URS_IO_RECEIVE completions until one comes with more == false. `once`: a single completion. */
+    int (*receive)(struct urs_io *io, uint32_t slot, uint32_t generation, int fd, bool once);
 
     /* Asks for the last completion of receive; data that came before it is still delivered. */
     int (*receive_stop)(struct urs_io *io, uint32_t slot, uint32_t generation, int fd);

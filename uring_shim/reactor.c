@@ -421,7 +421,7 @@ int urs_session_pause(struct urs_reactor *reactor, uint64_t id)
     if (refused != 0)
         return refused;
     session->paused = true;
-    urs_turn_receive(reactor, session, false);
+    urs_turn_receive(reactor, session);
     return 0;
 }
 
@@ -434,7 +434,7 @@ int urs_session_resume(struct urs_reactor *reactor, uint64_t id)
     session->paused = false;
     if (session->held != NULL)
         urs_turn_ready(reactor, session);
-    urs_turn_receive(reactor, session, false);
+    urs_turn_receive(reactor, session);
     return 0;
 }
 
