@@ -347,6 +347,16 @@ static int send_direct(struct urs_reactor *reactor, struct urs_session *session,
     return URS_QUEUED;
 }
 
+/* Bytes that wait, as Python sees them. Whoever has seen them at the high water mark, and stopped sending, is owed an
+ * URS_EVENT_DRAIN, also if the next flush sends them all. */
+static size_t waiting(struct urs_reactor *reactor, struct urs_session *session)
+{
+    size_t bytes = session->backlog_bytes + session->outbound.bytes;
+    if (bytes >= reactor->options.backlog_high_bytes)
+        session->above_high = true;
+    return bytes;
+}
+
 int urs_session_send(struct urs_reactor *reactor, uint64_t id, uint32_t index, uint8_t opcode, const uint8_t *data,
                      size_t bytes)
 {
@@ -373,6 +383,7 @@ int urs_session_send(struct urs_reactor *reactor, uint64_t id, uint32_t index, u
         result = session->backlog != NULL || session->polling ? URS_QUEUED : URS_SENT;
         urs_turn_dirty(reactor, session);
     }
+    waiting(reactor, session);
     if (reactor->outbox.arena_bytes > URS_ARENA_FLUSH_BYTES && reactor->started) {
         int error = urs_turn_flush(reactor);
         if (error != 0)
@@ -442,7 +453,7 @@ int64_t urs_session_buffered(struct urs_reactor *reactor, uint64_t id)
 {
     struct urs_session *session;
     int refused = find(reactor, id, &session);
-    return refused != 0 ? refused : (int64_t)(session->backlog_bytes + session->outbound.bytes);
+    return refused != 0 ? refused : (int64_t)waiting(reactor, session);
 }
 
 double urs_session_latency(struct urs_reactor *reactor, uint64_t id)

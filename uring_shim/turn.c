@@ -143,11 +143,13 @@ void urs_turn_apply(struct urs_reactor *reactor, uint32_t until)
 static void note_backlog(struct urs_reactor *reactor, struct urs_session *session)
 {
     const struct urs_reactor_options *options = &reactor->options;
-    if (!session->above_high && session->backlog_bytes >= options->backlog_high_bytes) {
+    if (session->backlog_bytes >= options->backlog_high_bytes) {
         session->above_high = true;
         /* Echoed without Python, a peer that does not read is not read from either. */
-        session->choked = reactor->echo;
-        urs_turn_receive(reactor, session);
+        if (reactor->echo && !session->choked) {
+            session->choked = true;
+            urs_turn_receive(reactor, session);
+        }
     } else if (session->above_high && session->backlog_bytes <= options->backlog_low_bytes) {
         session->above_high = false;
         if (session->state == URS_SESSION_OPEN)
@@ -248,6 +250,8 @@ static void on_sent(struct urs_reactor *reactor, struct urs_session *session, in
         note_backlog(reactor, session);
     } else if (URS_LIKELY(sent == session->outbound.bytes)) {
         urs_outbound_clear(&reactor->outbox, &session->outbound);
+        if (URS_UNLIKELY(session->above_high))
+            note_backlog(reactor, session);
         urs_life_flushed(reactor, session);
         return;
     } else if (fate != URS_FATE_LOST) {
