@@ -30,7 +30,7 @@ def main() -> int:
     try:
         with Reactor(Echo(), Options(), backend=arguments.backend) as reactor:
             host, port = reactor.bind(arguments.host, arguments.port)
-            shown = f"[{host}]" if ":" in str(host) else host
+            shown = f"[{host}]" if ":" in host else host
             print(f"listening on ws://{shown}:{port} ({reactor.backend})", flush=True)
             reactor.run_echo() if arguments.mode == "c" else reactor.run()
     except KeyboardInterrupt:

@@ -70,6 +70,7 @@ struct peer {
     struct sockaddr_un name;
     socklen_t name_bytes;
 
+    struct string unsent;                /* the end of a frame that is still to be written */
     struct string written;               /* what its socket took, and the prefix of an adoption */
     size_t read_by_reference;
     struct urs_engine reference;
@@ -80,6 +81,7 @@ struct peer {
     size_t parsed;
     bool got_head;
     bool got_close;
+    uint8_t ping[8];                     /* what the last ping of the reactor's own carried */
     struct queue owed;
 };
 
@@ -90,18 +92,24 @@ static inline void peer_reset(struct peer *peer)
     urs_engine_clear(&peer->reference);
     CHECK(peer->memory.bytes_used == 0);
     urs_memory_clear(&peer->memory);
+    string_free(&peer->unsent);
     string_free(&peer->written);
     string_free(&peer->received);
     string_free(&peer->items.hashes);
     string_free(&peer->owed.hashes);
 }
 
-/* Sends what the socket takes of the bytes. */
-static inline void peer_write(struct peer *peer, const uint8_t *data, size_t bytes)
+/* Sends what the socket takes of what was kept back and the bytes, but for the last `keep`; the rest of them waits. */
+static inline void peer_write(struct peer *peer, const uint8_t *data, size_t bytes, size_t keep)
 {
-    ssize_t sent = peer->fd < 0 ? -1 : send(peer->fd, data, bytes, MSG_DONTWAIT | MSG_NOSIGNAL);
-    if (sent > 0)
-        string_add(&peer->written, data, (size_t)sent);
+    string_add(&peer->unsent, data, bytes);
+    size_t offered = peer->unsent.bytes - (keep < peer->unsent.bytes ? keep : 0);
+    ssize_t sent = peer->fd < 0 ? -1 : send(peer->fd, peer->unsent.data, offered, MSG_DONTWAIT | MSG_NOSIGNAL);
+    if (sent <= 0)
+        return;
+    string_add(&peer->written, peer->unsent.data, (size_t)sent);
+    peer->unsent.bytes -= (size_t)sent;
+    memmove(peer->unsent.data, peer->unsent.data + sent, peer->unsent.bytes);
 }
 
 /* Lets the reference engine find what is in the bytes written so far. */
@@ -146,6 +154,8 @@ static inline void match(struct peer *peer, const struct urs_frame_header *heade
 {
     CHECK(!peer->got_close);
     peer->got_close = header->opcode == URS_OPCODE_CLOSE;
+    if (header->opcode == URS_OPCODE_PING && header->payload_bytes == sizeof peer->ping)
+        memcpy(peer->ping, payload, sizeof peer->ping);
     if (header->opcode == URS_OPCODE_CLOSE || header->opcode == URS_OPCODE_PING)
         return;
     uint64_t hash = hash_of_answer(header->opcode, header->fin, payload, header->payload_bytes);

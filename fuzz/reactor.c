@@ -21,12 +21,13 @@ enum {
     QUIET_TURNS = 3,
     READ_BYTES_MAX = 1 << 16,
     QUIET = 1,                           /* a seed from which the handler only looks on */
-    PAYLOAD_BYTES_MAX = 1 << 17
+    PAYLOAD_BYTES_MAX = 1 << 17,
+    PREFIX_BYTES_MAX = 4096
 };
 
 enum operation {
     CONNECT, ADOPT, REQUEST, FRAME, RAW, READ, HALF_CLOSE, HANG_UP, TURN, TIME_PASSES, COMMAND, FAULT, NO_MEMORY, END,
-    SETTLE, FIGURES
+    SETTLE, ANSWER_PING
 };
 
 /* ---- what the shim asks of the system ---- */
@@ -58,6 +59,7 @@ struct world {
     struct sockaddr_un address;
     socklen_t address_bytes;
     int send_buffer_bytes;               /* of the reactor's sockets: small, so that backlogs come about */
+    bool local;                          /* the reactor is told that its peers are on Unix sockets */
     bool echo;
     bool faulty;                         /* an allocation has failed, or will */
     bool broken;                         /* the backend said that it is beyond use */
@@ -122,14 +124,23 @@ static void close_some(struct world *world, struct peer *peer, uint32_t number)
         == 0;
 }
 
+/* More than the reactor collects before it sends. */
+static void send_burst(struct world *world, struct peer *peer)
+{
+    for (uint32_t number = 0; number < 24; number++)
+        send_some(world, peer, 4 * 60000);
+}
+
 /* Anything that a handler may do to a session of its choice. */
 static void command(struct world *world, struct peer *peer, uint32_t choice, uint32_t number)
 {
     switch (choice % 8) {
     case 0:
     case 1:
-    case 2:
         send_some(world, peer, number);
+        break;
+    case 2:
+        send_burst(world, peer);
         break;
     case 3:
         urs_session_pause(world->reactor, peer->id);
@@ -156,7 +167,10 @@ static void on_upgrade(struct world *world, const struct urs_event *event, uint3
     static const uint8_t no[] = "HTTP/1.1 400 No\r\nContent-Length: 0\r\n\r\n";
     struct urs_session *session = urs_core_session(world->reactor, event->slot);
     uint64_t id = urs_session_id(session);
-    if (event->item.error != 0 || number % 8 == 0) {
+    /* As if a proxy had said where it comes from. */
+    const struct urs_peer origin = {.family = number & 8 ? 4 : 6, .address = {[3] = (uint8_t)(number >> 4 & 3)}};
+    bool admitted = urs_session_settle_peer(world->reactor, id, &origin) == 0;
+    if (event->item.error != 0 || number % 8 == 0 || !admitted) {
         urs_session_reject(world->reactor, id, no, sizeof no - 1);
         return;
     }
@@ -195,11 +209,12 @@ static void on_message(struct world *world, struct peer *peer, const struct urs_
             note_sent(peer, urs_session_send_event(world->reactor, peer->id, world->index, item->opcode),
                       item->opcode, item->payload, item->bytes);
         *verdict = number % 4 != 0;
+        if (number % 61 == 0)
+            command(world, peer, number >> 8, number);
     }
+    /* An echo leaves after what was sent while its message was handled. */
     if (*verdict)
         queue_add(&peer->owed, hash_of_answer(item->opcode, item->fin, item->payload, item->bytes));
-    if (number % 61 == 0 && !peer->closing && !world->echo)
-        command(world, peer, number >> 8, number);
 }
 
 static void on_event(struct world *world, uint32_t number)
@@ -249,6 +264,18 @@ static void check_gone(struct world *world)
     }
 }
 
+/* No peer makes the reactor hold more input than one turn can receive: the pool, an opening request, and a buffer. */
+static void check_held(const struct world *world)
+{
+    const struct urs_reactor_options *options = &world->options;
+    size_t max = (options->receive_buffers + 2) * options->receive_buffer_bytes + options->header_bytes_max
+        + PREFIX_BYTES_MAX;
+    for (uint32_t slot = 0; slot < world->reactor->sessions.slots; slot++) {
+        const struct urs_session *session = urs_core_session(world->reactor, slot);
+        CHECK(session->held == NULL || urs_block_bytes(session->held) <= max);
+    }
+}
+
 /* Returns the number of events. */
 static uint32_t turn(struct world *world, uint32_t seed)
 {
@@ -256,6 +283,7 @@ static uint32_t turn(struct world *world, uint32_t seed)
         return 0;
     int count = urs_reactor_turn(world->reactor, 0, world->echo);
     check_gone(world);
+    check_held(world);
     if (count < 0) {
         CHECK(world->faulty || count == -EINTR);
         world->broken = count != -EINTR;
@@ -264,6 +292,13 @@ static uint32_t turn(struct world *world, uint32_t seed)
     for (world->index = 0; world->index < (uint32_t)count; world->index++)
         on_event(world, next_number(&seed));
     return (uint32_t)count;
+}
+
+static void end_faults(void)
+{
+    allocations_left = 0;
+    for (int point = 0; point < URS_FAULT_POINTS; point++)
+        urs_fault_plan(point, 0, 0, 0);
 }
 
 /* Moves all bytes that can move, until for some turns none do and no event comes. */
@@ -275,7 +310,7 @@ static void settle(struct world *world, uint32_t seed)
     for (uint32_t round = 0; quiet < QUIET_TURNS && !world->broken; round++) {
         CHECK(round < SETTLE_TURNS_MAX);
         size_t moved = turn(world, round < SETTLE_TURNS_MAX / 2 ? seed + round : QUIET) + world->reactor->ready.count
-            + world->reactor->late_count + world->reactor->parked.count;
+            + world->reactor->dirty.count + world->reactor->late_count + world->reactor->parked.count;
         for (size_t index = 0; index < PEERS; index++)
             moved += peer_read(&world->peers[index], READ_BYTES_MAX, drops(world));
         quiet = moved > 0 || stats->bytes_in + stats->bytes_out != before ? 0 : quiet + 1;
@@ -323,6 +358,8 @@ static void adopt_peer(struct world *world, struct peer *peer, struct input *inp
     CHECK(setsockopt(pair[1], SOL_SOCKET, SO_SNDBUF, &world->send_buffer_bytes, sizeof(int)) == 0);
     if (seed % 2 == 1)
         add_record(&peer->written, input, &seed);
+    if (peer->written.bytes > PREFIX_BYTES_MAX)
+        peer->written.bytes = PREFIX_BYTES_MAX;
     peer->used = peer->adopted = true;
     peer->fd = pair[0];
     if (urs_reactor_adopt(world->reactor, pair[1], peer->written.data, peer->written.bytes, &id) == 0)
@@ -339,20 +376,19 @@ static void write_request(struct peer *peer, struct input *input)
     size_t bytes = sizeof request - 1 - from;
     if (from > 0)
         bytes = take_byte(input) % (bytes + 1);
-    peer_write(peer, request + from, bytes);
+    peer_write(peer, request + from, bytes, 0);
 }
 
-static void plan_fault(struct world *world, struct input *input)
+static void plan_fault(struct input *input)
 {
     static const int32_t sends[] = {1, 7, 300, -EAGAIN, -EINTR, -ENOBUFS, -ENOMEM, -EPIPE, -ECONNRESET};
-    static const int32_t receives[] = {1, 3, 200, -EAGAIN, -EINTR, -ENOMEM, -ECONNRESET, -ETIMEDOUT};
+    static const int32_t receives[] = {1, 3, 200, -EAGAIN, -EINTR, -ENOMEM, -ENOBUFS, -ECONNRESET};
     static const int32_t accepts[] = {-EAGAIN, -EINTR, -ECONNABORTED, -EMFILE, -ENFILE, -ENOMEM, -EPROTO};
     uint8_t choice = take_byte(input);
     uint8_t from = take_byte(input);
-    uint8_t row = choice / 4;
+    uint8_t row = choice / 5;
     uint64_t count = from % 16 + 1u;
-    (void)world;
-    switch (choice % 4) {
+    switch (choice % 5) {
     case 0:
         urs_fault_plan(URS_FAULT_SEND, from / 16 + 1u, count, sends[row % URS_COUNT(sends)]);
         break;
@@ -361,6 +397,9 @@ static void plan_fault(struct world *world, struct input *input)
         break;
     case 2:
         urs_fault_plan(URS_FAULT_ACCEPT, from / 16 + 1u, count, accepts[row % URS_COUNT(accepts)]);
+        break;
+    case 3:
+        urs_fault_plan(URS_FAULT_ARM, from / 16 + 1u, count, -ENOMEM);
         break;
     default:
         urs_fault_plan(URS_FAULT_ENTER, from / 16 + 1u, 1, -EINTR);
@@ -371,14 +410,16 @@ static void plan_fault(struct world *world, struct input *input)
 static void end_some(struct world *world, uint8_t choice)
 {
     static const uint8_t busy[] = "HTTP/1.1 503 No\r\n\r\n";
-    if (choice % 3 == 0) {
+    if (choice % 4 == 0) {
         urs_reactor_stop_listening(world->reactor);
-    } else if (choice % 3 == 1) {
-        urs_reactor_drain(world->reactor, UINT32_MAX, URS_CLOSE_GOING_AWAY, busy, sizeof busy - 1);
+    } else if (choice % 4 == 1) {
+        urs_reactor_drain(world->reactor, world->index, URS_CLOSE_GOING_AWAY, busy, sizeof busy - 1);
         for (size_t index = 0; index < PEERS; index++)
             world->peers[index].closing = world->peers[index].open;
-    } else {
+    } else if (choice % 4 == 2) {
         urs_reactor_cut(world->reactor);
+    } else {
+        urs_reactor_wake(world->reactor);
     }
 }
 
@@ -410,13 +451,12 @@ static void operate(struct world *world, struct input *input)
         break;
     case FRAME:
         add_record(&wire, input, &seed);
-        peer_write(peer, wire.data, wire.bytes);
-        string_free(&wire);
+        peer_write(peer, wire.data, wire.bytes, 0);
         break;
     case RAW:
         bytes = take_byte(input);
         const uint8_t *raw = take_bytes(input, &bytes);
-        peer_write(peer, raw, bytes);
+        peer_write(peer, raw, bytes, 0);
         break;
     case READ:
         peer_read(peer, 4 * (size_t)take_16(input), drops(world));
@@ -439,7 +479,7 @@ static void operate(struct world *world, struct input *input)
         command(world, peer, (uint32_t)bytes, take_16(input));
         break;
     case FAULT:
-        plan_fault(world, input);
+        plan_fault(input);
         break;
     case NO_MEMORY:
         allocations_left = take_byte(input);
@@ -449,13 +489,17 @@ static void operate(struct world *world, struct input *input)
         end_some(world, take_byte(input));
         break;
     case SETTLE:
+        end_faults();
         settle(world, take_16(input));
         check_settled(world);
         break;
-    case FIGURES:
-        urs_reactor_read_stats(world->reactor, &(struct urs_reactor_stats){0});
+    case ANSWER_PING:
+        seed = take_byte(input);
+        add_masked(&wire, 0x80 | (seed & 1 ? URS_OPCODE_PING : URS_OPCODE_PONG), peer->ping, sizeof peer->ping, payload);
+        peer_write(peer, wire.data, wire.bytes, seed / 2);
         break;
     }
+    string_free(&wire);
 }
 
 /* ---- beginning and end ---- */
@@ -477,6 +521,7 @@ static void read_options(struct world *world, struct input *input)
     options->rules.refuse_text = (flags & 24) == 8;
     options->rules.refuse_binary = (flags & 24) == 16;
     options->proxy_protocol = flags & 32;
+    world->local = (flags & 64) == 0;
     options->receive_buffers = 2u << (sizes & 3);
     options->receive_buffer_bytes = (size_t)256 << (sizes >> 2 & 7);
     options->rules.message_bytes_max = UINT64_C(1) << (message & 31);
@@ -485,6 +530,7 @@ static void read_options(struct world *world, struct input *input)
     options->backlog_low_bytes = options->backlog_bytes_max / 8;
     options->on_full = (backlog >> 4) % 3;
     options->sessions_max = limits & 1 ? 3 : 0;
+    options->sessions_per_ip_max = flags & 128 ? 2 : 0;
     options->handshakes_max = limits & 2 ? 2 : 0;
     options->memory_bytes_max = limits & 4 ? 100000 : 0;
     options->header_bytes_max = limits & 8 ? 64 : 1024;
@@ -514,7 +560,7 @@ static void begin(struct world *world)
     CHECK(bind(world->listener, (struct sockaddr *)&world->address, sizeof world->address.sun_family) == 0);
     CHECK(getsockname(world->listener, (struct sockaddr *)&world->address, &world->address_bytes) == 0);
     CHECK(setsockopt(world->listener, SOL_SOCKET, SO_SNDBUF, &world->send_buffer_bytes, sizeof(int)) == 0);
-    CHECK(listen(world->listener, PEERS) == 0 && urs_reactor_listen(world->reactor, world->listener, true) == 0);
+    CHECK(listen(world->listener, PEERS) == 0 && urs_reactor_listen(world->reactor, world->listener, world->local) == 0);
     for (size_t index = 0; index < PEERS; index++)
         world->peers[index].fd = -1;
 }
@@ -551,9 +597,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
     begin(&world);
     for (int count = 0; input_left(&input) > 0 && count < OPERATIONS_MAX; count++)
         operate(&world, &input);
-    allocations_left = 0;
-    for (int point = 0; point < URS_FAULT_POINTS; point++)
-        urs_fault_plan(point, 0, 0, 0);
+    end_faults();
     for (size_t index = 0; index < PEERS; index++)
         hang_up(&world.peers[index]);
     if (!world.abandon)

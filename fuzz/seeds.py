@@ -65,8 +65,8 @@ def engine() -> Iterator[bytes]:
 
 # Operations of the reactor's target (fuzz/reactor.c), each with its peer in the upper half.
 CONNECT, ADOPT, REQUEST, FRAME, RAW_BYTES, READ, HALF_CLOSE, HANG_UP, TURN, TIME, COMMAND, FAULT, NO_MEMORY, END = range(14)
-SETTLE, FIGURES = 14, 15
-SEND, PAUSE, RESUME, CLOSE_IT, ABORT = 0, 3, 4, 5, 6
+SETTLE, ANSWER_PING = 14, 15
+SEND, BURST, PAUSE, RESUME, CLOSE_IT, ABORT = 0, 2, 3, 4, 5, 6
 
 
 def do(operation: int, *arguments: int, peer: int = 0) -> bytes:
@@ -87,9 +87,9 @@ def framed(peer: int, frame: bytes) -> bytes:
 
 def reactor() -> Iterator[bytes]:
     """Options, then operations."""
-    roomy = bytes([0, 0xFF, 0, 0x3F, 20, 15])
-    echo = bytes([1, 0x0F, 0, 0x3F, 20, 15])
-    tight = bytes([0, 0x00, 0x1F, 0x3F, 12, 2])
+    roomy = bytes([0x40, 0xFF, 0, 0x3F, 20, 15])
+    echo = bytes([0x01, 0x0F, 0, 0x3F, 20, 15])
+    tight = bytes([0x80, 0x00, 0x1F, 0x3F, 12, 2])
     read, settle, turn = do(READ, 0xFF, 0xFF), do(SETTLE, 0, 9), do(TURN, 1, 77)
     frames = b"".join(framed(0, record(TEXT, b"one")) for _ in range(9))
     fragments = framed(0, record(BINARY_BEGINS, b"a" * 70)) + turn + framed(0, record(ENDS, b"b" * 70))
@@ -108,7 +108,10 @@ def reactor() -> Iterator[bytes]:
         yield options + opened(0) + do(TIME, 4, 0) * 3 + turn + do(TIME, 4, 0) * 9 + turn + read + settle
         yield options + do(CONNECT) + do(RAW_BYTES, 3) + b"GET" + turn + do(TIME, 8, 0) + turn + settle
         yield options + do(CONNECT) + do(RAW_BYTES, 3) + b"\x16\x03\x01" + turn + read
-        yield options + opened(0) + framed(0, record(TEXT, b"\xff")) + do(FIGURES) + settle
+        yield options + opened(0) + framed(0, record(TEXT, b"\xff")) + turn + settle
+        yield options + opened(0) + do(TIME, 1, 0) + turn + settle + do(ANSWER_PING, 6) + turn + do(ANSWER_PING, 9) + settle
+        yield options + opened(0) + frames * 8 + turn + settle + do(COMMAND, BURST, 0, 0) + turn + settle
+        yield options + opened(0) + large * 9 + do(COMMAND, CLOSE_IT, 0, 1) + (turn + large * 9) * 9 + settle
         for fault in range(0, 40, 3):
             yield options + opened(0) + do(FAULT, fault, 3) + frames + large + opened(1) + settle + do(TIME, 0, 99) + settle
         for allocation in range(1, 12, 2):

@@ -83,7 +83,7 @@ class ServerProcess:
         assert self.process.stdout is not None
         for line in self.process.stdout:
             self.lines.append(line)
-            if not self.url and (found := re.search(r"listening on (ws://\S+) \((\w+)", line)):
+            if not self.url and (found := re.search(r"listening on (wss?://\S+) \((\w+)", line)):
                 self.url, self.backend = found.groups()
                 listening.set()
         listening.set()
@@ -127,7 +127,7 @@ class ServerProcess:
 
     @property
     def address(self) -> tuple[str, int]:
-        host, _, port = self.url.removeprefix("ws://").rstrip("/").rpartition(":")
+        host, _, port = self.url.partition("://")[2].rstrip("/").rpartition(":")
         return host.strip("[]"), int(port)
 
 

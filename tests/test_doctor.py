@@ -48,8 +48,8 @@ GOOD = Machine(
     uring_disabled=0,
     seccomp=0,
 )
-URING = Opened(None, "io_uring", 512, DEFER_TASKRUN, NO_IOWAIT, reduced=False, refused=None)
-EPOLL = Opened(None, "epoll", 0, 0, 0, reduced=False, refused=None)
+URING = Opened(None, "io_uring", 512, DEFER_TASKRUN, NO_IOWAIT, reduced=False, zero_copy=True, refused=None)
+EPOLL = Opened(None, "epoll", 0, 0, 0, reduced=False, zero_copy=False, refused=None)
 WORKS = {"io_uring": Trial(URING, None), "epoll": Trial(EPOLL, None)}
 NO_EPOLL = Trial(None, OSError(errno.EMFILE, "epoll: epoll_create1: Too many open files"))
 
@@ -82,12 +82,12 @@ def test_whatever_is_low_or_refused_has_a_remedy() -> None:
         uring_disabled=None,
         seccomp=None,
     )
-    old = dataclasses.replace(URING, setup_flags=0, features=0, ring_entries=64, reduced=True)
+    old = dataclasses.replace(URING, setup_flags=0, features=0, ring_entries=64, reduced=True, zero_copy=False)
     findings = diagnose(poor, trials(io_uring=Trial(old, None)))
     low = [finding for finding in findings if finding.level is Level.LOW]
-    assert len(low) == 5
+    assert len(low) == 6
     assert all(finding.remedy for finding in low)
-    assert render(low).count("remedy: ") == 5
+    assert render(low).count("remedy: ") == 6
 
 
 @pytest.mark.parametrize("reason", list(UnavailableReason))

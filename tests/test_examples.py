@@ -4,15 +4,32 @@ from __future__ import annotations
 
 import re
 import signal
+import socket
+import ssl
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from websockets.sync.client import connect
 
-from servers import ROOT, STOP_SECONDS, ServerProcess
-from wire import BINARY, TEXT, Frame, Peer, close_frame, http
+from servers import BACKENDS, ROOT, STOP_SECONDS, ServerProcess, require_tool
+from wire import (
+    BINARY,
+    CLOSE,
+    CONTINUATION,
+    PING,
+    PONG,
+    TEXT,
+    Frame,
+    Peer,
+    close_frame,
+    frame,
+    http,
+    upgrade_request,
+)
 
 EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("*.py"))
 GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -31,13 +48,25 @@ def test_starts_and_ends_on_ctrl_c(name: str) -> None:
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_ends_on_ctrl_c_while_a_client_is_connected(name: str) -> None:
-    with example(name) as server, Peer.connect(server.address) as peer:
-        server.process.send_signal(signal.SIGINT)
-        assert peer.read_close() == 1001
-        peer.write(close_frame(1001))
-        peer.read_eof()
-        peer.close()
+    with example(name) as server:
+        with Peer.connect(server.address) as peer:
+            server.process.send_signal(signal.SIGINT)
+            answers = iter(peer.read_frame, None)
+            assert next(answer for answer in answers if answer.opcode == CLOSE).close_code == 1001
+            peer.write(close_frame(1001))
+            peer.read_eof()
         assert server.process.wait(STOP_SECONDS) == 0
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_a_port_in_use_is_one_line(name: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        command = [sys.executable, str(ROOT / "examples" / name), "--port", str(port)]
+        run = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    assert run.returncode == 1
+    assert run.stderr.count("\n") == 1, run.stderr
+    assert str(port) in run.stderr
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -59,6 +88,41 @@ def test_echo_asyncio_echoes() -> None:
                 peer.send(BINARY, payload)
                 assert peer.read_frame() == Frame(BINARY, payload)
         assert first.shake_hands() == 1000
+
+
+def test_echo_asyncio_refuses_what_is_no_opening_request() -> None:
+    with example("echo_asyncio.py") as server:
+        assert http(server.address, GET).status == 426
+        assert http(server.address, b"\x16\x03\x01\r\n\r\n").status == 400
+
+
+def test_echo_asyncio_answers_fragments_pings_and_what_breaks_the_protocol() -> None:
+    stream = (
+        frame(TEXT, b"in ", fin=False)
+        + frame(PING, b"between")
+        + frame(CONTINUATION, b"two")
+        + frame(BINARY, b"whole")
+        + frame(TEXT, b"\xff")
+    )
+    answers = [Frame(PONG, b"between"), Frame(TEXT, b"in two"), Frame(BINARY, b"whole")]
+    with example("echo_asyncio.py") as server, Peer.connect(server.address, then=stream) as peer:
+        assert peer.read_frames(3) == answers
+        assert peer.read_close() == 1007
+        peer.read_eof()
+
+
+def test_echo_asyncio_serves_tls(tmp_path: Path) -> None:
+    pem = tmp_path / "server.pem"
+    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
+    make = [require_tool("openssl"), "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+    subprocess.run([*make, *subject, "-keyout", pem, "-out", tmp_path / "public.pem"], capture_output=True, check=True)
+    pem.write_bytes(pem.read_bytes() + (tmp_path / "public.pem").read_bytes())
+    with example("echo_asyncio.py", "--certificate", str(pem)) as server:
+        trust = ssl.create_default_context(cafile=str(tmp_path / "public.pem"))
+        host, port = server.address
+        with connect(f"wss://{host}:{port}", ssl=trust) as client:
+            client.send("secret")
+            assert client.recv() == "secret"
 
 
 @pytest.fixture
@@ -84,8 +148,75 @@ def test_chat_broker_carries_what_one_says_to_all(broker: ServerProcess) -> None
         read_until(bob, "anyone?")
 
 
+def test_chat_broker_knows_names(broker: ServerProcess) -> None:
+    with Peer.connect(broker.address, "/?name=Ada%20L.") as ada:
+        read_until(ada, "Ada L. is here")
+        with Peer.connect(broker.address) as guest:
+            read_until(ada, "Guest 2 is here")
+            read_until(guest, "Guest 2 is here")
+            guest.shake_hands()
+        read_until(ada, "Guest 2 has left")
+    request = upgrade_request("/?name=" + "x" * 25)
+    assert http(broker.address, request).status == 400
+
+
+def test_chat_broker_strikes_through_its_sender() -> None:
+    with example("chat_broker.py", "--tick-seconds", "0.1") as server, Peer.connect(server.address) as peer:
+        for _ in range(3):
+            read_until(peer, "It is ")
+
+
 def test_chat_broker_serves_its_page(broker: ServerProcess) -> None:
     response = http(broker.address, GET)
     assert response.status == 200
     assert response.headers["content-type"].startswith("text/html")
     assert re.search(rb"new WebSocket\(", response.body)
+    assert not re.search(rb"(src|href)=\"?(https?:)?//", response.body), "the page fetches something from elsewhere"
+    assert http(broker.address, GET.replace(b"/ ", b"/favicon.ico ", 1)).status == 404
+
+
+# aiohttp for HTTP, the reactor for WebSocket
+
+
+@pytest.fixture(params=BACKENDS)
+def embedded(request: pytest.FixtureRequest) -> Iterator[ServerProcess]:
+    with example("embed_aiohttp.py", "--backend", request.param) as server:
+        yield server
+
+
+def ask(server: ServerProcess, path: str, body: bytes | None = None) -> bytes:
+    """A request to aiohttp; with a body it is a POST."""
+    host, port = server.address
+    with urllib.request.urlopen(f"http://{host}:{port}{path}", body, timeout=10) as response:
+        return bytes(response.read())
+
+
+def test_embed_aiohttp_loses_no_byte_between_the_two(embedded: ServerProcess) -> None:
+    """The first frames come in the request's own segment, cut in the middle of one."""
+    assert b"aiohttp" in ask(embedded, "/")
+    payloads = [b"eager", b"x" * 70_000, b""]
+    stream = b"".join(frame(BINARY, payload) for payload in payloads)
+    for cut in (0, 3, 11, 14, 5000):
+        with Peer.connect(embedded.address, then=stream[:cut]) as peer:
+            peer.write(stream[cut:])
+            assert peer.read_frames(3) == [Frame(BINARY, payload) for payload in payloads]
+            assert peer.shake_hands() == 1000
+    assert b"aiohttp" in ask(embedded, "/")
+
+
+def test_embed_aiohttp_pushes_from_http_to_all(embedded: ServerProcess) -> None:
+    with Peer.connect(embedded.address) as ada, Peer.connect(embedded.address) as bob:
+        for peer in (ada, bob):
+            peer.send(TEXT, b"here")
+            assert peer.read_frame() == Frame(TEXT, b"here")
+        assert ask(embedded, "/say", "né".encode()) == b"said\n"
+        for peer in (ada, bob):
+            assert peer.read_frame() == Frame(TEXT, "né".encode())
+
+
+def test_embed_aiohttp_refuses_in_http_what_is_no_opening_request(embedded: ServerProcess) -> None:
+    with Peer.dial(embedded.address) as peer:
+        peer.write(upgrade_request().replace(b"Version: 13", b"Version: 8"))
+        response = peer.read_response()
+        assert response.status == 426
+        assert response.headers["sec-websocket-version"] == "13"

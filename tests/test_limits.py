@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
+import threading
 import time
 
 import pytest
 
 from servers import EchoRecorder, ReactorThread, Recorder, wait_until
-from uringws import BacklogFull, CloseCode, Connection, ConnectionClosed, Message, Opcode, Options, SendResult
+from uringws import BacklogFull, CloseCode, Connection, ConnectionClosed, Message, Opcode, Options, Reactor, SendResult
 from uringws.backend import Backend
-from wire import BINARY, CLOSE, PING, PONG, TEXT, Frame, Peer, distinct_payloads, frame, http, upgrade_request
+from wire import (
+    BINARY,
+    CLOSE,
+    CONTINUATION,
+    PING,
+    PONG,
+    TEXT,
+    Frame,
+    Peer,
+    close_frame,
+    distinct_payloads,
+    frame,
+    http,
+    upgrade_request,
+)
 
 # Slow readers
 
@@ -92,6 +109,58 @@ def test_a_full_backlog_leaves_room_for_pongs(backend: Backend) -> None:
         assert received == Frame(PONG, b"alive?")
 
 
+def test_run_echo_takes_no_more_than_its_peer_reads(backend: Backend, recorder: EchoRecorder) -> None:
+    """Nobody but the reactor could stop such a peer, so it does: the rest waits in the sockets, and nothing is lost."""
+    size, count = 500_000, 60
+    options = Options(backlog_bytes_max=2 << 20)
+    with (
+        ReactorThread(recorder, backend=backend, options=options, run=Reactor.run_echo) as server,
+        Peer.connect(server.address) as peer,
+    ):
+        payloads = [bytes([number]) * size for number in range(count)]
+        writer = threading.Thread(target=peer.write, args=[frame(BINARY, payload) for payload in payloads])
+        writer.start()
+        writer.join(0.5)
+        assert writer.is_alive()
+        assert server.ask(server.reactor.stats).queued_bytes < 4 << 20
+        for payload in payloads:
+            assert peer.read_frame() == Frame(BINARY, payload)
+        writer.join()
+
+
+@pytest.mark.parametrize("size", [1000, 100_000])
+def test_the_greediest_are_closed_when_all_memory_is_spoken_for(backend: Backend, size: int) -> None:
+    """No session exceeds its own limit here, but together they exceed that of all."""
+    each, budget = 1_500_000, 6 << 20
+    options = Options(
+        receive_buffers=16,
+        receive_buffer_bytes=16_384,
+        message_bytes_max=1 << 20,
+        backlog_bytes_max=2 << 20,
+        memory_bytes_max=budget,
+    )
+
+    class Hoard(Recorder):
+        def on_message(self, conn: Connection, message: Message) -> None:
+            if bytes(message) == b"modest":
+                conn.echo()
+                return
+            with contextlib.suppress(ConnectionClosed):
+                while conn.buffered_amount < each:
+                    conn.send_binary(bytes(size))
+
+    recorder = Hoard()
+    with ReactorThread(recorder, backend=backend, options=options) as server, contextlib.ExitStack() as stack:
+        modest = stack.enter_context(Peer.connect(server.address))
+        for _ in range(8):
+            stack.enter_context(Peer.connect(server.address)).send(TEXT, b"greedy")
+        recorder.wait_for("close", 4)
+        assert server.ask(server.reactor.stats).memory_bytes <= budget
+        modest.send(TEXT, b"modest")
+        assert modest.read_frame() == Frame(TEXT, b"modest")
+        assert all("memory" in event[3] for event in recorder.of("close"))
+
+
 # Too many, too slow
 
 
@@ -123,6 +192,74 @@ def test_sessions_over_the_limit_are_answered_503(backend: Backend, recorder: Ec
         with Peer.connect(server.address) as third:
             third.send(TEXT, b"room again")
             assert third.read_frame() == Frame(TEXT, b"room again")
+
+
+def test_sessions_of_one_address_over_its_limit_are_answered_429(backend: Backend, recorder: EchoRecorder) -> None:
+    with (
+        ReactorThread(recorder, backend=backend, options=Options(sessions_per_ip_max=2)) as server,
+        Peer.connect(server.address),
+        Peer.connect(server.address),
+    ):
+        assert http(server.address, upgrade_request()).status == 429
+        with socket.socket() as other:
+            other.bind(("127.0.0.2", 0))
+            other.connect(server.address)
+            with Peer(other) as peer:
+                peer.write(upgrade_request())
+                assert peer.read_response().status == 101
+
+
+def test_upgrades_in_progress_over_their_limit_are_answered_503(backend: Backend, recorder: EchoRecorder) -> None:
+    with (
+        ReactorThread(recorder, backend=backend, options=Options(handshakes_max=2)) as server,
+        Peer.dial(server.address) as slow,
+        Peer.dial(server.address),
+    ):
+        wait_until(lambda: server.ask(server.reactor.stats).handshakes == 2)
+        assert http(server.address, upgrade_request()).status == 503
+        slow.write(upgrade_request())
+        assert slow.read_response().status == 101
+        with Peer.connect(server.address) as next_one:
+            assert next_one.shake_hands() == 1000
+
+
+@pytest.mark.parametrize(
+    ("field", "refused", "taken"), [("refuse_text", TEXT, BINARY), ("refuse_binary", BINARY, TEXT)]
+)
+def test_a_type_of_message_may_be_refused(backend: Backend, field: str, refused: int, taken: int) -> None:
+    options = Options(**{field: True})  # type: ignore[arg-type]
+    with (
+        ReactorThread(EchoRecorder(), backend=backend, options=options) as server,
+        Peer.connect(server.address) as peer,
+    ):
+        peer.write(frame(taken, b"fine"), frame(refused, b"not that"))
+        assert peer.read_frame() == Frame(taken, b"fine")
+        assert peer.read_close() == CloseCode.UNSUPPORTED_DATA
+
+
+HEADER_BYTES = 8  # of a frame with 126 to 65,535 bytes of payload and a masking key
+
+
+def test_the_announced_length_is_refused_before_its_bytes_come(backend: Backend) -> None:
+    options = Options(message_bytes_max=1000)
+    with ReactorThread(EchoRecorder(), backend=backend, options=options) as server:
+        with Peer.connect(server.address) as peer:
+            peer.write(frame(BINARY, bytes(1000)), frame(BINARY, bytes(1001))[:HEADER_BYTES])
+            assert peer.read_frame() == Frame(BINARY, bytes(1000))
+            assert peer.read_close() == CloseCode.MESSAGE_TOO_BIG
+        with Peer.connect(server.address) as peer:
+            peer.write(frame(BINARY, bytes(600), fin=False), frame(CONTINUATION, bytes(401))[:HEADER_BYTES])
+            assert peer.read_close() == CloseCode.MESSAGE_TOO_BIG
+
+
+def test_an_old_session_is_sent_away(backend: Backend, recorder: EchoRecorder) -> None:
+    options = Options(session_seconds_max=0.2)
+    with ReactorThread(recorder, backend=backend, options=options) as server, Peer.connect(server.address) as peer:
+        start = time.monotonic()
+        assert peer.read_close() == CloseCode.GOING_AWAY
+        assert 0.1 < time.monotonic() - start < 5
+        peer.write(close_frame(1001))
+        peer.read_eof()
 
 
 def test_a_peer_that_does_not_answer_our_close_is_cut_off(backend: Backend) -> None:

@@ -12,14 +12,16 @@ RUN = Path(__file__).resolve().parent.parent / "bench" / "micro" / "run.py"
 
 
 @pytest.mark.parametrize(
-    ("what", "candidates"),
+    ("what", "candidates", "end"),
     [
-        ("mask", ["memcpy", "scalar"]),
-        ("utf8", ["bytes.decode", "automaton"]),
-        ("headers", ["7-bit length", "16-bit length", "64-bit length"]),
+        ("mask", ["memcpy", "scalar"], "x"),
+        ("utf8", ["bytes.decode", "automaton"], "x"),
+        ("headers", ["7-bit length", "16-bit length", "64-bit length"], "x"),
+        ("engine", ["memcpy", "1 a read", "16 a read", "64 a read"], "x"),
+        ("dispatch", ["shim, no answers", "shim, echo", "nothing", "bytes(message)", "echo()", "send(data)"], "ns"),
     ],
 )
-def test_micro_benchmark(what: str, candidates: list[str]) -> None:
+def test_micro_benchmark(what: str, candidates: list[str], end: str) -> None:
     command = [sys.executable, str(RUN), "--rounds", "1", "--seconds", "1e-6", what]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -27,4 +29,4 @@ def test_micro_benchmark(what: str, candidates: list[str]) -> None:
     for candidate in candidates:
         found = [line for line in lines if line.startswith(candidate)]
         assert found, done.stdout
-        assert all(line.endswith("x") for line in found)
+        assert all(line.endswith(end) for line in found)

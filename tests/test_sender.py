@@ -206,7 +206,7 @@ def test_a_sender_that_is_closed_or_whose_reactor_is_gone_refuses(backend: Backe
     orphan.release()
 
 
-def test_the_last_sender_may_wake_a_reactor_that_is_being_freed(backend: str) -> None:
+def test_the_last_sender_may_wake_a_reactor_that_is_being_freed(backend: Backend) -> None:
     """Its release ends ``run``, and the reactor's thread closes it while the release still wakes it."""
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
@@ -225,3 +225,13 @@ def test_the_last_sender_may_wake_a_reactor_that_is_being_freed(backend: str) ->
             thread.join()
     finally:
         sys.setswitchinterval(interval)
+
+
+def test_a_command_after_the_last_event_repeats_no_echo(echo: ReactorThread, recorder: EchoRecorder) -> None:
+    with Peer.connect(echo.address) as peer:
+        peer.send(TEXT, b"once")
+        assert peer.read_frame() == Frame(TEXT, b"once")
+        (conn,) = recorder.connections.values()
+        echo.ask(lambda: conn.send_text("pushed"))
+        assert peer.read_frame() == Frame(TEXT, b"pushed")
+        assert peer.quiet()

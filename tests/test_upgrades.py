@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+import wire
 from servers import EchoRecorder, ReactorThread, Recorder
-from uringws import Accept, Connection, Reject, Request
+from uringws import Accept, Connection, Options, Reject, Request, Response
 from uringws.backend import Backend
 from wire import BINARY, TEXT, Frame, Peer, frame, http, upgrade_request
 
@@ -102,3 +103,94 @@ def test_a_request_cut_in_the_middle_of_the_first_frame(echo: ReactorThread) -> 
         with Peer.connect(echo.address, then=first[:at]) as peer:
             peer.write(first[at:])
             assert peer.read_frame() == Frame(TEXT, b"cut here")
+
+
+# Options and plain HTTP
+
+
+def test_the_first_subprotocol_that_both_speak_is_taken(backend: Backend, recorder: EchoRecorder) -> None:
+    options = Options(subprotocols=["v3", "v2"])
+    with ReactorThread(recorder, backend=backend, options=options) as server:
+        with Peer.connect(server.address, subprotocols=["v1", "v2", "v3"]) as peer:
+            assert peer.response.headers["sec-websocket-protocol"] == "v3"
+        with Peer.connect(server.address, subprotocols=["v1"]) as peer:
+            assert "sec-websocket-protocol" not in peer.response.headers
+
+
+def test_pages_of_other_origins_are_refused(backend: Backend, recorder: EchoRecorder) -> None:
+    options = Options(origins=["https://example.org"])
+    with ReactorThread(recorder, backend=backend, options=options) as server:
+        with Peer.connect(server.address, headers=[("Origin", "https://example.org")]) as peer:
+            assert peer.shake_hands() == 1000
+        foreign = upgrade_request(headers=[("Origin", "https://example.com")])
+        assert http(server.address, foreign).status == 403
+        assert http(server.address, upgrade_request()).status == 403
+        assert server.ask(server.reactor.stats).rejected == {"origin": 2}
+
+
+def test_compression_that_is_offered_is_declined(echo: ReactorThread) -> None:
+    offer = [("Sec-WebSocket-Extensions", "permessage-deflate; client_max_window_bits")]
+    with Peer.connect(echo.address, headers=offer) as peer:
+        assert "sec-websocket-extensions" not in peer.response.headers
+        peer.write(frame(TEXT, b"compressed, it claims", rsv=4))
+        assert peer.read_close() == 1002
+
+
+class Site(EchoRecorder):
+    def on_request(self, request: Request) -> Response | None:
+        self.record("request", request.method, request.path)
+        if request.path == "/broken":
+            raise RuntimeError("broken on_request")
+        return Response(200, [("X-Kind", "health")], "fine") if request.path == "/health" else None
+
+
+def test_plain_requests_are_answered_on_the_same_port(backend: Backend, caplog: pytest.LogCaptureFixture) -> None:
+    def get(path: str, method: str = "GET") -> wire.Response:
+        return http(server.address, f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+
+    site = Site()
+    options = Options(metrics_path="/metrics", server_header="tests")
+    with ReactorThread(site, backend=backend, options=options) as server:
+        health = get("/health")
+        assert (health.status, health.body) == (200, b"fine")
+        assert health.headers["x-kind"] == "health"
+        assert health.headers["server"] == "tests"
+        assert health.headers["connection"] == "close"
+        assert get("/else").status == 426
+        assert get("/broken").status == 500
+        metrics = get("/metrics")
+        assert metrics.status == 200
+        assert metrics.headers["content-type"].startswith("text/plain")
+        assert b"uringws_" in metrics.body
+    assert "broken on_request" in caplog.text
+    assert site.of("request") == [("request", "GET", path) for path in ("/health", "/else", "/broken")]
+
+
+def test_head_is_answered_with_the_length_and_no_body(backend: Backend) -> None:
+    with ReactorThread(Site(), backend=backend) as server, Peer.dial(server.address) as peer:
+        peer.write(b"HEAD /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        head = b""
+        while chunk := peer.sock.recv(4096):
+            head += chunk
+    assert b"Content-Length: 4\r\n" in head
+    assert head.endswith(b"\r\n\r\n")
+
+
+def test_a_trusted_proxy_names_the_peer(backend: Backend) -> None:
+    class Name(EchoRecorder):
+        def on_upgrade(self, request: Request) -> None:
+            self.record("upgrade", request.peer)
+
+        def on_open(self, conn: Connection) -> None:
+            self.record("peer", conn.peer)
+
+    recorder = Name()
+    options = Options(proxy_protocol_from=["127.0.0.1"])
+    with ReactorThread(recorder, backend=backend, options=options) as server:
+        with Peer.dial(server.address) as peer:
+            peer.write(b"PROXY TCP4 203.0.113.7 192.0.2.1 4711 80\r\n", upgrade_request(), frame(TEXT, b"via"))
+            assert peer.read_response().status == 101
+            assert peer.read_frame() == Frame(TEXT, b"via")
+        assert http(server.address, upgrade_request()).status == 400
+    named = ("203.0.113.7", 4711)
+    assert recorder.events[:2] == [("upgrade", named), ("peer", named)]

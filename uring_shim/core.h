@@ -1,4 +1,4 @@
-/* The reactor's insides, shared by turn.c (the hot path), lifecycle.c (how sessions begin and end) and reactor.c
+/* The reactor's insides, shared by turn.c (the hot path), admission.c and lifecycle.c (how sessions begin and end) and reactor.c
  * (what Python calls). */
 #ifndef URS_CORE_H
 #define URS_CORE_H
@@ -30,6 +30,13 @@ struct urs_loan {
     uint32_t next_free;                  /* token + 1, while free */
     uint16_t buffer;
     bool sending;                        /* its URS_IO_SEND_ZC is still to come */
+};
+
+/* Who gives a receive buffer back to the pool. */
+enum urs_lent {
+    URS_LENT_NOT = 0,                    /* the end of its turn */
+    URS_LENT_IN_TURN = 1,                /* so too, should the kernel return it before */
+    URS_LENT_BEYOND = 2                  /* its turn has ended: the kernel's return */
 };
 
 /* Slots of sessions, each at most once (the session has a flag for it); there is always room for all. */
@@ -77,7 +84,7 @@ struct urs_reactor {
 
     struct urs_loan *loans;              /* a quarter as many as receive buffers; NULL without zero copy */
     uint32_t loan_free;                  /* token + 1 */
-    bool *lent;                          /* by receive buffer: not to be released with its turn */
+    uint8_t *lent;                       /* by receive buffer: enum urs_lent */
 
     struct urs_slots dirty;              /* to be flushed */
     struct urs_slots ready;              /* with held input to be fed */
@@ -125,6 +132,14 @@ static inline int urs_core_check(const struct urs_reactor *reactor)
     return reactor->forked ? URS_ERROR_FORKED : URS_ERROR_THREAD;
 }
 
+/* Something is to be tried again after a pause. One that was decided on before stays as it is: were it put off each
+ * time, those who wait already would starve. */
+static inline void urs_core_pause(struct urs_reactor *reactor)
+{
+    if (reactor->delayed_until_ms == 0)
+        reactor->delayed_until_ms = reactor->now_ms + URS_DELAY_MS;
+}
+
 /* turn.c */
 
 /* Puts a session on the list of those that have something to send, or to end. */
@@ -165,19 +180,27 @@ struct urs_session *urs_zero_copy_sent(struct urs_reactor *reactor, const struct
 /* The kernel is done with a loan. */
 void urs_zero_copy_release(struct urs_reactor *reactor, const struct urs_completion *completion);
 
+/* admission.c */
+
+/* Asks the kernel who the session's peer is. */
+void urs_admission_peer(struct urs_session *session);
+
+/* Counts the session for its address; false if that has as many as it may. */
+bool urs_admission_count(struct urs_reactor *reactor, struct urs_session *session);
+
+/* One session less for an address, by the hash kept in the session; 0 was not counted. */
+void urs_admission_leave(struct urs_reactor *reactor, uint32_t hash);
+
+/* A connection came, or accepting ended: for a while, or for good. */
+void urs_admission_accepted(struct urs_reactor *reactor, const struct urs_completion *completion);
+
+/* Arms every listening socket that is to be accepted from and is not armed. */
+void urs_admission_arm(struct urs_reactor *reactor);
+
 /* lifecycle.c */
 
 /* A session for that socket, its lists' room included; NULL without memory. */
 struct urs_session *urs_life_new(struct urs_reactor *reactor, int fd, bool local);
-
-/* Asks the kernel who the session's peer is. */
-void urs_life_peer(struct urs_session *session);
-
-/* Counts the session for its address; false if that has as many as it may. */
-bool urs_life_count_peer(struct urs_reactor *reactor, struct urs_session *session);
-
-void urs_life_accepted(struct urs_reactor *reactor, const struct urs_completion *completion);
-void urs_life_arm_listeners(struct urs_reactor *reactor);
 
 /* Bytes of an opening request. */
 void urs_life_head(struct urs_reactor *reactor, struct urs_session *session, uint8_t *data, size_t bytes);
@@ -206,6 +229,9 @@ void urs_life_end(struct urs_reactor *reactor, struct urs_session *session);
 
 /* A completion came for a session that only awaits its last ones. */
 void urs_life_try_free(struct urs_reactor *reactor, struct urs_session *session);
+
+/* The session's state ends, one way or another, in so many milliseconds; 0: whenever it will. */
+void urs_life_deadline(struct urs_reactor *reactor, struct urs_session *session, uint32_t in_ms);
 
 /* Sets the session's timer to the next moment at which something is due. */
 void urs_life_schedule(struct urs_reactor *reactor, struct urs_session *session);

@@ -20,7 +20,9 @@ enum urs_fault_point {
     URS_FAULT_ENTER = 3,                 /* io_uring_enter, epoll_wait */
     URS_FAULT_SETUP = 4,                 /* io_uring_setup */
     URS_FAULT_ARM = 5,                   /* a submission queue entry to be had; epoll_ctl */
-    URS_FAULT_POINTS = 6
+    URS_FAULT_NOTIFY = 6,                /* the kernel is done with a zero-copy send's bytes; the fault is a number of
+                                            turns that it is said later by */
+    URS_FAULT_POINTS = 7
 };
 
 /* Makes `count` calls of `point`, from the `from`-th on (counted from 1, beginning now), fail with `fault`: -errno, or

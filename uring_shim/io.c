@@ -11,12 +11,14 @@ struct row {
     enum urs_io_fate fate;
 };
 
-/* accept(2). Errors of the network that was between us and that one peer concern that peer only. */
+/* accept(2). Errors of the network that was between us and that one peer concern that peer only. Whatever else it may be,
+ * the listening socket is ours: to try again after a pause is the one thing that can help, and it shows in the figures,
+ * where a server that silently accepts no more would not. */
 static const struct row accept_rows[] = {
     {EAGAIN, URS_FATE_AGAIN},       {EINTR, URS_FATE_AGAIN},     {ECONNABORTED, URS_FATE_AGAIN},
     {EPERM, URS_FATE_AGAIN},        {EPROTO, URS_FATE_AGAIN},    {ENETDOWN, URS_FATE_AGAIN},
     {ENOPROTOOPT, URS_FATE_AGAIN},  {EHOSTDOWN, URS_FATE_AGAIN}, {ENONET, URS_FATE_AGAIN},
-    {EHOSTUNREACH, URS_FATE_AGAIN}, {EOPNOTSUPP, URS_FATE_LOST}, {ENETUNREACH, URS_FATE_AGAIN},
+    {EHOSTUNREACH, URS_FATE_AGAIN}, {EOPNOTSUPP, URS_FATE_LATER}, {ENETUNREACH, URS_FATE_AGAIN},
     {EMFILE, URS_FATE_LATER},       {ENFILE, URS_FATE_LATER},    {ENOBUFS, URS_FATE_LATER},
     {ENOMEM, URS_FATE_LATER},       {ECANCELED, URS_FATE_STOPPED},
 };
@@ -34,29 +36,29 @@ static const struct row send_rows[] = {
     {ENOMEM, URS_FATE_LATER},  {ECANCELED, URS_FATE_AGAIN},
 };
 
-static enum urs_io_fate find(const struct row *rows, size_t count, int error)
+static enum urs_io_fate find(const struct row *rows, size_t count, int error, enum urs_io_fate others)
 {
     for (size_t index = 0; index < count; index++)
         if (rows[index].error == error)
             return rows[index].fate;
-    return URS_FATE_LOST;
+    return others;
 }
 
 enum urs_io_fate urs_io_accept_fate(int32_t result)
 {
-    return result >= 0 ? URS_FATE_DATA : find(accept_rows, URS_COUNT(accept_rows), -result);
+    return result >= 0 ? URS_FATE_DATA : find(accept_rows, URS_COUNT(accept_rows), -result, URS_FATE_LATER);
 }
 
 enum urs_io_fate urs_io_receive_fate(int32_t result)
 {
     if (result >= 0)
         return result > 0 ? URS_FATE_DATA : URS_FATE_END;
-    return find(receive_rows, URS_COUNT(receive_rows), -result);
+    return find(receive_rows, URS_COUNT(receive_rows), -result, URS_FATE_LOST);
 }
 
 enum urs_io_fate urs_io_send_fate(int32_t result)
 {
-    return result >= 0 ? URS_FATE_DATA : find(send_rows, URS_COUNT(send_rows), -result);
+    return result >= 0 ? URS_FATE_DATA : find(send_rows, URS_COUNT(send_rows), -result, URS_FATE_LOST);
 }
 
 int urs_io_set_blocking(int fd, bool blocking)

@@ -16,16 +16,48 @@ bool urs_io_fail_at_once(struct urs_io_faults *faults, uint64_t data, int32_t fa
     return true;
 }
 
+bool urs_io_keep_back(struct urs_io_faults *faults, const struct urs_completion *completion)
+{
+    if (completion->kind != URS_IO_RELEASE || faults->late_count == URS_COUNT(faults->late))
+        return false;
+    int32_t waits = urs_fault(URS_FAULT_NOTIFY);
+    if (waits <= 0)
+        return false;
+    faults->late[faults->late_count].completion = *completion;
+    faults->late[faults->late_count++].waits = waits;
+    return true;
+}
+
+void urs_io_count_wait(struct urs_io_faults *faults)
+{
+    for (uint32_t index = 0; index < faults->late_count; index++)
+        faults->late[index].waits -= faults->late[index].waits > 0;
+}
+
 uint32_t urs_io_collect_failed(struct urs_io_faults *faults, struct urs_completion *out, uint32_t room)
 {
     uint32_t count = (uint32_t)urs_min(room, faults->failed_count);
     memcpy(out, faults->failed, count * sizeof *out);
     faults->failed_count -= count;
     memmove(faults->failed, faults->failed + count, faults->failed_count * sizeof *out);
+    for (uint32_t index = 0; index < faults->late_count && count < room;) {
+        if (faults->late[index].waits > 0) {
+            index++;
+            continue;
+        }
+        out[count++] = faults->late[index].completion;
+        faults->late[index] = faults->late[--faults->late_count];
+    }
     return count;
 }
 
-bool urs_io_failed_waiting(const struct urs_io_faults *faults) { return faults->failed_count > 0; }
+bool urs_io_failed_waiting(const struct urs_io_faults *faults)
+{
+    for (uint32_t index = 0; index < faults->late_count; index++)
+        if (faults->late[index].waits == 0)
+            return true;
+    return faults->failed_count > 0;
+}
 
 bool urs_io_fail_multishot(struct urs_io_faults *faults, struct urs_completion *completion, uint64_t data)
 {

@@ -12,6 +12,8 @@ struct urs_io_faults {
     uint32_t failed_count;
     struct { uint64_t data; int32_t fault; } ending[1024]; /* multishots that are cancelled to fail */
     uint32_t ending_count;
+    struct { struct urs_completion completion; int32_t waits; } late[256]; /* said later than the kernel said it */
+    uint32_t late_count;
 #else
     char none;
 #endif
@@ -23,7 +25,13 @@ struct urs_io_faults {
  * collected next. */
 bool urs_io_fail_at_once(struct urs_io_faults *faults, uint64_t data, int32_t fault);
 
-/* Fills `out` with what failed at once; returns how much. */
+/* True if a completion was kept to be collected some waits later. */
+bool urs_io_keep_back(struct urs_io_faults *faults, const struct urs_completion *completion);
+
+/* A wait begins: what was kept back comes nearer. */
+void urs_io_count_wait(struct urs_io_faults *faults);
+
+/* Fills `out` with what failed at once, and what was kept back long enough; returns how much. */
 uint32_t urs_io_collect_failed(struct urs_io_faults *faults, struct urs_completion *out, uint32_t room);
 
 bool urs_io_failed_waiting(const struct urs_io_faults *faults);
@@ -42,6 +50,15 @@ static inline bool urs_io_fail_at_once(struct urs_io_faults *faults, uint64_t da
     (void)fault;
     return false;
 }
+
+static inline bool urs_io_keep_back(struct urs_io_faults *faults, const struct urs_completion *completion)
+{
+    (void)faults;
+    (void)completion;
+    return false;
+}
+
+static inline void urs_io_count_wait(struct urs_io_faults *faults) { (void)faults; }
 
 static inline uint32_t urs_io_collect_failed(struct urs_io_faults *faults, struct urs_completion *out, uint32_t room)
 {

@@ -35,7 +35,7 @@
 #define IORING_ENTER_NO_IOWAIT (1U << 7)
 #endif
 
-enum { BUFFER_GROUP = 1, ENTRIES_MIN = 64, ENTRIES_MAX = 4096, CQ_FACTOR = 4, KIND_CANCEL = 255 };
+enum { BUFFER_GROUP = 1, ENTRIES_MIN = 64, ENTRIES_MAX = 4096, CQ_FACTOR = 4, KIND_CANCEL = 255, RETRY_NS = 1000000 };
 
 struct uring {
     struct urs_io io;                    /* first: the contract's handle */
@@ -315,17 +315,23 @@ static int uring_send(struct urs_io *io, uint32_t slot, uint32_t generation, int
 static int uring_send_zero_copy(struct urs_io *io, uint32_t token, int fd, const uint8_t *data, size_t bytes,
                                 bool in_pool)
 {
-    struct io_uring_sqe *sqe = io_uring_get_sqe(&of(io)->ring);
-    if (sqe == NULL) {
+    struct uring *uring = of(io);
+    uint64_t identity = urs_io_pack(URS_IO_SEND_ZC, 0, token);
+    if (io_uring_sq_space_left(&uring->ring) == 0) {
         io->stats.sq_full++;
         return -EBUSY;
     }
-    io_uring_prep_send_zc(sqe, fd, data, bytes, MSG_DONTWAIT | MSG_NOSIGNAL, IORING_SEND_ZC_REPORT_USAGE);
+    int32_t fault = urs_fault(URS_FAULT_SEND);
+    if (urs_io_fail_at_once(&uring->faults, identity, fault))
+        return 0;
+    struct io_uring_sqe *sqe = io_uring_get_sqe(&uring->ring);
+    io_uring_prep_send_zc(sqe, fd, data, urs_fault_cut(fault, bytes), MSG_DONTWAIT | MSG_NOSIGNAL,
+                          IORING_SEND_ZC_REPORT_USAGE);
     if (in_pool) {
         sqe->ioprio |= IORING_RECVSEND_FIXED_BUF;
         sqe->buf_index = 0;
     }
-    io_uring_sqe_set_data64(sqe, urs_io_pack(URS_IO_SEND_ZC, 0, token));
+    io_uring_sqe_set_data64(sqe, identity);
     return 0;
 }
 
@@ -386,6 +392,8 @@ static uint32_t uring_collect(struct urs_io *io, struct urs_completion *out, uin
             uring->wake_armed = false;
             urs_wake_clear(&uring->wake);
         }
+        if (urs_io_keep_back(&uring->faults, completion))
+            continue;
         if (urs_io_fail_multishot(&uring->faults, completion, cqe->user_data))
             cancel(uring, cqe->user_data);
         count++;
@@ -397,6 +405,7 @@ static uint32_t uring_collect(struct urs_io *io, struct urs_completion *out, uin
 static int uring_wait(struct urs_io *io, int64_t timeout_ns)
 {
     struct uring *uring = of(io);
+    urs_io_count_wait(&uring->faults);
     publish(uring);
     if (!uring->wake_armed)
         arm_wake(uring);
@@ -407,6 +416,10 @@ static int uring_wait(struct urs_io *io, int64_t timeout_ns)
         io->stats.cq_overflows++;
     else if (io_uring_cq_ready(&uring->ring) > 0 || urs_io_failed_waiting(&uring->faults))
         timeout_ns = 0;
+    /* What the kernel did not take would never complete: no long sleep before the next attempt. */
+    bool stuck = io_uring_sq_ready(&uring->ring) > 0 || !uring->wake_armed;
+    if (stuck && (timeout_ns < 0 || timeout_ns > RETRY_NS))
+        timeout_ns = RETRY_NS;
 
     struct __kernel_timespec timeout = {.tv_sec = timeout_ns / 1000000000, .tv_nsec = timeout_ns % 1000000000};
     struct io_uring_getevents_arg argument = {

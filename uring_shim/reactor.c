@@ -121,7 +121,7 @@ int urs_reactor_start(struct urs_reactor *reactor)
     reactor->started = true;
     reactor->owner = pthread_self();
     urs_turn_clock(reactor);
-    urs_life_arm_listeners(reactor);
+    urs_admission_arm(reactor);
     return 0;
 }
 
@@ -132,7 +132,7 @@ int urs_reactor_listen(struct urs_reactor *reactor, int fd, bool local)
     reactor->listeners[reactor->listener_count] = (struct urs_listener){.fd = fd, .local = local};
     reactor->listener_count++;
     if (reactor->started)
-        urs_life_arm_listeners(reactor);
+        urs_admission_arm(reactor);
     return (int)reactor->listener_count - 1;
 }
 
@@ -199,7 +199,7 @@ int urs_reactor_adopt(struct urs_reactor *reactor, int fd, const uint8_t *prefix
         urs_session_free(&reactor->sessions, session);
         return error;
     }
-    urs_life_peer(session);
+    urs_admission_peer(session);
     reactor->stats.accepted++;
     reactor->handshakes++;  /* urs_life_open counts it down again */
     urs_life_open(reactor, session);
@@ -352,7 +352,7 @@ int urs_session_send(struct urs_reactor *reactor, uint64_t id, uint32_t index, u
     int refused = find(reactor, id, &session);
     if (refused != 0)
         return refused;
-    urs_turn_apply(reactor, index);
+    urs_turn_apply(reactor, (uint32_t)urs_min(index, reactor->event_count));
     if (session->state != URS_SESSION_OPEN || session->lost)
         return URS_ERROR_CLOSING;
     size_t pending = session->backlog_bytes + session->outbound.bytes;
@@ -473,7 +473,7 @@ int urs_session_settle_peer(struct urs_reactor *reactor, uint64_t id, const stru
         return refused;
     if (peer != NULL)
         session->peer = *peer;
-    return urs_life_count_peer(reactor, session) ? 0 : URS_ERROR_LIMIT;
+    return urs_admission_count(reactor, session) ? 0 : URS_ERROR_LIMIT;
 }
 
 int urs_session_state(struct urs_reactor *reactor, uint64_t id)

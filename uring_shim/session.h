@@ -53,6 +53,7 @@ struct urs_session {
     uint32_t ping_due_ms;
     uint32_t turn;                       /* the turn that turn_bytes counts for */
     uint32_t turn_bytes;
+    uint32_t late_events;                /* that name it and are the next turn's */
     uint32_t peer_hash;                  /* of the address, for sessions_per_ip_max; 0: not counted */
     struct urs_peer peer;
     uint16_t failed_code;                /* the close code we failed it with; 0: we did not */

@@ -42,7 +42,7 @@ static void delay(struct urs_reactor *reactor, struct urs_session *session)
     if (!session->delayed) {
         session->delayed = true;
         urs_slots_push(&reactor->delayed, session->slot);
-        reactor->delayed_until_ms = reactor->now_ms + URS_DELAY_MS;
+        urs_core_pause(reactor);
     }
 }
 
@@ -54,6 +54,7 @@ void urs_turn_event(struct urs_reactor *reactor, uint32_t slot, const struct urs
         reactor->visible++;
     } else if (reactor->late_count < reactor->late_room) {
         reactor->late[reactor->late_count++] = (struct urs_event){.item = *item, .slot = slot};
+        urs_core_session(reactor, slot)->late_events++;
     }
 }
 
@@ -556,7 +557,7 @@ static void dispatch(struct urs_reactor *reactor)
             on_writable(reactor, completion);
             break;
         case URS_IO_ACCEPT:
-            urs_life_accepted(reactor, completion);
+            urs_admission_accepted(reactor, completion);
             break;
         case URS_IO_WAKE:
             reactor->woken = true;
@@ -594,10 +595,11 @@ static void rearm(struct urs_reactor *reactor)
         urs_turn_receive(reactor, session, false);
         urs_turn_dirty(reactor, session);
     }
-    urs_life_arm_listeners(reactor);
+    urs_admission_arm(reactor);
 }
 
-/* Frees the sessions that ended, but for those that still stand on a list. */
+/* Frees the sessions that ended, but for those that still stand on a list, or that an event still to be given names:
+ * the slot's next session would take it for its own. */
 static void free_dead(struct urs_reactor *reactor)
 {
     uint32_t count = reactor->dead.count;
@@ -605,7 +607,7 @@ static void free_dead(struct urs_reactor *reactor)
     for (uint32_t index = 0; index < count; index++) {
         uint32_t slot = reactor->dead.slots[index];
         struct urs_session *session = urs_core_session(reactor, slot);
-        if (session->dirty || session->ready || session->parked || session->delayed)
+        if (session->dirty || session->ready || session->parked || session->delayed || session->late_events > 0)
             urs_slots_push(&reactor->dead, slot);
         else
             urs_session_free(&reactor->sessions, session);
@@ -623,9 +625,13 @@ static int finish(struct urs_reactor *reactor)
     int error = urs_turn_flush(reactor);
     if (error != 0)
         return error;
-    for (uint32_t index = 0; index < reactor->used_count; index++)
-        if (reactor->lent == NULL || !reactor->lent[reactor->used_buffers[index]])
-            reactor->io->operations->release(reactor->io, reactor->used_buffers[index]);
+    for (uint32_t index = 0; index < reactor->used_count; index++) {
+        uint16_t buffer = reactor->used_buffers[index];
+        if (reactor->lent == NULL || reactor->lent[buffer] == URS_LENT_NOT)
+            reactor->io->operations->release(reactor->io, buffer);
+        else
+            reactor->lent[buffer] = URS_LENT_BEYOND;
+    }
     reactor->used_count = 0;
     urs_outbox_reset(&reactor->outbox);
     free_dead(reactor);
@@ -640,6 +646,7 @@ static void take_late(struct urs_reactor *reactor)
     for (uint32_t index = 0; index < count; index++) {
         reactor->events[index] = reactor->late[index];
         reactor->targets[index] = -1 - (int32_t)reactor->late[index].slot;
+        urs_core_session(reactor, reactor->late[index].slot)->late_events--;
     }
     reactor->event_count = reactor->visible = count;
     reactor->late_count -= count;

@@ -38,8 +38,9 @@ static void end_loan(struct urs_reactor *reactor, uint32_t token)
 {
     struct urs_loan *loan = &reactor->loans[token];
     if (loan->block == NULL) {
-        reactor->lent[loan->buffer] = false;
-        reactor->io->operations->release(reactor->io, loan->buffer);
+        if (reactor->lent[loan->buffer] == URS_LENT_BEYOND)
+            reactor->io->operations->release(reactor->io, loan->buffer);
+        reactor->lent[loan->buffer] = URS_LENT_NOT;
     }
     urs_block_drop(loan->block);
     *loan = (struct urs_loan){.next_free = reactor->loan_free};
@@ -61,7 +62,7 @@ int urs_zero_copy_send(struct urs_reactor *reactor, struct urs_session *session)
         if (segment->data < reactor->pool.memory || offset >= reactor->pool.stride * reactor->pool.buffers)
             return -ENOTSUP;  /* the arena */
         buffer = (uint32_t)(offset / reactor->pool.stride);
-        if ((offset + segment->bytes - 1) / reactor->pool.stride != buffer || reactor->lent[buffer])
+        if ((offset + segment->bytes - 1) / reactor->pool.stride != buffer || reactor->lent[buffer] != URS_LENT_NOT)
             return -ENOTSUP;
     }
     uint32_t token = reactor->loan_free - 1;
@@ -73,7 +74,7 @@ int urs_zero_copy_send(struct urs_reactor *reactor, struct urs_session *session)
     reactor->loan_free = loan->next_free;
     *loan = (struct urs_loan){.id = urs_session_id(session), .buffer = (uint16_t)buffer, .sending = true};
     if (in_pool) {
-        reactor->lent[buffer] = true;
+        reactor->lent[buffer] = URS_LENT_IN_TURN;
     } else {
         loan->block = segment->block;
         __atomic_add_fetch(&segment->block->references, 1, __ATOMIC_RELAXED);

@@ -1,8 +1,10 @@
 /* Nothing but loops and a clock: what they call is the shim's own source, compiled beside this file. */
 #include "loops.h"
 
+#include "engine.h"
 #include "frame.h"
 #include "mask.h"
+#include "outbound.h"
 #include "utf8.h"
 
 #include <string.h>
@@ -80,4 +82,75 @@ int64_t loop_headers(const uint8_t *frames, size_t bytes, size_t repeats)
         BARRIER();
     }
     return now() - start;
+}
+
+static void receive(const struct loop_reads *r)
+{
+    void *(*copy)(void *, const void *, size_t) = library_memcpy;
+
+    for (size_t i = 0; i < r->reads; i++)
+        for (size_t k = 0; k < r->frames; k++)
+            copy(r->buffers + i * r->stride + k * r->frame_bytes, r->frame, r->frame_bytes);
+    BARRIER();
+}
+
+int64_t loop_receive(const struct loop_reads *reads, size_t repeats)
+{
+    struct loop_reads r = *reads;
+    int64_t start = now();
+
+    for (size_t i = 0; i < repeats; i++)
+        receive(&r);
+    return now() - start;
+}
+
+/* What a thread has: connections, and what they share. */
+struct thread {
+    struct urs_engine engines[LOOP_CONNECTIONS];
+    struct urs_outbound outbounds[LOOP_CONNECTIONS];
+    struct urs_engine_rules rules;
+    struct urs_memory memory;
+    struct urs_outbox outbox;
+};
+
+/* A read for each of `count` connections; returns how many bytes are to be sent then, 0 if a frame was refused. */
+static size_t turn(struct thread *thread, const struct loop_reads *r, uint8_t *buffer, size_t count)
+{
+    size_t bytes = 0;
+
+    for (size_t i = 0; i < count; i++, buffer += r->stride) {
+        struct urs_input input = {.next = buffer, .end = buffer + r->frames * r->frame_bytes};
+        struct urs_item item;
+        while (urs_engine_next(&thread->engines[i], &thread->rules, &thread->memory, &input, &item) != URS_ITEM_NONE)
+            if (item.kind != URS_ITEM_MESSAGE
+                || urs_outbound_answer(&thread->outbox, &thread->outbounds[i], &item, item.opcode, item.fin) != 0)
+                return 0;
+    }
+    for (size_t i = 0; i < count; i++) {
+        bytes += thread->outbounds[i].bytes;
+        urs_outbound_clear(&thread->outbox, &thread->outbounds[i]);
+    }
+    urs_outbox_reset(&thread->outbox);
+    return bytes;
+}
+
+int64_t loop_engine(const struct loop_reads *reads, size_t repeats)
+{
+    struct loop_reads r = *reads;
+    struct thread thread = {.rules = {.message_bytes_max = 16 << 20}};
+    int64_t nanoseconds = 0;
+    bool refused = false;
+
+    for (size_t i = 0; i < repeats; i++) {
+        receive(&r);
+        int64_t start = now();
+        for (size_t k = 0; k < r.reads; k += LOOP_CONNECTIONS) {
+            size_t count = urs_min(r.reads - k, LOOP_CONNECTIONS);
+            refused |= turn(&thread, &r, r.buffers + k * r.stride, count) != count * r.frames * r.answer_bytes;
+        }
+        nanoseconds += now() - start;
+    }
+    urs_outbox_clear(&thread.outbox);
+    urs_memory_clear(&thread.memory);
+    return refused ? -1 : nanoseconds;
 }

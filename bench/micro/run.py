@@ -1,24 +1,23 @@
-"""Microbenchmarks of the shim's leaves: unmasking beside memcpy, UTF-8 beside bytes.decode, and frame headers.
+"""Microbenchmarks: unmasking beside memcpy, UTF-8 beside bytes.decode, frame headers, the engine, Python's dispatch.
 
 Run `python bench/micro/run.py`; `--help` shows how to run a part of it. It compiles the shim's sources, as the package
-does, with the timing loops of loops.c. Time is the thread's own CPU time, and the rounds visit the candidates of a
-table in turn, so that a slow moment of the machine falls on all of them. Each figure is the median of its rounds, and
-each ratio the median of the rounds' ratios, against the table's first candidate: 2.00x is twice as fast.
+does, with the timing loops of loops.c; only dispatch needs the package. Time is the thread's own CPU time, and the
+rounds visit the candidates of a table in turn, so that a slow moment of the machine falls on all of them. Each figure
+is the median of its rounds. The last column is the median of the rounds' ratios to the table's first candidate (2.00x
+is twice as fast), or of their differences to the shim doing the same alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
-import statistics
 import struct
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import cffi
 
@@ -28,13 +27,18 @@ sys.path[:0] = [str(HERE.parent), str(SHIM)]
 
 import build_ffi  # noqa: E402
 import machine  # noqa: E402
+from dispatch import dispatch_tables  # noqa: E402
+from tables import Candidate, Effort, Table, report  # noqa: E402
 
-LEAVES = ("mask", "utf8", "frame")
+COMPILED = ("mask", "utf8", "frame", "block", "engine", "outbound")
+DECLARED = ("mask", "utf8", "frame")  # what is called from here; loops.c calls the rest
 
 # Payload sizes, and the header before each: its end decides how a payload is aligned, hardly ever by 16.
 HEADER_BYTES = {20: 6, 64: 6, 125: 6, 1024: 8, 16 << 10: 8, 64 << 20: 14}
 # What one repeat visits: as many small frames as fit into half of a usual first-level cache, or one larger frame.
 VISITED_BYTES = 16 << 10
+# What the engine visits: half of a usual second-level cache, which is where a server's receive buffers are.
+RECEIVED_BYTES = 512 << 10
 
 TEXT_BYTES = (20, 64, 16 << 10)
 TEXTS = {
@@ -47,42 +51,16 @@ TEXTS = {
 }
 
 
-class Candidate(NamedTuple):
-    """One line of a table."""
-
-    name: str
-    run: Callable[[int], int]
-    """Handles all its items as many times as it is told, and returns the nanoseconds that took."""
-    items: int = 1
-
-
-class Table(NamedTuple):
-    """What is compared, and how a line is reported: one item every nanosecond is `rate` `unit`."""
-
-    title: str
-    rate: float
-    unit: str
-    candidates: list[Candidate]
-
-
-class Effort(NamedTuple):
-    """How much is measured."""
-
-    rounds: int
-    seconds: float
-    """For each candidate in each round."""
-
-
 def compile_loops(directory: str) -> Any:
-    """The loops and the leaves as a cffi module, compiled into `directory`."""
-    headers = [HERE / "loops.h", *(SHIM / f"{leaf}.h" for leaf in LEAVES)]
+    """The loops and what they call as a cffi module, compiled into `directory`."""
+    headers = [HERE / "loops.h", *(SHIM / f"{name}.h" for name in DECLARED)]
     builder = cffi.FFI()
     for header in headers:
         builder.cdef(build_ffi.cut_cdef(header.read_text(encoding="utf-8"), header.name))
     builder.set_source(
         "micro_loops",
         "".join(f'#include "{header.name}"\n' for header in headers),
-        sources=[str(HERE / "loops.c"), *(str(SHIM / f"{leaf}.c") for leaf in LEAVES)],
+        sources=[str(HERE / "loops.c"), *(str(SHIM / f"{name}.c") for name in COMPILED)],
         include_dirs=[str(HERE), str(SHIM)],
         extra_compile_args=list(build_ffi.COMPILE_FLAGS),
     )
@@ -92,43 +70,6 @@ def compile_loops(directory: str) -> Any:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-def run(candidate: Candidate, repeats: int) -> int:
-    """The nanoseconds that `repeats` repeats took."""
-    nanoseconds = candidate.run(repeats)
-    if nanoseconds < 0:
-        raise RuntimeError(f"{candidate.name} refused its input")
-    return nanoseconds
-
-
-def enough_repeats(candidate: Candidate, seconds: float) -> int:
-    """How many repeats take about that long."""
-    repeats = 1
-    while (nanoseconds := run(candidate, repeats)) < seconds * 1e8:
-        repeats *= 4
-    return max(1, round(repeats * seconds * 1e9 / nanoseconds))
-
-
-def measure(candidates: list[Candidate], effort: Effort) -> list[list[float]]:
-    """Nanoseconds per item, for each candidate in each round."""
-    repeats = [enough_repeats(candidate, effort.seconds) for candidate in candidates]
-    results: list[list[float]] = [[] for _ in candidates]
-    for _ in range(effort.rounds):
-        for candidate, count, result in zip(candidates, repeats, results, strict=True):
-            result.append(run(candidate, count) / count / candidate.items)
-    return results
-
-
-def report(table: Table, effort: Effort) -> None:
-    """Measures a table and prints it."""
-    results = measure(table.candidates, effort)
-    print(f"\n{table.title}")
-    for candidate, result in zip(table.candidates, results, strict=True):
-        nanoseconds = statistics.median(result)
-        ratio = statistics.median(first / own for first, own in zip(results[0], result, strict=True))
-        rate = table.rate / nanoseconds
-        print(f"  {candidate.name:<16}{nanoseconds:>14,.1f} ns{rate:>10.2f} {table.unit}{ratio:>9.2f}x")
 
 
 def mask_table(module: Any, size: int, gap: int) -> Table:
@@ -206,12 +147,49 @@ def header_tables(module: Any) -> list[Table]:
     return [Table("frame headers", 1e3, "million/s", [candidate(name, frame) for name, frame in frames.items()])]
 
 
-TABLES = {"mask": mask_tables, "utf8": utf8_tables, "headers": header_tables}
+def engine_table(module: Any, size: int) -> Table:
+    """From bytes received to bytes to send, beside a copy of each frame."""
+    ffi, lib = module.ffi, module.lib
+    length = struct.pack("!B", 0x80 | size) if size < 126 else struct.pack("!BH", 0x80 | 126, size)
+    frame = b"\x82" + length + b"\x37\xfa\x21\x3d" + bytes(size)
+    answer_bytes = len(frame) - 4  # all but the masking key
+    lib.urs_mask_select(b"auto")
+
+    def candidate(name: str, frames: int, loop: Any) -> Candidate:
+        """Reads of that many frames each; each read starts a cache line."""
+        stride = -(-frames * len(frame) // 64) * 64
+        reads = max(1, RECEIVED_BYTES // stride)
+        received = ffi.from_buffer(bytearray(reads * stride))
+        source = ffi.from_buffer(frame)
+        described = ffi.new("struct loop_reads *", (received, source, len(frame), frames, reads, stride, answer_bytes))
+
+        def run(repeats: int, _alive: object = (received, source)) -> int:
+            return int(loop(described, repeats))
+
+        return Candidate(name, run, reads * frames)
+
+    answered = [candidate(f"{frames} a read", frames, lib.loop_engine) for frames in (1, 16, 64)]
+    title = f"engine, frames of {size:,} bytes answered"
+    return Table(title, 1e3, "million/s", [candidate("memcpy", 1, lib.loop_receive), *answered])
+
+
+def engine_tables(module: Any) -> list[Table]:
+    """Each size."""
+    return [engine_table(module, size) for size in (20, 125, 1024, 16 << 10)]
+
+
+TABLES = {
+    "mask": mask_tables,
+    "utf8": utf8_tables,
+    "headers": header_tables,
+    "engine": engine_tables,
+    "dispatch": dispatch_tables,
+}
 
 
 def main() -> None:
     """Runs what the command line asks for."""
-    parser = argparse.ArgumentParser(description="Microbenchmarks of masking, UTF-8 validation and frame headers.")
+    parser = argparse.ArgumentParser(description="Microbenchmarks of the shim's parts and of Python's dispatch.")
     parser.add_argument("what", nargs="*", help=f"some of {', '.join(TABLES)} (default: all)")
     parser.add_argument("--rounds", type=int, default=21, help="default: %(default)s")
     parser.add_argument(

@@ -35,6 +35,8 @@ class Opened:
     setup_flags: int
     features: int
     reduced: bool
+    zero_copy: bool
+    """Whether the receive pool is registered with the kernel, so that it can be sent from without a copy."""
     refused: UringUnavailable | None
     """Why "auto" did not take io_uring; None if it did, or was not asked."""
 
@@ -120,5 +122,6 @@ def _open(name: str, options: Any, refused: UringUnavailable | None = None) -> O
         int(report.setup_flags),
         int(report.features),
         bool(report.reduced),
+        bool(report.zero_copy),
         refused,
     )

@@ -241,12 +241,20 @@ def _kernel(machine: Machine, opened: Opened | None) -> Iterator[Finding]:
             yield Finding(
                 "kernel", Level.INFO, "no NO_IOWAIT (6.15): monitors show an idle server as iowait; no CPU is used"
             )
+        yield _zero_copy(opened)
         yield Finding("kernel", Level.INFO, f"features: {_names(FEATURES, opened.features)}")
     if machine.uring_disabled:
         who = "for all but CAP_SYS_ADMIN and kernel.io_uring_group" if machine.uring_disabled == 1 else "for all"
         yield Finding("kernel", Level.INFO, f"kernel.io_uring_disabled = {machine.uring_disabled}: disabled {who}")
     if machine.seccomp == _SECCOMP_FILTER:
         yield Finding("kernel", Level.INFO, "a seccomp filter is on this process, as in a container")
+
+
+def _zero_copy(opened: Opened) -> Finding:
+    if opened.zero_copy:
+        return Finding("kernel", Level.OK, "SEND_ZC: large sends may go without a copy (Options.zero_copy)")
+    text = "no SEND_ZC: the receive pool could not be registered, so that all sends are copied"
+    return Finding("kernel", Level.LOW, text, "for sends without a copy: raise RLIMIT_MEMLOCK (ulimit -l)")
 
 
 def _cpu() -> Iterator[Finding]:

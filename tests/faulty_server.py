@@ -1,0 +1,103 @@
+"""An echo server whose system calls fail on command, run by `faulty.py` in a process of its own.
+
+    faulty_server.py <directory of the build with faults> <backend> <mode> <control socket> <options as JSON>
+
+On the control socket each line is a JSON object, and so is its answer: {"plan": [point, from, count, fault]} plans a
+fault (fault.h), {"look": true} tells how the server is, {"hold": seconds} blocks its thread for a while.
+"""
+
+import dataclasses
+import json
+import socket
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, sys.argv[1])
+
+from uringws import Connection, Handler, Message, Options, Reactor, Sender
+from uringws.shim import lib
+
+ANSWERS: dict[str, Callable[[Connection, Message], object]] = {
+    "c": lambda _conn, _message: None,
+    "echo": lambda conn, _message: conn.echo(),
+    "send": lambda conn, message: conn.send(message.opcode, bytes(message)),
+}
+
+
+class Bookkeeper(Handler):
+    """Answers as its mode says, and counts how often each session was opened and closed."""
+
+    def __init__(self, mode: str) -> None:
+        self.opened: Counter[int] = Counter()
+        self.closed: Counter[int] = Counter()
+        self.codes: Counter[int] = Counter()
+        self.answer = ANSWERS[mode]
+
+    def on_open(self, conn: Connection) -> None:
+        self.opened[conn.id] += 1
+
+    def on_message(self, conn: Connection, message: Message) -> None:
+        self.answer(conn, message)
+
+    def on_close(self, conn: Connection, code: int, reason: str) -> None:
+        self.closed[conn.id] += 1
+        self.codes[code] += 1
+
+
+def look(reactor: Reactor, books: Bookkeeper) -> dict[str, Any]:
+    return {
+        "stats": dataclasses.asdict(reactor.stats()),
+        "opened": len(books.opened),
+        "closed": len(books.closed),
+        "codes": dict(books.codes),
+        "wrong": sorted(id_ for id_ in books.opened | books.closed if books.opened[id_] != 1 or books.closed[id_] > 1),
+        "descriptors": sum(1 for _ in Path("/proc/self/fd").iterdir()),
+        "injected": [lib.urs_fault_injected(point) for point in range(lib.URS_FAULT_POINTS)],
+        "cpu_seconds": time.process_time(),
+    }
+
+
+def control(connection: socket.socket, reactor: Reactor, sender: Sender, books: Bookkeeper) -> None:
+    """Carry out commands, each on the reactor's thread; the end of the stream stops the server."""
+    for line in connection.makefile():
+        command = json.loads(line)
+        answer: Future[Any] = Future()
+
+        def act(command: dict[str, Any] = command, answer: Future[Any] = answer) -> None:
+            if "plan" in command:
+                answer.set_result(lib.urs_fault_plan(*command["plan"]))
+            elif "hold" in command:
+                answer.set_result(None)
+                time.sleep(command["hold"])
+            else:
+                answer.set_result(look(reactor, books))
+
+        sender.call(act)
+        connection.sendall(json.dumps(answer.result(30)).encode() + b"\n")
+    sender.release()
+    reactor.stop()
+
+
+def main() -> None:
+    mode, path, options = sys.argv[3:]
+    backend: Any = sys.argv[2]
+    books = Bookkeeper(mode)
+    with (
+        socket.socket(socket.AF_UNIX) as connection,
+        Reactor(books, Options(**json.loads(options)), backend=backend) as reactor,
+    ):
+        connection.connect(path)
+        host, port = reactor.bind("127.0.0.1", 0)
+        sender = reactor.sender()
+        threading.Thread(target=control, args=(connection, reactor, sender, books), daemon=True).start()
+        connection.sendall(json.dumps([host, port]).encode() + b"\n")
+        (reactor.run_echo if mode == "c" else reactor.run)()
+
+
+main()
