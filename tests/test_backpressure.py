@@ -1,479 +1,520 @@
-"""Who sends faster than its peer reads, and who is sent more than it takes: told so, bounded, and no burden to others.
-
-What a full backlog does as a whole is in test_limits.py; here are its exact edges.
-"""
+"""Who reads slowly, and who writes fast: each costs its own backlog or its own socket's room, and nobody else's."""
 
 from __future__ import annotations
 
-import itertools
-import random
+import contextlib
 import socket
+import struct
 import threading
-import time
-from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from servers import EchoRecorder, ReactorThread, Recorder, settle, wait_until
+from servers import EchoRecorder, ReactorThread, Recorder, Silent, run_until, wait_until
 from uringws import (
     BacklogFull,
-    CloseCode,
     Connection,
     ConnectionClosed,
+    Handler,
     Message,
     Opcode,
     Options,
     Reactor,
     SendResult,
+    Stats,
 )
-from wire import BINARY, PING, TEXT, Address, Frame, Peer, close_frame, distinct_payloads, frame, upgrade_request
+from uringws.backend import Backend
+from wire import BINARY, CLOSE, PING, PONG, TEXT, Frame, Peer, frame
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from uringws.backend import Backend
-
-SENT, QUEUED, DROPPED = SendResult.SENT, SendResult.QUEUED, SendResult.DROPPED
-MIB = 1 << 20
-UPGRADE = upgrade_request()
-
-
-class Stalled:
-    """A session whose peer does not read, with its socket full: from here on every byte goes into the backlog."""
-
-    def __init__(self, server: ReactorThread, recorder: Recorder) -> None:
-        self._server = server
-        self.peer = Peer.connect(server.address)
-        opened = len(recorder.of("open"))
-        self.conn = recorder.connections[recorder.wait_for("open", max(1, opened))[-1][1]]
-        self.filling = 0
-        while self.buffered == 0:
-            assert self.send(bytes(100_000)) in (SENT, QUEUED)
-            self.filling += 1
-
-    def send(self, payload: bytes, opcode: int = BINARY) -> SendResult:
-        return self._server.ask(lambda: self.conn.send(opcode, payload))
-
-    @property
-    def buffered(self) -> int:
-        return self._server.ask(lambda: self.conn.buffered_amount)
-
-    def read_filling(self) -> None:
-        assert self.peer.read_frames(self.filling) == [Frame(BINARY, bytes(100_000))] * self.filling
+KIB, MIB = 1 << 10, 1 << 20
+CHUNK = bytes(range(256)) * 400
+"""Large enough to leave at once, and to be copied to the backlog where the socket takes only a part of it."""
+CONTROL_RESERVE_BYTES = 4096
+HEADER_BYTES_MAX = 10
+POOL_BYTES = Options().receive_buffers * Options().receive_buffer_bytes
 
 
-# send(), buffered_amount
-
-
-def test_send_says_sent_queued_or_dropped(backend: Backend) -> None:
-    recorder = Recorder()
-    with ReactorThread(recorder, backend=backend, options=Options(backlog_bytes_max=MIB, on_full="drop")) as server:
-        with Peer.connect(server.address) as reading:
-            recorder.wait_for("open")
-            (conn,) = recorder.connections.values()
-            assert server.ask(lambda: conn.send_text("read at once")) is SENT
-            assert server.ask(lambda: conn.buffered_amount) == 0
-            assert reading.read_frame() == Frame(TEXT, b"read at once")
-            stalled = Stalled(server, recorder)
-            waiting = stalled.buffered
-            assert 0 < waiting <= 100_010
-            for number in itertools.count(1):
-                result = stalled.send(number.to_bytes(2, "big") * 500)
-                if result is DROPPED:
-                    break
-                assert result is QUEUED
-                waiting += 1004
-                assert stalled.buffered == waiting
-            assert server.ask(server.reactor.stats).drops == 1
-            stalled.read_filling()
-            queued = [Frame(BINARY, kept.to_bytes(2, "big") * 500) for kept in range(1, number)]
-            assert stalled.peer.read_frames(len(queued)) == queued
-            assert stalled.buffered == 0
-            assert stalled.send(b"after it") is SENT
-            assert stalled.peer.read_frame() == Frame(BINARY, b"after it")
-            stalled.peer.close()
-        settle(server)
-
-
-def test_the_limit_counts_the_new_message(backend: Backend) -> None:
-    """To the byte: what fits exactly is taken, one byte more is not, even where the socket would take it."""
-    recorder = Recorder()
-    options = Options(backlog_bytes_max=MIB, on_full="error")
-    with ReactorThread(recorder, backend=backend, options=options) as server:
-        stalled = Stalled(server, recorder)
-        with stalled.peer:
-            room = MIB - stalled.buffered
-            with pytest.raises(BacklogFull):
-                stalled.send(bytes(room + 1))
-            assert stalled.send(bytes(room)) is QUEUED
-            with pytest.raises(BacklogFull):
-                stalled.send(b"")
-            assert server.ask(lambda: stalled.conn.is_open)
-        with Peer.connect(server.address) as reading:
-            ((_, _), (_, id_)) = recorder.wait_for("open", 2)
-            conn = recorder.connections[id_]
-            with pytest.raises(BacklogFull):
-                server.ask(lambda: conn.send_binary(bytes(MIB + 1)))
-            assert server.ask(lambda: conn.send_binary(bytes(MIB))) in (SENT, QUEUED)
-            assert reading.read_frame() == Frame(BINARY, bytes(MIB))
-
-
-def test_control_frames_have_a_small_reserve(backend: Backend) -> None:
-    recorder = Recorder()
-    options = Options(backlog_bytes_max=MIB, on_full="drop")
-    with ReactorThread(recorder, backend=backend, options=options) as server:
-        stalled = Stalled(server, recorder)
-        with stalled.peer:
-            assert stalled.send(bytes(MIB - stalled.buffered)) is QUEUED
-            assert stalled.send(b"x") is DROPPED
-            pings = 0
-            while stalled.send(bytes(125), PING) is QUEUED:
-                pings += 1
-            assert 20 <= pings <= 4096 // 127
-            server.ask(lambda: stalled.conn.close(CloseCode.GOING_AWAY, "and still a close frame"))
-            stalled.read_filling()
-            assert stalled.peer.read_frame().opcode == BINARY
-            assert stalled.peer.read_frames(pings) == [Frame(PING, bytes(125))] * pings
-            assert stalled.peer.read_close() == 1001
-
-
-def test_a_full_backlog_closes_behind_what_is_queued(backend: Backend) -> None:
-    """Under "close" a peer that reads again gets all that was queued, then the close frame, then nothing."""
-    recorder = Recorder()
-    options = Options(backlog_bytes_max=MIB, on_full="close")
-    with ReactorThread(recorder, backend=backend, options=options) as server:
-        stalled = Stalled(server, recorder)
-        with stalled.peer:
-            assert stalled.send(bytes(MIB)) is DROPPED
-            with pytest.raises(ConnectionClosed):
-                stalled.send(b"late")
-            stalled.peer.send(TEXT, b"unheard")
-            stalled.read_filling()
-            assert stalled.peer.read_close() == CloseCode.POLICY_VIOLATION
-            stalled.peer.write(close_frame(1008))
-            stalled.peer.read_eof()
-        ((_, _, code, _),) = recorder.wait_for("close")
-        assert code == CloseCode.POLICY_VIOLATION
-        assert recorder.of("message") == []
-        settle(server)
-
-
-# The water marks
-
-
-class Drained(Recorder):
+class Drains(Recorder):
     def on_drain(self, conn: Connection) -> None:
         self.record("drain", conn.id, conn.buffered_amount)
 
 
-def test_on_drain_comes_once_for_each_crossing(backend: Backend) -> None:
-    recorder = Drained()
-    options = Options(backlog_bytes_max=8 * MIB, backlog_high_bytes=2 * MIB, backlog_low_bytes=MIB)
-    with ReactorThread(recorder, backend=backend, options=options) as server:
-        stalled = Stalled(server, recorder)
-        with stalled.peer:
-            stalled.read_filling()
-            assert recorder.of("drain") == []
-            for crossing in range(1, 4):
-                sent = 0
-                while stalled.buffered < 2 * MIB:
-                    stalled.send(bytes(100_000))
-                    sent += 1
-                assert len(recorder.of("drain")) == crossing - 1
-                stalled.peer.read_frames(sent)
-                assert len(recorder.wait_for("drain", crossing)) == crossing
-            # Up to a byte below the high mark and back again is no crossing.
-            sent = 0
-            while (room := 2 * MIB - 1 - stalled.buffered) > 14:
-                stalled.send(bytes(min(100_000, room - 14)))
-                sent += 1
-            stalled.peer.read_frames(sent)
-            assert stalled.buffered == 0
-            assert len(recorder.of("drain")) == 3
-    assert all(waiting <= MIB for _, _, waiting in recorder.of("drain"))
+class Session:
+    """One open session of a server in a thread, seen from both ends."""
+
+    def __init__(self, server: ReactorThread, recorder: Recorder, peer: Peer) -> None:
+        self.server, self.recorder, self.peer = server, recorder, peer
+        identity = recorder.wait_for("open")[0][1]
+        self.conn = recorder.connections[identity]
+
+    def send(self, payload: bytes) -> SendResult:
+        return self.server.ask(lambda: self.conn.send_binary(payload))
+
+    def send_until(self, outcome: SendResult) -> list[SendResult]:
+        """Send chunks until `send` says that; return all it said."""
+        results = [self.send(CHUNK)]
+        while results[-1] is not outcome:
+            assert len(results) < 1000
+            results.append(self.send(CHUNK))
+        return results
+
+    def buffered(self) -> int:
+        return self.server.ask(lambda: self.conn.buffered_amount)
+
+    def stats(self) -> Stats:
+        return self.server.ask(self.server.reactor.stats)
 
 
-def test_on_drain_may_send_on(backend: Backend) -> None:
-    """The usual producer: it sends while it may, stops at the high mark and goes on when it is drained."""
-    count = 3000
+@contextmanager
+def session(backend: Backend, options: Options, recorder: Recorder | None = None) -> Iterator[Session]:
+    recorder = recorder or Drains()
+    with ReactorThread(recorder, backend=backend, options=options) as server, Peer.connect(server.address) as peer:
+        yield Session(server, recorder, peer)
 
-    class Producer(Recorder):
-        def __init__(self) -> None:
-            super().__init__()
-            self.next = 0
-            self.most = 0
 
-        def on_open(self, conn: Connection) -> None:
-            super().on_open(conn)
-            self.produce(conn)
+# What send says
 
-        def produce(self, conn: Connection) -> None:
-            while self.next < count and conn.buffered_amount < 256 << 10:
-                conn.send_binary(self.next.to_bytes(4, "big") * 2500)
-                self.next += 1
-            self.most = max(self.most, conn.buffered_amount)
 
+def test_a_message_is_sent_then_queued_then_dropped(backend: Backend) -> None:
+    with session(backend, Options(backlog_bytes_max=MIB, on_full="drop")) as it:
+        results = it.send_until(SendResult.DROPPED)
+        assert results == sorted(results), "sent, then queued, then dropped: in this order only"
+        assert set(results) == set(SendResult)
+        buffered = it.buffered()
+        assert MIB - len(CHUNK) < buffered <= MIB + HEADER_BYTES_MAX
+        assert it.stats().queued_bytes == buffered
+        assert it.stats().drops == 1
+
+        kept = len(results) - 1
+        assert it.peer.read_frames(kept) == [Frame(BINARY, CHUNK)] * kept
+        wait_until(lambda: it.buffered() == 0)
+        assert it.stats().queued_bytes == 0
+        assert it.send(b"next") is SendResult.SENT
+        assert it.peer.read_frame() == Frame(BINARY, b"next")
+
+
+def test_the_backlog_counts_the_message_that_is_to_join_it(backend: Backend) -> None:
+    with session(backend, Options(backlog_bytes_max=MIB, on_full="drop")) as it:
+        assert it.send(bytes(MIB + 1)) is SendResult.DROPPED
+        assert it.buffered() == 0
+        chunks = len(it.send_until(SendResult.QUEUED))
+        room = MIB - it.buffered()
+        assert it.send(bytes(room + 1)) is SendResult.DROPPED
+        assert it.send(bytes(room)) is SendResult.QUEUED
+        assert MIB < it.buffered() <= MIB + HEADER_BYTES_MAX
+        assert it.send(b"") is SendResult.DROPPED
+        it.peer.read_frames(chunks)
+        assert it.peer.read_frame() == Frame(BINARY, bytes(room))
+
+
+def test_on_full_error_raises_and_leaves_the_connection_as_it_was(backend: Backend) -> None:
+    with session(backend, Options(backlog_bytes_max=MIB, on_full="error")) as it:
+        chunks = 0
+        with pytest.raises(BacklogFull):  # noqa: PT012 - which of them raises is up to the socket
+            while chunks < 1000:
+                it.send(CHUNK)
+                chunks += 1
+        buffered = it.buffered()
+        with pytest.raises(BacklogFull):
+            it.send(CHUNK)
+        assert it.buffered() == buffered
+        assert it.server.ask(lambda: it.conn.is_open)
+        assert it.peer.read_frames(chunks) == [Frame(BINARY, CHUNK)] * chunks
+        assert it.peer.shake_hands() == 1000
+
+
+def test_on_full_close_delivers_what_was_queued_and_then_1008(backend: Backend) -> None:
+    with session(backend, Options(backlog_bytes_max=MIB, on_full="close")) as it:
+        kept = len(it.send_until(SendResult.DROPPED)) - 1
+        assert it.peer.read_frames(kept) == [Frame(BINARY, CHUNK)] * kept
+        assert it.peer.read_close() == 1008
+        it.peer.send(CLOSE, struct.pack("!H", 1008))
+        it.peer.read_eof()
+        assert it.recorder.wait_for("close")[0][2] == 1008
+
+
+def test_on_full_close_delivers_no_more_messages(backend: Backend) -> None:
+    """A message that comes later finds no handler, whose answer could only raise."""
+    with session(backend, Options(backlog_bytes_max=MIB, on_full="close")) as it:
+        assert it.send(bytes(MIB + 1)) is SendResult.DROPPED
+        with pytest.raises(ConnectionClosed):
+            it.send(b"late")
+        it.peer.send(TEXT, b"unheard")
+        assert it.peer.shake_hands(1008) == 1008
+        assert [event[0] for event in it.recorder.events] == ["open", "close"]
+
+
+# Water marks
+
+
+def test_on_drain_comes_once_for_each_time_the_high_mark_was_reached(backend: Backend) -> None:
+    options = Options(backlog_high_bytes=MIB, backlog_low_bytes=100 * KIB)
+    with session(backend, options) as it:
+        for crossing in range(1, 4):
+            chunks = 0
+            while it.buffered() < MIB:
+                it.send(CHUNK)
+                chunks += 1
+            for _ in range(5):  # further above: it is one crossing still
+                it.send(CHUNK)
+                chunks += 1
+            assert len(it.recorder.of("drain")) == crossing - 1
+            assert it.peer.read_frames(chunks) == [Frame(BINARY, CHUNK)] * chunks
+            drains = it.recorder.wait_for("drain", crossing)
+            assert drains[-1][2] <= 100 * KIB
+            wait_until(lambda: it.buffered() == 0)
+            assert len(it.recorder.of("drain")) == crossing
+
+
+def test_on_drain_does_not_come_below_the_high_mark(backend: Backend) -> None:
+    options = Options(backlog_high_bytes=MIB, backlog_low_bytes=10 * KIB)
+    with session(backend, options) as it:
+        chunks = len(it.send_until(SendResult.QUEUED))
+        while it.buffered() < 200 * KIB:
+            it.send(CHUNK)
+            chunks += 1
+        it.peer.read_frames(chunks)
+        wait_until(lambda: it.buffered() == 0)
+        assert it.recorder.of("drain") == []
+
+
+def test_a_handler_may_fill_the_backlog_again_from_on_drain(backend: Backend) -> None:
+    class Refill(Recorder):
         def on_drain(self, conn: Connection) -> None:
-            self.record("drain", conn.id)
-            self.produce(conn)
+            self.record("drain")
+            if len(self.of("drain")) < 5:
+                self.fill(conn)
 
-    producer = Producer()
-    with ReactorThread(producer, backend=backend) as server, Peer.connect(server.address) as peer:
-        for number in range(count):
-            assert peer.read_frame() == Frame(BINARY, number.to_bytes(4, "big") * 2500)
-        assert peer.shake_hands() == 1000
-    assert producer.most < (256 << 10) + 10_010
-    assert len(producer.of("drain")) > 2
+        def fill(self, conn: Connection) -> None:
+            while conn.buffered_amount < 4 * MIB:
+                conn.send_binary(CHUNK)
+                self.record("sent")
 
-
-# Echo
-
-
-def test_an_echo_that_does_not_fit_is_dropped_or_closes(backend: Backend) -> None:
-    for policy in ("drop", "close", "error"):
-        recorder = EchoRecorder()
-        options = Options(backlog_bytes_max=MIB, on_full=policy, message_bytes_max=MIB)
-        with ReactorThread(recorder, backend=backend, options=options) as server:
-            stalled = Stalled(server, recorder)
-            with stalled.peer:
-                stalled.send(bytes(MIB - stalled.buffered - 2000))
-                for number in range(4):
-                    stalled.peer.send(BINARY, bytes([number]) * 900)
-                    recorder.wait_for("message", number + 1)
-                    if policy != "drop" and number == 2:
-                        break
-                stalled.read_filling()
-                assert stalled.peer.read_frame().opcode == BINARY
-                assert stalled.peer.read_frames(2) == [Frame(BINARY, bytes([number]) * 900) for number in (0, 1)]
-                if policy == "drop":
-                    stalled.peer.send(BINARY, b"fits again")
-                    assert stalled.peer.read_frame() == Frame(BINARY, b"fits again")
-                    assert server.ask(server.reactor.stats).drops == 2
-                else:  # there is nobody to raise it to
-                    assert stalled.peer.read_close() == CloseCode.POLICY_VIOLATION
+    recorder = Refill()
+    with session(backend, Options(backlog_high_bytes=MIB), recorder) as it:
+        it.server.ask(lambda: recorder.fill(it.conn))
+        read = 0
+        while len(recorder.of("drain")) < 5 or read < len(recorder.of("sent")):
+            if read < len(recorder.of("sent")):
+                assert it.peer.read_frame() == Frame(BINARY, CHUNK)
+                read += 1
+        wait_until(lambda: it.buffered() == 0)
 
 
-@pytest.mark.parametrize("size", [20, 3_000, 70_000])
-@pytest.mark.parametrize("run", [Reactor.run, Reactor.run_echo], ids=["handler", "c"])
-def test_a_slow_reader_gets_every_echo(backend: Backend, run: Callable[[Reactor], None], size: int) -> None:
-    """It writes without reading for a while, then reads in sips."""
-    count = 24 * MIB // (size + 30) if run is Reactor.run_echo else 8 * MIB // (size + 30)
-    count = min(count, 40_000)
-    options = Options(backlog_high_bytes=128 << 10)
-    sizes = random.Random(size)
-    with ReactorThread(EchoRecorderOfNothing(), backend=backend, options=options, run=run) as server:
-        with Peer.connect(server.address) as peer:
-            payloads = [number.to_bytes(4, "big") * (size // 4) for number in range(count)]
-            writer = threading.Thread(target=peer.write, args=[frame(BINARY, payload) for payload in payloads])
-            writer.start()
-            writer.join(0.3)
-            for number, payload in enumerate(payloads):
-                if number % 1000 == 0:
-                    time.sleep(sizes.random() / 100)
-                assert peer.read_frame() == Frame(BINARY, payload)
-            writer.join()
-            assert peer.shake_hands() == 1000
-        stats = settle(server)
-        assert stats.messages_in == stats.messages_out == count
-        assert stats.drops == 0
+# Control frames
 
 
-class EchoRecorderOfNothing(Recorder):
-    def on_message(self, conn: Connection, message: Message) -> None:
-        conn.echo()
+def test_a_full_backlog_has_a_reserve_for_pings_that_ends_too(backend: Backend) -> None:
+    with session(backend, Options(backlog_bytes_max=MIB, on_full="drop")) as it:
+        chunks = len(it.send_until(SendResult.QUEUED))
+        filler = bytes(MIB - it.buffered())
+        assert it.send(filler) is SendResult.QUEUED
+        assert it.send(b"x") is SendResult.DROPPED
+        results = [it.server.ask(lambda: it.conn.ping(b"p" * 125)) for _ in range(64)]
+        pings = results.count(SendResult.QUEUED)
+        assert results == [SendResult.QUEUED] * pings + [SendResult.DROPPED] * (64 - pings)
+        assert 25 <= pings <= 40
+        assert it.buffered() <= MIB + CONTROL_RESERVE_BYTES
+        it.server.ask(lambda: it.conn.close(4000, "full"))
+        it.peer.read_frames(chunks)
+        assert it.peer.read_frame() == Frame(BINARY, filler)
+        assert it.peer.read_frames(pings) == [Frame(PING, b"p" * 125)] * pings
+        assert it.peer.read_close() == 4000
 
 
-# Stalled readers beside lively ones
+def test_a_flood_of_pings_to_who_does_not_read_the_pongs_is_bounded(backend: Backend) -> None:
+    with session(backend, Options(backlog_bytes_max=64 * KIB, on_full="drop", ping_interval_seconds=None)) as it:
+        it.send_until(SendResult.DROPPED)
+        before = it.stats().bytes_in
+        flood = frame(PING, b"?" * 125) * 5000
+        it.peer.write(flood)
+        wait_until(lambda: it.stats().bytes_in == before + len(flood))
+        assert it.buffered() <= 64 * KIB + CONTROL_RESERVE_BYTES + 127
+        assert it.server.ask(lambda: it.conn.is_open)
+        assert it.stats().pool_in_use == 0
 
 
-@pytest.mark.parametrize("run", [Reactor.run, Reactor.run_echo], ids=["handler", "c"])
-def test_stalled_readers_hold_no_receive_buffer(backend: Backend, run: Callable[[Reactor], None]) -> None:
-    """More of them than there are buffers; the lively ones are served, and the stalled ones once they read again."""
-
-    def listen(reactor: Reactor) -> None:
-        listener = socket.socket()
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # inherited by what it accepts
-        listener.bind(("127.0.0.1", 0))
-        reactor.bind_socket(listener)
-
-    options = Options(receive_buffers=16)
-    with (
-        ReactorThread(EchoRecorderOfNothing(), backend=backend, options=options, run=run, prepare=listen) as server,
-        ExitStack() as stack,
-    ):
-        stalled = [stack.enter_context(small_window(server.address)) for _ in range(60)]
-        messages = [bytes([number]) * 10_000 for number in range(60)]
-        for peer in stalled:
-            peer.sock.setblocking(False)
-        unsent = {peer: b"".join(frame(BINARY, message) for message in messages) for peer in stalled}
-        deadline = time.monotonic() + 0.5
-        while time.monotonic() < deadline:
-            for peer in stalled:
-                try:
-                    unsent[peer] = unsent[peer][peer.sock.send(unsent[peer]) :] if unsent[peer] else b""
-                except BlockingIOError:
-                    continue
-        wait_until(lambda: server.ask(server.reactor.stats).pool_in_use == 0)
-        assert server.ask(server.reactor.stats).queued_bytes > 60 * 50_000
-
-        with Peer.connect(server.address) as lively:
-            for payload in distinct_payloads(200, 12_000):
-                lively.send(BINARY, payload)
-                assert lively.read_frame() == Frame(BINARY, payload)
-        for peer in stalled:
-            peer.sock.settimeout(10)
-            writer = threading.Thread(target=peer.write, args=[unsent[peer]])
-            writer.start()
-            assert peer.read_frames(60) == [Frame(BINARY, message) for message in messages]
-            writer.join()
-            peer.close()
-        stats = settle(server)
-        assert stats.drops == 0
+# Echoes for a slow reader
 
 
-def small_window(address: Address) -> Peer:
-    """A peer whose kernel takes little, so that it stalls early."""
-    sock = socket.socket()
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    sock.connect(address)
-    peer = Peer(sock)
-    peer.write(UPGRADE)
-    assert peer.read_response().status == 101
-    return peer
+def write_in_background(peer: Peer, data: bytes) -> threading.Thread:
+    thread = threading.Thread(target=peer.write, args=(data,), daemon=True)
+    thread.start()
+    return thread
 
 
-# Flow control of what comes in
+def numbered(count: int, size: int) -> list[bytes]:
+    return [number.to_bytes(4, "big") * (size // 4) for number in range(count)]
 
 
-def test_a_paused_session_costs_no_more_than_its_buffers_bring(backend: Backend) -> None:
-    """It is flooded meanwhile; what was read before the pause took hold is all that is kept."""
+def settled(stats: ReactorThread) -> Stats:
+    """The figures once no more bytes come in or go out."""
+    last, same = stats.ask(stats.reactor.stats), 0
+
+    def quiet() -> bool:
+        nonlocal last, same
+        now = stats.ask(stats.reactor.stats)
+        same = same + 1 if (now.bytes_in, now.bytes_out) == (last.bytes_in, last.bytes_out) else 0
+        last = now
+        return same >= 20
+
+    wait_until(quiet)
+    return last
+
+
+def test_echoes_by_a_handler_are_dropped_whole_and_counted(backend: Backend) -> None:
+    payloads = numbered(800, 40_000)
     recorder = EchoRecorder()
-    with ReactorThread(recorder, backend=backend) as server, Peer.connect(server.address) as peer:
-        ((_, id_),) = recorder.wait_for("open")
-        conn = recorder.connections[id_]
-        payloads = [bytes([number]) * 100_000 for number in range(200)]
-        server.ask(conn.pause_reading)
-        writer = threading.Thread(target=peer.write, args=[frame(BINARY, payload) for payload in payloads])
-        writer.start()
-        writer.join(0.3)
-        assert writer.is_alive()
-        stats = server.ask(server.reactor.stats)
-        assert stats.memory_bytes <= 3 * stats.pool_buffers * 17 * 1024
+    with session(backend, Options(backlog_bytes_max=MIB, on_full="drop"), recorder) as it:
+        it.peer.write(*(frame(BINARY, payload) for payload in payloads))
+        recorder.wait_for("message", len(payloads))
+        stats = settled(it.server)
+        assert stats.drops > 0
+        assert stats.queued_bytes <= MIB + HEADER_BYTES_MAX
         assert stats.pool_in_use == 0
-        assert recorder.of("message") == []
-        server.ask(conn.resume_reading)
-        assert peer.read_frames(len(payloads)) == [Frame(BINARY, payload) for payload in payloads]
+        echoed = [it.peer.read_frame().payload for _ in range(len(payloads) - stats.drops)]
+        numbers = [int.from_bytes(payload[:4], "big") for payload in echoed]
+        assert numbers == sorted(set(numbers))
+        assert echoed == [payloads[number] for number in numbers]
+        it.peer.send(TEXT, b"after")
+        assert it.peer.read_frame() == Frame(TEXT, b"after")
+
+
+def test_echoes_by_a_handler_close_who_does_not_read_them(backend: Backend, recorder: EchoRecorder) -> None:
+    options = Options(backlog_bytes_max=MIB, on_full="close", close_seconds_max=0.2)
+    with session(backend, options, recorder) as it:
+        writer = write_in_background_until_cut(it.peer, frame(BINARY, bytes(40_000)) * 1000)
+        assert recorder.wait_for("close")[0][2] == 1008
+        wait_until(lambda: it.stats().memory_bytes == 0)
+        it.peer.close()
         writer.join()
 
 
-def test_pausing_and_resuming_at_random_loses_nothing(backend: Backend) -> None:
-    count, size = 4000, 3000
+def write_in_background_until_cut(peer: Peer, data: bytes) -> threading.Thread:
+    def write() -> None:
+        with contextlib.suppress(OSError):  # the server has had enough, as it should
+            peer.write(data)
 
-    class Fickle(Recorder):
-        def __init__(self) -> None:
-            super().__init__()
-            self.random = random.Random(17)
-            self.got = 0
-
-        def on_message(self, conn: Connection, message: Message) -> None:
-            assert bytes(message) == self.got.to_bytes(4, "big") * (size // 4)
-            self.got += 1
-            conn.echo()
-            if self.random.random() < 0.02:
-                conn.pause_reading()
-                self.record("paused", conn)
-
-    recorder = Fickle()
-    with ReactorThread(recorder, backend=backend) as server, Peer.connect(server.address) as peer:
-        payloads = [number.to_bytes(4, "big") * (size // 4) for number in range(count)]
-        writer = threading.Thread(target=peer.write, args=[frame(BINARY, payload) for payload in payloads])
-        writer.start()
-
-        def resume() -> None:
-            for pause in range(1, count):
-                while len(recorder.of("paused")) < pause:
-                    if recorder.got == count:
-                        return
-                    time.sleep(0.0005)
-                server.ask(recorder.of("paused")[pause - 1][1].resume_reading)
-
-        resumer = threading.Thread(target=resume)
-        resumer.start()
-        assert peer.read_frames(count) == [Frame(BINARY, payload) for payload in payloads]
-        writer.join()
-        resumer.join()
-        assert len(recorder.of("paused")) > 20
+    thread = threading.Thread(target=write, daemon=True)
+    thread.start()
+    return thread
 
 
-def test_what_came_before_the_end_is_delivered_after_a_pause(backend: Backend) -> None:
-    recorder = EchoRecorder()
-    with ReactorThread(recorder, backend=backend) as server, Peer.connect(server.address) as peer:
-        ((_, id_),) = recorder.wait_for("open")
-        conn = recorder.connections[id_]
-        server.ask(conn.pause_reading)
-        payloads = distinct_payloads(30, 2000)
-        peer.write(*(frame(BINARY, payload) for payload in payloads))
-        peer.sock.shutdown(socket.SHUT_WR)
-        time.sleep(0.05)
-        server.ask(conn.resume_reading)
-        assert peer.read_frames(30) == [Frame(BINARY, payload) for payload in payloads]
-        peer.read_eof()
-        ((_, _, code, _),) = recorder.wait_for("close")
-        assert code == CloseCode.ABNORMAL
-
-
-def test_pausing_a_session_that_is_closing_raises(backend: Backend) -> None:
+def test_run_echo_reads_no_more_than_the_high_mark_and_loses_nothing(backend: Backend) -> None:
+    payloads = numbered(400, 60_000)
+    options = Options(backlog_bytes_max=2 * MIB, backlog_high_bytes=512 * KIB)
     recorder = Recorder()
-    with ReactorThread(recorder, backend=backend) as server, Peer.connect(server.address) as peer:
-        ((_, id_),) = recorder.wait_for("open")
-        conn = recorder.connections[id_]
-        server.ask(conn.close)
-        for call in (conn.pause_reading, conn.resume_reading):
-            with pytest.raises(ConnectionClosed):
-                server.ask(call)
+    with (
+        ReactorThread(recorder, backend=backend, options=options, run=Reactor.run_echo) as server,
+        Peer.connect(server.address) as peer,
+        Peer.connect(server.address) as other,
+    ):
+        peer.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * KIB)
+        writer = write_in_background(peer, b"".join(frame(BINARY, payload) for payload in payloads))
+        stats = settled(server)
+        assert writer.is_alive(), "the peer itself is held up"
+        assert 512 * KIB <= stats.queued_bytes <= 512 * KIB + options.session_turn_bytes_max + POOL_BYTES
+        assert stats.memory_bytes <= 4 * MIB
+        assert stats.pool_in_use == 0
+        other.send(TEXT, b"unharmed")
+        assert other.read_frame() == Frame(TEXT, b"unharmed")
+        for payload in payloads:
+            assert peer.read_frame() == Frame(BINARY, payload)
+        writer.join()
+        assert server.ask(server.reactor.stats).drops == 0
         assert peer.shake_hands() == 1000
 
 
-# Fairness
+# Reading that is paused
 
 
-def test_a_flood_brings_no_more_a_turn_than_it_may(backend: Backend) -> None:
-    """One session with megabytes in its socket, others with a message each: all have had theirs within a few turns."""
-    options = Options(
-        receive_buffers=512, receive_buffer_bytes=17 << 10, session_turn_bytes_max=64 << 10, ping_interval_seconds=None
-    )
+def test_a_pause_loses_nothing_and_bounds_memory(backend: Backend) -> None:
+    payloads = numbered(600, 50_000)
     recorder = Recorder()
-    with Reactor(recorder, options, backend=backend) as reactor, ExitStack() as stack:
-        address = reactor.bind("127.0.0.1", 0)
-        assert not isinstance(address, str)
-        peers = [stack.enter_context(Peer.dial(address)) for _ in range(21)]
-        for peer in peers:
-            peer.write(UPGRADE)
-        while len(recorder.of("open")) < len(peers):
-            reactor.run_once(1)
-        reactor.run_once(0)
-        flood, *others = peers
-        flood.sock.setblocking(False)
-        flooded = 0
-        chunk = frame(BINARY, bytes(4000)) * 50
-        for _ in range(50):
-            try:
-                flooded += flood.sock.send(chunk)
-            except BlockingIOError:
-                break
-        assert flooded > MIB
-        for peer in others:
-            peer.send(TEXT, b"me too")
-        turns = list(by_turn(reactor, recorder, until=len(others)))
-        # The last receive of a turn may overshoot by a buffer.
-        assert max(turns) <= (64 << 10) + 17 * 1024
-        assert len(turns) <= 5
+    with session(backend, Options(), recorder) as it:
+        it.server.ask(it.conn.pause_reading)
+        writer = write_in_background(it.peer, b"".join(frame(BINARY, payload) for payload in payloads))
+        stats = settled(it.server)
+        assert writer.is_alive(), "the peer itself is held up"
+        assert recorder.of("message") == []
+        assert stats.memory_bytes <= POOL_BYTES
+        assert stats.pool_in_use == 0
+        it.server.ask(it.conn.resume_reading)
+        messages = recorder.wait_for("message", len(payloads))
+        assert [message[3] for message in messages] == payloads
+        writer.join()
 
 
-def by_turn(reactor: Reactor, recorder: Recorder, *, until: int) -> Iterator[int]:
-    """Take turns until so many text messages came; give the bytes of binary ones that each turn brought."""
-    while len([event for event in recorder.of("message") if event[2] == Opcode.TEXT]) < until:
-        seen = len(recorder.of("message"))
-        reactor.run_once(1)
-        yield sum(len(event[3]) for event in recorder.of("message")[seen:] if event[2] == Opcode.BINARY)
+def test_pauses_in_the_middle_of_a_stream_lose_nothing(backend: Backend) -> None:
+    payloads = numbered(300, 30_000)
+    recorder = Recorder()
+    with session(backend, Options(), recorder) as it:
+        writer = write_in_background(it.peer, b"".join(frame(BINARY, payload) for payload in payloads))
+        while len(recorder.of("message")) < len(payloads):
+            it.server.ask(it.conn.pause_reading)
+            stats = it.stats()
+            assert stats.memory_bytes <= 2 * POOL_BYTES
+            it.server.ask(it.conn.resume_reading)
+        assert [message[3] for message in recorder.of("message")] == payloads
+        writer.join()
+
+
+def test_the_end_of_the_stream_waits_behind_a_pause(backend: Backend) -> None:
+    recorder = Recorder()
+    with session(backend, Options(ping_interval_seconds=None), recorder) as it:
+        it.server.ask(it.conn.pause_reading)
+        for number in range(50):
+            it.peer.send(TEXT, b"%d" % number)
+        it.peer.sock.shutdown(socket.SHUT_WR)
+        it.stats()
+        assert recorder.of("message") == []
+        it.server.ask(it.conn.resume_reading)
+        assert recorder.wait_for("close")[0][2] == 1006
+        assert [message[3] for message in recorder.of("message")] == [b"%d" % number for number in range(50)]
+
+
+def test_a_close_frame_waits_behind_a_pause(backend: Backend) -> None:
+    recorder = Recorder()
+    with session(backend, Options(), recorder) as it:
+        it.server.ask(it.conn.pause_reading)
+        it.peer.write(frame(TEXT, b"last words"), frame(CLOSE, struct.pack("!H", 4001)))
+        assert it.peer.quiet()
+        it.server.ask(it.conn.resume_reading)
+        assert it.peer.read_close() == 4001
+        it.peer.read_eof()
+        assert [event[0] for event in recorder.events] == ["open", "message", "close"]
+
+
+def test_a_session_that_is_closing_cannot_be_paused(backend: Backend) -> None:
+    """Its peer's close frame would not be seen."""
+    with session(backend, Options()) as it:
+        it.server.ask(it.conn.close)
+        for call in (it.conn.pause_reading, it.conn.resume_reading):
+            with pytest.raises(ConnectionClosed):
+                it.server.ask(call)
+        assert it.peer.shake_hands() == 1000
+
+
+def test_a_paused_session_can_be_aborted(backend: Backend) -> None:
+    recorder = Recorder()
+    with session(backend, Options(), recorder) as it:
+        it.server.ask(it.conn.pause_reading)
+        it.peer.send(TEXT, b"unheard")
+        it.server.ask(it.conn.abort)
+        assert recorder.wait_for("close")[0][2] == 1006
+        assert recorder.of("message") == []
+        wait_until(lambda: it.stats().sessions == 0)
+        assert it.stats().memory_bytes == 0
+
+
+def test_a_paused_session_still_sends(backend: Backend) -> None:
+    with session(backend, Options(backlog_high_bytes=MIB)) as it:
+        it.server.ask(it.conn.pause_reading)
+        chunks = 0
+        while it.buffered() < MIB:
+            it.send(CHUNK)
+            chunks += 1
+        it.peer.read_frames(chunks)
+        it.recorder.wait_for("drain")
+
+
+# A flood beside others
+
+
+class Turns(Handler):
+    """Counts the bytes that each turn brings, by connection."""
+
+    def __init__(self) -> None:
+        self.turns: list[dict[int, int]] = []
+        self.opened: list[int] = []
+
+    def on_open(self, conn: Connection) -> None:
+        self.opened.append(conn.id)
+
+    def of(self, identity: int) -> list[int]:
+        return [turn.get(identity, 0) for turn in self.turns]
+
+    def on_message(self, conn: Connection, message: Message) -> None:
+        bytes_by_id = self.turns[-1]
+        bytes_by_id[conn.id] = bytes_by_id.get(conn.id, 0) + len(message.data)
+
+
+def test_a_flood_has_its_share_of_each_turn_and_no_more(backend: Backend) -> None:
+    options = Options(receive_buffer_bytes=16 * KIB, session_turn_bytes_max=32 * KIB)
+    share = 32 * KIB + 16 * KIB + 4000  # the buffer that passes the limit, and a message begun before
+    handler = Turns()
+    with ExitStack() as stack:
+        reactor = stack.enter_context(Reactor(handler, options, backend=backend))
+        peers = [stack.enter_context(connected(reactor)) for _ in range(3)]
+        message = frame(BINARY, bytes(4000))
+        writer = write_in_background(peers[0], message * 500)
+        writer.join(0.1)  # as much as the socket takes before the first turn
+        for lively in peers[1:]:
+            lively.write(message)
+
+        def turned() -> bool:
+            handler.turns.append({})
+            return sum(handler.of(handler.opened[0])) == 500 * 4000
+
+        run_until(reactor, turned, timeout=0.01)
+        writer.join()
+        assert max(handler.of(handler.opened[0])) <= share
+        for identity in handler.opened[1:]:
+            first = handler.of(identity).index(4000)
+            flooded = sum(handler.of(handler.opened[0])[: first + 1])
+            assert flooded <= 2 * share, "a neighbour waits for the flood's share, not for the flood"
+
+
+def connected(reactor: Reactor) -> Peer:
+    """A peer of a reactor that runs in this thread, upgraded."""
+    ours, theirs = tcp_pair()
+    reactor.add_session(ours)
+    return Peer(theirs)
+
+
+def tcp_pair() -> tuple[socket.socket, socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        theirs = socket.create_connection(listener.getsockname())
+        return listener.accept()[0], theirs
+
+
+# Many that do not read
+
+
+@pytest.mark.parametrize("zero_copy", ["auto", "always"])
+def test_stalled_readers_hold_no_pool_buffer_and_no_neighbour_up(backend: Backend, zero_copy: str) -> None:
+    class OnDemand(Silent):
+        def on_message(self, conn: Connection, message: Message) -> None:
+            if message.opcode == Opcode.TEXT:
+                for _ in range(int(bytes(message.data))):
+                    conn.send_binary(CHUNK)
+            else:
+                conn.echo()
+
+    options = Options(backlog_bytes_max=MIB, on_full="drop", zero_copy=zero_copy)  # type: ignore[arg-type]
+    with ExitStack() as stack:
+        server = stack.enter_context(ReactorThread(OnDemand(), backend=backend, options=options))
+        lively = stack.enter_context(Peer.connect(server.address))
+        for _ in range(40):
+            stalled = stack.enter_context(Peer.connect(server.address))
+            stalled.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 * KIB)
+            stalled.send(TEXT, b"80")
+            for _ in range(3):
+                stalled.send(BINARY, CHUNK[:40_000])
+        stats = settled(server)
+        assert stats.pool_in_use == 0
+        assert stats.queued_bytes > 20 * MIB // 2
+        for number in range(50):
+            payload = bytes([number]) * 20_000
+            lively.send(BINARY, payload)
+            assert lively.read_frame() == Frame(BINARY, payload)
+        wait_until(lambda: server.ask(server.reactor.stats).pool_in_use == 0)
+
+
+def test_the_pong_of_a_peer_that_reads_comes_beside_its_own_backlog(backend: Backend) -> None:
+    with session(backend, Options(backlog_bytes_max=8 * MIB)) as it:
+        chunks = len(it.send_until(SendResult.QUEUED))
+        it.peer.send(PING, b"alive?")
+        it.peer.read_frames(chunks)
+        assert it.peer.read_frame() == Frame(PONG, b"alive?")

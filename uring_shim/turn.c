@@ -111,6 +111,8 @@ static void apply_lost(struct urs_reactor *reactor, struct urs_session *session)
 
 void urs_turn_apply(struct urs_reactor *reactor, uint32_t until)
 {
+    /* A turn that a signal ended early has fewer events than the one that the caller's index is of. */
+    until = (uint32_t)urs_min(until, reactor->event_count);
     for (; reactor->applied < until; reactor->applied++) {
         struct urs_event *event = &reactor->events[reactor->applied];
         struct urs_session *session = urs_core_session(reactor, event->slot);
@@ -343,11 +345,21 @@ int urs_turn_flush(struct urs_reactor *reactor)
 
 /* ---- dispatch ---------------------------------------------------------------------------------------------- */
 
+/* Whether the engine may have input now. After our close frame nothing holds it up any more: the peer's is wanted. */
+static bool may_feed(const struct urs_session *session)
+{
+    return session->state == URS_SESSION_AWAIT_CLOSE
+        || (session->state == URS_SESSION_OPEN && !session->paused && !session->choked);
+}
+
+/* Where the engine comes first, not before it has caught up: what a peer floods us with stays in its socket. */
 static bool wants_input(const struct urs_session *session)
 {
     if (session->input_ended || session->lost || session->state == URS_SESSION_AWAIT_REQUESTS)
         return false;
-    return session->state != URS_SESSION_OPEN || !(session->paused || session->choked || session->held != NULL);
+    if (session->state == URS_SESSION_OPEN || session->state == URS_SESSION_AWAIT_CLOSE)
+        return session->held == NULL && may_feed(session);
+    return true;
 }
 
 void urs_turn_receive(struct urs_reactor *reactor, struct urs_session *session)
@@ -413,7 +425,7 @@ static void hold(struct urs_reactor *reactor, struct urs_session *session, const
         urs_life_lose(reactor, session, error);
         return;
     }
-    if (!session->paused && !session->choked)
+    if (may_feed(session))
         urs_turn_ready(reactor, session);
     urs_turn_receive(reactor, session);  /* stops it until the engine has caught up */
 }
@@ -426,7 +438,7 @@ static void take_input(struct urs_reactor *reactor, struct urs_session *session,
         session->turn = reactor->turn;
         session->turn_bytes = 0;
     }
-    bool may = session->held == NULL && !session->paused && !session->choked
+    bool may = session->held == NULL && may_feed(session)
         && session->turn_bytes < reactor->options.session_turn_bytes_max;
     session->turn_bytes += (uint32_t)bytes;
     if (URS_LIKELY(may))
@@ -476,9 +488,8 @@ static void on_receive(struct urs_reactor *reactor, const struct urs_completion 
         break;
     case URS_FATE_END:
         session->input_ended = true;
-        /* What was held came before the end, and is handled before it. */
-        if (session->held == NULL
-            || (session->state != URS_SESSION_OPEN && session->state != URS_SESSION_AWAIT_VERDICT))
+        /* What is held came before the end, and is handled before it. */
+        if (session->held == NULL || session->state == URS_SESSION_AWAIT_HEAD)
             urs_life_lose(reactor, session, 0);
         break;
     case URS_FATE_PARK:
@@ -528,8 +539,7 @@ static void feed_held(struct urs_reactor *reactor)
         struct urs_session *session = urs_core_session(reactor, reactor->ready.slots[done++]);
         session->ready = false;
         struct urs_block *block = session->held;
-        bool open = session->state == URS_SESSION_OPEN || session->state == URS_SESSION_AWAIT_CLOSE;
-        if (block == NULL || !open || session->paused || session->choked)
+        if (block == NULL || !may_feed(session))
             continue;
         uint8_t *data = urs_block_data(block);
         size_t bytes = urs_min(urs_block_bytes(block), reactor->pool.buffer_bytes);
@@ -563,7 +573,7 @@ static void dispatch(struct urs_reactor *reactor)
             on_writable(reactor, completion);
             break;
         case URS_IO_ACCEPT:
-            urs_life_accepted(reactor, completion);
+            urs_admission_accepted(reactor, completion);
             break;
         case URS_IO_WAKE:
             reactor->woken = true;
@@ -601,7 +611,7 @@ static void rearm(struct urs_reactor *reactor)
         urs_turn_receive(reactor, session);
         urs_turn_dirty(reactor, session);
     }
-    urs_life_arm_listeners(reactor);
+    urs_admission_arm(reactor);
 }
 
 /* Frees the sessions that ended, but for those that still stand on a list, or that an event still to be given names:
