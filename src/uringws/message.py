@@ -13,6 +13,7 @@ from uringws.shim import ffi, lib
 __all__ = ["Message"]
 
 _IN_BLOCK: Final = 0xFFFFFFFF
+_INVALID: Final = "a message is valid until its handler returns: copy what is to be kept"
 
 
 class Message:
@@ -96,10 +97,24 @@ class Message:
             return "<Message, no longer valid>"
         return f"<Message opcode={self.opcode} bytes={len(self)}>"
 
+    def _owed(self, connection: Any) -> int:
+        """Return how many of the turn's events are to be carried out before a close frame on a connection (None: on
+        all): those before the message at hand, and that too if its echo would come too late otherwise.
+        """
+        index = self._index
+        mine = self._connection is not None and (connection is None or connection is self._connection)
+        if not mine or not self._verdicts[index]:
+            return index
+        if self._offsets[index] == _IN_BLOCK:
+            self.data  # noqa: B018 - the view shares the block, which else went with the echo
+        return index + 1
+
     def _block_view(self) -> memoryview:
         """View a payload that lies on the heap: the view shares the block, which so outlives the turn if need be."""
         item = self._events[self._index].item
         block = item.block
+        if block == ffi.NULL:
+            raise RuntimeError(_INVALID)
         lib.urs_block_share(block)
         # ffi.buffer keeps the pointer alive, the pointer its share of the block.
         payload = ffi.gc(item.payload, lambda _: lib.urs_block_drop(block), self._lengths[self._index])

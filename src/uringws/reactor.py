@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from uringws.backend import Backend, Opened, open_core
 from uringws.connection import Connection, peer_of
-from uringws.errors import ReactorStateError, RejectReason, UringUnavailable, WrongThread, check
+from uringws.errors import ConnectionClosed, ReactorStateError, RejectReason, UringUnavailable, WrongThread, check
 from uringws.frames import CloseCode
 from uringws.handshake import encode_refusal, refusal
 from uringws.message import Message
@@ -264,7 +264,7 @@ class Reactor:
         response = encode_refusal(refusal("draining"), server_header=self.options.server_header)
         if self._thread is None:
             self._start()
-        lib.urs_reactor_drain(self._core, self._message._index, number, response, len(response))
+        lib.urs_reactor_drain(self._core, self._message._owed(None), number, response, len(response))
         self._close_listeners()  # else the kernel would go on completing connections that nobody takes
         for connection in [connection for connection in self._connections if connection is not None]:
             self._closing(connection)
@@ -420,7 +420,8 @@ class Reactor:
             try:
                 for index, slot in batch:
                     if slot < 0:
-                        message._index = index
+                        connection = message._connection = None
+                        message._index = index + 1  # this event is carried out before what its handler asks for
                         self._on_event(index, -1 - slot)
                         continue
                     connection = connections[slot]
@@ -501,6 +502,8 @@ class Reactor:
         if self._connections[slot] is connection:
             self._connections[slot] = None
             self._ending[slot] = connection
+        if self._message._connection is connection:
+            self._message._connection = None  # too late to echo it
 
     def _call(self, connection: Connection, callback: Callable[..., object], *arguments: object) -> None:
         try:
@@ -510,6 +513,10 @@ class Reactor:
 
     def _failed(self, connection: Connection | None, error: Exception) -> None:
         """A callback raised: log it, and close its connection with 1011."""
+        if isinstance(error, ConnectionClosed) and connection is not None and not connection.is_open:
+            # It answered a peer that has left meanwhile: no fault of the handler's, and on_close is to come.
+            logger.debug("%r ended before it was answered", connection)
+            return
         logger.error("the handler of %r failed; it is closed with 1011", connection, exc_info=error)
         if connection is not None and connection.is_open:
             with contextlib.suppress(Exception):
