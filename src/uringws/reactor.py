@@ -191,10 +191,10 @@ class Reactor:
         """Listen on a Unix socket, which `close` removes. A stale one of that name is replaced. Raises OSError."""
         self._check_usable()
         self._check_thread()
-        name = os.fspath(path)
-        address = self._listen_or_close(listen_unix(name))
+        name = os.fsdecode(path)
+        listener = listen_unix(name)
         self._unix_paths.append(name)
-        return address
+        return self._listen_or_close(listener)
 
     def bind_socket(self, sock: socket.socket) -> Address:
         """Listen on a socket that is bound already (and listening, or not yet).
@@ -237,6 +237,7 @@ class Reactor:
 
     def run_once(self, timeout: float | None = None) -> int:
         """Take one turn, waiting at most `timeout` seconds (None: without end); return the number of its events."""
+        _check_seconds(timeout)
         self._enter()
         try:
             return self._turn(timeout, echo=False)
@@ -261,6 +262,7 @@ class Reactor:
         self._check_usable()
         self._check_thread()
         number, _ = check_close(code, "")
+        _check_seconds(timeout)
         response = encode_refusal(refusal("draining"), server_header=self.options.server_header)
         if self._thread is None:
             self._start()
@@ -285,6 +287,7 @@ class Reactor:
         with self._core_lock:
             core, self._core = self._core, ffi.NULL
         self._message._core = ffi.NULL
+        self._message._index = lib.URS_EVENTS_MAX  # nothing of it is there to be read any more
         lib.urs_reactor_close(core)
         self._close_listeners()
         with self._commands_lock:
@@ -400,7 +403,7 @@ class Reactor:
         count: int = lib.urs_reactor_turn(self._core, -1 if timeout is None else int(timeout * 1000 + 0.999), echo)
         if count > 0:
             self._dispatch(enumerate(ffi.unpack(self._targets, count)), echo=echo)
-            self._message._index = count
+            self._message._index = lib.URS_EVENTS_MAX
         elif count < 0 and count != -_EINTR:
             check(count, f"{self.backend} turn")
         if self._commands:
@@ -660,6 +663,7 @@ class Reactor:
 
 
 _EINTR: Final = 4
+_TIMEOUT_SECONDS_MAX: Final = 366 * 86400.0  # as of Options
 
 _reactors: weakref.WeakSet[Reactor] = weakref.WeakSet()
 
@@ -674,6 +678,16 @@ def _after_fork() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork)
+
+
+def _check_seconds(timeout: object) -> None:
+    """Raise for what is neither None nor a number of seconds that a turn can wait."""
+    if timeout is None:
+        return
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
+        raise TypeError(f"a timeout is a number of seconds or None, not {type(timeout).__name__}")
+    if not 0 <= timeout <= _TIMEOUT_SECONDS_MAX:
+        raise ValueError(f"a timeout of {timeout} seconds: it must be None or 0 to {_TIMEOUT_SECONDS_MAX:.0f}")
 
 
 def _milliseconds(seconds: float | None) -> int:
