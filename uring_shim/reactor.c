@@ -372,6 +372,7 @@ int urs_session_send(struct urs_reactor *reactor, uint64_t id, uint32_t index, u
     if (pending + bytes > reactor->options.backlog_bytes_max + reserve)
         return refuse_message(reactor, session);
     reactor->stats.messages_out += opcode < URS_OPCODE_CLOSE;
+    reactor->stats.pings_sent += opcode == URS_OPCODE_PING;
 
     int result;
     if (bytes >= DIRECT_BYTES_MIN && pending == 0 && !session->polling && !session->delayed) {
