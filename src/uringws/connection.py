@@ -29,6 +29,7 @@ class SendResult(IntEnum):
 
 
 _RESULTS: Final = tuple(SendResult)
+_DROPPED: Final = int(SendResult.DROPPED)
 _TEXT: Final = int(Opcode.TEXT)
 _BINARY: Final = int(Opcode.BINARY)
 _PING: Final = int(Opcode.PING)
@@ -117,6 +118,8 @@ class Connection:
                 message._core, self.id, message._index, opcode, ffi.from_buffer("uint8_t[]", buffer), len(buffer)
             )
         if result >= 0:
+            if result == _DROPPED and not self.is_open:  # on_full="close"
+                message._reactor._closing(self)
             sent: SendResult = _RESULTS[result]
             return sent
         raise self._error(result, "send")
