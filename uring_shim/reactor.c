@@ -14,7 +14,8 @@
 #include "fault.h"
 #include "frame.h"
 
-enum { DIRECT_BYTES_MIN = 65536 };
+/* From here on a system call of its own costs less than copying the payload into the arena. */
+enum { DIRECT_BYTES_MIN = 8192 };
 
 /* ---- the reactor --------------------------------------------------------------------------------------------- */
 
@@ -66,9 +67,10 @@ struct urs_reactor *urs_reactor_open(const char *backend, const struct urs_react
     int error = urs_pool_open(&reactor->pool, options->pool_memory, options->receive_buffers,
                               options->receive_buffer_bytes);
     reactor->used_buffers = malloc(options->receive_buffers * sizeof *reactor->used_buffers);
-    if (reactor->events == NULL || reactor->targets == NULL || reactor->offsets == NULL || reactor->lengths == NULL
-        || reactor->opcodes == NULL || reactor->completions == NULL || reactor->vectors == NULL || reactor->used_buffers == NULL
-        || error != 0) {
+    bool missing = reactor->events == NULL || reactor->targets == NULL || reactor->offsets == NULL
+        || reactor->lengths == NULL || reactor->opcodes == NULL || reactor->completions == NULL
+        || reactor->vectors == NULL || reactor->used_buffers == NULL;
+    if (missing || error != 0) {
         report->error = error != 0 ? error : -ENOMEM;
         free_all(reactor);
         return NULL;
@@ -345,6 +347,16 @@ static int send_direct(struct urs_reactor *reactor, struct urs_session *session,
     return URS_QUEUED;
 }
 
+/* Bytes that wait, as Python sees them. Whoever has seen them at the high water mark, and stopped sending, is owed an
+ * URS_EVENT_DRAIN, also if the next flush sends them all. */
+static size_t waiting(struct urs_reactor *reactor, struct urs_session *session)
+{
+    size_t bytes = session->backlog_bytes + session->outbound.bytes;
+    if (bytes >= reactor->options.backlog_high_bytes)
+        session->above_high = true;
+    return bytes;
+}
+
 int urs_session_send(struct urs_reactor *reactor, uint64_t id, uint32_t index, uint8_t opcode, const uint8_t *data,
                      size_t bytes)
 {
@@ -371,6 +383,7 @@ int urs_session_send(struct urs_reactor *reactor, uint64_t id, uint32_t index, u
         result = session->backlog != NULL || session->polling ? URS_QUEUED : URS_SENT;
         urs_turn_dirty(reactor, session);
     }
+    waiting(reactor, session);
     if (reactor->outbox.arena_bytes > URS_ARENA_FLUSH_BYTES && reactor->started) {
         int error = urs_turn_flush(reactor);
         if (error != 0)
@@ -419,7 +432,7 @@ int urs_session_pause(struct urs_reactor *reactor, uint64_t id)
     if (refused != 0)
         return refused;
     session->paused = true;
-    urs_turn_receive(reactor, session, false);
+    urs_turn_receive(reactor, session);
     return 0;
 }
 
@@ -432,7 +445,7 @@ int urs_session_resume(struct urs_reactor *reactor, uint64_t id)
     session->paused = false;
     if (session->held != NULL)
         urs_turn_ready(reactor, session);
-    urs_turn_receive(reactor, session, false);
+    urs_turn_receive(reactor, session);
     return 0;
 }
 
@@ -440,7 +453,7 @@ int64_t urs_session_buffered(struct urs_reactor *reactor, uint64_t id)
 {
     struct urs_session *session;
     int refused = find(reactor, id, &session);
-    return refused != 0 ? refused : (int64_t)(session->backlog_bytes + session->outbound.bytes);
+    return refused != 0 ? refused : (int64_t)waiting(reactor, session);
 }
 
 double urs_session_latency(struct urs_reactor *reactor, uint64_t id)

@@ -143,11 +143,13 @@ void urs_turn_apply(struct urs_reactor *reactor, uint32_t until)
 static void note_backlog(struct urs_reactor *reactor, struct urs_session *session)
 {
     const struct urs_reactor_options *options = &reactor->options;
-    if (!session->above_high && session->backlog_bytes >= options->backlog_high_bytes) {
+    if (session->backlog_bytes >= options->backlog_high_bytes) {
         session->above_high = true;
         /* Echoed without Python, a peer that does not read is not read from either. */
-        session->choked = reactor->echo;
-        urs_turn_receive(reactor, session, false);
+        if (reactor->echo && !session->choked) {
+            session->choked = true;
+            urs_turn_receive(reactor, session);
+        }
     } else if (session->above_high && session->backlog_bytes <= options->backlog_low_bytes) {
         session->above_high = false;
         if (session->state == URS_SESSION_OPEN)
@@ -156,7 +158,7 @@ static void note_backlog(struct urs_reactor *reactor, struct urs_session *sessio
             session->choked = false;
             if (session->held != NULL)
                 urs_turn_ready(reactor, session);
-            urs_turn_receive(reactor, session, false);
+            urs_turn_receive(reactor, session);
         }
     }
 }
@@ -248,6 +250,8 @@ static void on_sent(struct urs_reactor *reactor, struct urs_session *session, in
         note_backlog(reactor, session);
     } else if (URS_LIKELY(sent == session->outbound.bytes)) {
         urs_outbound_clear(&reactor->outbox, &session->outbound);
+        if (URS_UNLIKELY(session->above_high))
+            note_backlog(reactor, session);
         urs_life_flushed(reactor, session);
         return;
     } else if (fate != URS_FATE_LOST) {
@@ -358,7 +362,7 @@ static bool wants_input(const struct urs_session *session)
     return true;
 }
 
-void urs_turn_receive(struct urs_reactor *reactor, struct urs_session *session, bool idle)
+void urs_turn_receive(struct urs_reactor *reactor, struct urs_session *session)
 {
     const struct urs_io_operations *io = reactor->io->operations;
     if (session->state == URS_SESSION_FREE || session->parked || session->delayed)
@@ -366,7 +370,7 @@ void urs_turn_receive(struct urs_reactor *reactor, struct urs_session *session, 
     bool wants = wants_input(session);
     if (wants && !session->receiving) {
         session->receiving = true;
-        if (io->receive(reactor->io, session->slot, session->generation, session->fd, idle, session->local) != 0) {
+        if (io->receive(reactor->io, session->slot, session->generation, session->fd, session->local) != 0) {
             session->receiving = false;
             delay(reactor, session);
         }
@@ -421,7 +425,7 @@ static void hold(struct urs_reactor *reactor, struct urs_session *session, const
     }
     if (may_feed(session))
         urs_turn_ready(reactor, session);
-    urs_turn_receive(reactor, session, false);  /* stops it until the engine has caught up */
+    urs_turn_receive(reactor, session);  /* stops it until the engine has caught up */
 }
 
 /* Bytes of a session with its upgrade done. */
@@ -507,7 +511,7 @@ static void on_receive(struct urs_reactor *reactor, const struct urs_completion 
     if (session->state == URS_SESSION_AWAIT_REQUESTS)
         urs_life_try_free(reactor, session);
     else if (!session->receiving)
-        urs_turn_receive(reactor, session, false);
+        urs_turn_receive(reactor, session);
 }
 
 static void on_writable(struct urs_reactor *reactor, const struct urs_completion *completion)
@@ -548,7 +552,7 @@ static void feed_held(struct urs_reactor *reactor)
         urs_block_drop(block);
         if (session->input_ended)
             urs_life_lose(reactor, session, 0);
-        urs_turn_receive(reactor, session, false);
+        urs_turn_receive(reactor, session);
     }
     reactor->ready.count -= done;
     memmove(reactor->ready.slots, reactor->ready.slots + done, reactor->ready.count * sizeof(uint32_t));
@@ -591,7 +595,7 @@ static void rearm(struct urs_reactor *reactor)
     for (uint32_t count = reactor->parked.count; count > 0; count--) {
         struct urs_session *session = urs_core_session(reactor, reactor->parked.slots[count - 1]);
         session->parked = false;
-        urs_turn_receive(reactor, session, false);
+        urs_turn_receive(reactor, session);
     }
     reactor->parked.count = 0;
     if (reactor->delayed_until_ms == 0 || reactor->now_ms < reactor->delayed_until_ms)
@@ -602,7 +606,7 @@ static void rearm(struct urs_reactor *reactor)
     for (uint32_t index = 0; index < count; index++) {
         struct urs_session *session = urs_core_session(reactor, reactor->delayed.slots[index]);
         session->delayed = false;
-        urs_turn_receive(reactor, session, false);
+        urs_turn_receive(reactor, session);
         urs_turn_dirty(reactor, session);
     }
     urs_admission_arm(reactor);

@@ -70,7 +70,11 @@ class Connection:
 
     @property
     def buffered_amount(self) -> int:
-        """Bytes that wait for the socket to take them, headers included; 0 once the connection is gone."""
+        """Bytes that wait for the socket to take them, headers included; 0 once the connection is gone.
+
+        What was sent in this turn counts until the turn ends. If it is `Options.backlog_high_bytes` or more,
+        `Handler.on_drain` will follow.
+        """
         waiting: int = lib.urs_session_buffered(self._message._core, self.id)
         return 0 if waiting == lib.URS_ERROR_STALE else check(waiting, "buffered_amount")
 
