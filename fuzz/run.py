@@ -56,7 +56,7 @@ class Target:
 
 
 CODEC = ("block", "engine", "frame", "mask", "outbound", "utf8")
-REACTOR = (*CODEC, "fault", "io", "io_epoll", "io_fault", "lifecycle", "pool", "reactor", "session", "turn", "wheel", "zero_copy")
+REACTOR = (*CODEC, "fault", "io", "io_epoll", "io_fault", "lifecycle", "pool", "reactor", "session", "turn", "wheel", "zero_copy", "admission")
 TARGETS = {
     target.name: target
     for target in (

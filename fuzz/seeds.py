@@ -111,6 +111,7 @@ def reactor() -> Iterator[bytes]:
         yield options + opened(0) + framed(0, record(TEXT, b"\xff")) + turn + settle
         yield options + opened(0) + do(TIME, 1, 0) + turn + settle + do(ANSWER_PING, 6) + turn + do(ANSWER_PING, 9) + settle
         yield options + opened(0) + frames * 8 + turn + settle + do(COMMAND, BURST, 0, 0) + turn + settle
+        yield options + opened(0) + frames + turn + do(FAULT, 4, 0) + turn + do(COMMAND, SEND, 0, 30) + turn + settle
         yield options + opened(0) + large * 9 + do(COMMAND, CLOSE_IT, 0, 1) + (turn + large * 9) * 9 + settle
         for fault in range(0, 40, 3):
             yield options + opened(0) + do(FAULT, fault, 3) + frames + large + opened(1) + settle + do(TIME, 0, 99) + settle

@@ -29,7 +29,7 @@ C_LAYERS = (
     {"io_epoll", "io_uring"},
     {"session"},
     {"core", "reactor"},
-    {"lifecycle", "turn", "zero_copy"},
+    {"admission", "lifecycle", "turn", "zero_copy"},
 )
 
 PYTHON_LAYERS = (

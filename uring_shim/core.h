@@ -1,5 +1,5 @@
-/* The reactor's insides, shared by turn.c (the hot path), lifecycle.c (how sessions begin and end) and reactor.c
- * (what Python calls). */
+/* The reactor's insides, shared by turn.c (the hot path), zero_copy.c, admission.c and lifecycle.c (how sessions
+ * begin and end) and reactor.c (what Python calls). */
 #ifndef URS_CORE_H
 #define URS_CORE_H
 
@@ -155,7 +155,7 @@ int urs_turn_flush(struct urs_reactor *reactor);
 void urs_turn_ready(struct urs_reactor *reactor, struct urs_session *session);
 
 /* Arms receive if the session wants input and none is armed; asks for its end if it does not. */
-void urs_turn_receive(struct urs_reactor *reactor, struct urs_session *session, bool idle);
+void urs_turn_receive(struct urs_reactor *reactor, struct urs_session *session);
 
 /* Adds an event for Python; while Python handles a turn's events, to the next turn's. */
 void urs_turn_event(struct urs_reactor *reactor, uint32_t slot, const struct urs_item *item);
@@ -172,27 +172,35 @@ void urs_zero_copy_close(struct urs_reactor *reactor);
  * the thing to do. */
 int urs_zero_copy_send(struct urs_reactor *reactor, struct urs_session *session);
 
-/* A zero-copy send has completed: returns its session, NULL if that is gone, and in *result what a plain send would have
- * come to. Without `more` the loan has ended. */
+/* A zero-copy send has completed: returns its session, NULL if that is gone, and in *result what a plain send would
+ * have come to. Without `more` the loan has ended. */
 struct urs_session *urs_zero_copy_sent(struct urs_reactor *reactor, const struct urs_completion *completion,
                                        int32_t *result);
 
 /* The kernel is done with a loan. */
 void urs_zero_copy_release(struct urs_reactor *reactor, const struct urs_completion *completion);
 
+/* admission.c */
+
+/* Asks the kernel who the session's peer is. */
+void urs_admission_peer(struct urs_session *session);
+
+/* Counts the session for its address; false if that has as many as it may. */
+bool urs_admission_count(struct urs_reactor *reactor, struct urs_session *session);
+
+/* One session less for an address, by the hash kept in the session; 0 was not counted. */
+void urs_admission_leave(struct urs_reactor *reactor, uint32_t hash);
+
+/* A connection came, or accepting ended: for a while, or for good. */
+void urs_admission_accepted(struct urs_reactor *reactor, const struct urs_completion *completion);
+
+/* Arms every listening socket that is to be accepted from and is not armed. */
+void urs_admission_arm(struct urs_reactor *reactor);
+
 /* lifecycle.c */
 
 /* A session for that socket, its lists' room included; NULL without memory. */
 struct urs_session *urs_life_new(struct urs_reactor *reactor, int fd, bool local);
-
-/* Asks the kernel who the session's peer is. */
-void urs_life_peer(struct urs_session *session);
-
-/* Counts the session for its address; false if that has as many as it may. */
-bool urs_life_count_peer(struct urs_reactor *reactor, struct urs_session *session);
-
-void urs_life_accepted(struct urs_reactor *reactor, const struct urs_completion *completion);
-void urs_life_arm_listeners(struct urs_reactor *reactor);
 
 /* Bytes of an opening request. */
 void urs_life_head(struct urs_reactor *reactor, struct urs_session *session, uint8_t *data, size_t bytes);
@@ -221,6 +229,9 @@ void urs_life_end(struct urs_reactor *reactor, struct urs_session *session);
 
 /* A completion came for a session that only awaits its last ones. */
 void urs_life_try_free(struct urs_reactor *reactor, struct urs_session *session);
+
+/* The session's state ends, one way or another, in so many milliseconds; 0: whenever it will. */
+void urs_life_deadline(struct urs_reactor *reactor, struct urs_session *session, uint32_t in_ms);
 
 /* Sets the session's timer to the next moment at which something is due. */
 void urs_life_schedule(struct urs_reactor *reactor, struct urs_session *session);

@@ -1,123 +1,15 @@
-/* How sessions begin and end: accepting and its limits, the opening request's head, the close handshake, deadlines and
+/* How sessions begin and end, once they are admitted: the opening request's head, the close handshake, deadlines and
  * pings, the memory budget. */
 #define _GNU_SOURCE
 #include "core.h"
 
 #include <errno.h>
-#include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
-enum { PROXY_V2_BYTES = 16, IPS_MIN = 256, BUDGET_SCAN_MAX = 64 };
-
-/* ---- sessions by address ------------------------------------------------------------------------------------ */
-
-struct urs_ip_count {
-    uint32_t hash;                       /* 0: empty */
-    uint32_t count;
-};
-
-void urs_life_peer(struct urs_session *session)
-{
-    struct sockaddr_storage address = {0};
-    socklen_t size = sizeof address;
-    if (getpeername(session->fd, (struct sockaddr *)&address, &size) != 0)
-        return;
-    if (address.ss_family == AF_INET) {
-        const struct sockaddr_in *in = (const struct sockaddr_in *)&address;
-        memcpy(session->peer.address, &in->sin_addr, 4);
-        session->peer.port = ntohs(in->sin_port);
-        session->peer.family = 4;
-    } else if (address.ss_family == AF_INET6) {
-        const struct sockaddr_in6 *in6 = (const struct sockaddr_in6 *)&address;
-        memcpy(session->peer.address, &in6->sin6_addr, 16);
-        session->peer.port = ntohs(in6->sin6_port);
-        session->peer.family = 6;
-    }
-}
-
-/* FNV-1a over the address: of IPv6, but for mapped IPv4, over the /64 that one peer owns. Two addresses that share a
- * hash share a limit; nothing worse. */
-static uint32_t peer_hash(const struct urs_peer *peer)
-{
-    static const uint8_t mapped[12] = {[10] = 0xff, [11] = 0xff};
-    bool is_mapped = peer->family == 6 && memcmp(peer->address, mapped, sizeof mapped) == 0;
-    const uint8_t *bytes = is_mapped ? peer->address + sizeof mapped : peer->address;
-    size_t count = peer->family == 4 || is_mapped ? 4 : 8;
-    uint32_t hash = 2166136261u;
-    for (size_t index = 0; index < count; index++)
-        hash = (hash ^ bytes[index]) * 16777619u;
-    return peer->family == 0 ? 0 : hash | 1u;
-}
-
-static struct urs_ip_count *ip_entry(const struct urs_reactor *reactor, uint32_t hash)
-{
-    uint32_t mask = reactor->ips_room - 1;
-    uint32_t index = hash & mask;
-    while (reactor->ips[index].hash != 0 && reactor->ips[index].hash != hash)
-        index = (index + 1) & mask;
-    return &reactor->ips[index];
-}
-
-/* Doubles the table, leaving out addresses without sessions. */
-static int ips_grow(struct urs_reactor *reactor)
-{
-    uint32_t old_room = reactor->ips_room;
-    struct urs_ip_count *old = reactor->ips;
-    uint32_t room = old_room == 0 ? IPS_MIN : 2 * old_room;
-    struct urs_ip_count *ips = calloc(room, sizeof *ips);
-    if (ips == NULL)
-        return -ENOMEM;
-    reactor->ips = ips;
-    reactor->ips_room = room;
-    reactor->ips_used = 0;
-    for (uint32_t index = 0; index < old_room; index++) {
-        if (old[index].count > 0) {
-            *ip_entry(reactor, old[index].hash) = old[index];
-            reactor->ips_used++;
-        }
-    }
-    free(old);
-    return 0;
-}
-
-/* Counts one more session of that address; false if it has as many as it may. */
-static bool ip_enter(struct urs_reactor *reactor, uint32_t hash)
-{
-    if (hash == 0)
-        return true;
-    if (2 * (reactor->ips_used + 1) > reactor->ips_room && ips_grow(reactor) != 0)
-        return false;
-    struct urs_ip_count *entry = ip_entry(reactor, hash);
-    if (entry->count >= reactor->options.sessions_per_ip_max)
-        return false;
-    if (entry->hash == 0) {
-        entry->hash = hash;
-        reactor->ips_used++;
-    }
-    entry->count++;
-    return true;
-}
-
-static void ip_leave(struct urs_reactor *reactor, uint32_t hash)
-{
-    if (hash != 0)
-        ip_entry(reactor, hash)->count--;
-}
-
-bool urs_life_count_peer(struct urs_reactor *reactor, struct urs_session *session)
-{
-    if (reactor->options.sessions_per_ip_max == 0)
-        return true;
-    uint32_t hash = peer_hash(&session->peer);
-    if (!ip_enter(reactor, hash))
-        return false;
-    session->peer_hash = hash;
-    return true;
-}
+enum { PROXY_V2_BYTES = 16, BUDGET_SCAN_MAX = 64 };
 
 /* ---- beginning ----------------------------------------------------------------------------------------------- */
 
@@ -166,91 +58,11 @@ struct urs_session *urs_life_new(struct urs_reactor *reactor, int fd, bool local
     return session;
 }
 
-static void set_deadline(struct urs_reactor *reactor, struct urs_session *session, uint32_t in_ms)
+void urs_life_deadline(struct urs_reactor *reactor, struct urs_session *session, uint32_t in_ms)
 {
     session->has_deadline = in_ms != 0;
     session->deadline_ms = (uint32_t)reactor->now_ms + in_ms;
     urs_life_schedule(reactor, session);
-}
-
-static void refuse(struct urs_reactor *reactor, int fd, enum urs_refusal why)
-{
-    static const char busy[] = "HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Type: text/plain\r\n"
-                               "Content-Length: 16\r\n\r\nserver too busy\n";
-    static const char many[] = "HTTP/1.1 429 Too Many Requests\r\nConnection: close\r\nContent-Type: text/plain\r\n"
-                               "Content-Length: 36\r\n\r\ntoo many sessions from this address\n";
-    bool address = why == URS_REFUSED_PER_IP;
-    reactor->stats.refused[why]++;
-    /* Best effort: nothing is read, and nobody waits for it to arrive. */
-    (void)!send(fd, address ? many : busy, (address ? sizeof many : sizeof busy) - 1, MSG_DONTWAIT | MSG_NOSIGNAL);
-    shutdown(fd, SHUT_WR);
-    close(fd);
-}
-
-static void admit(struct urs_reactor *reactor, int fd, bool local)
-{
-    const struct urs_reactor_options *options = &reactor->options;
-    reactor->stats.accepted++;
-    if (reactor->draining) {
-        refuse(reactor, fd, URS_REFUSED_DRAINING);
-        return;
-    }
-    if (options->sessions_max != 0 && reactor->sessions.in_use >= options->sessions_max) {
-        refuse(reactor, fd, URS_REFUSED_SESSIONS);
-        return;
-    }
-    if (options->handshakes_max != 0 && reactor->handshakes >= options->handshakes_max) {
-        refuse(reactor, fd, URS_REFUSED_HANDSHAKES);
-        return;
-    }
-    struct urs_session *session = urs_life_new(reactor, fd, local);
-    if (session == NULL) {
-        refuse(reactor, fd, URS_REFUSED_MEMORY);
-        return;
-    }
-    urs_life_peer(session);
-    /* Behind proxies the address that counts is in the PROXY header. */
-    if (!options->proxy_protocol && !urs_life_count_peer(reactor, session)) {
-        urs_wheel_cancel(&reactor->wheel, session->slot);
-        urs_session_free(&reactor->sessions, session);
-        refuse(reactor, fd, URS_REFUSED_PER_IP);
-        return;
-    }
-    reactor->handshakes++;
-    set_deadline(reactor, session, options->handshake_ms);
-    urs_turn_receive(reactor, session, true);
-}
-
-void urs_life_arm_listeners(struct urs_reactor *reactor)
-{
-    for (uint32_t index = 0; index < reactor->listener_count; index++) {
-        struct urs_listener *listener = &reactor->listeners[index];
-        if (listener->armed || reactor->draining)
-            continue;
-        listener->armed = reactor->io->operations->accept(reactor->io, index, listener->fd) == 0;
-        if (!listener->armed)
-            urs_core_pause(reactor);
-    }
-}
-
-void urs_life_accepted(struct urs_reactor *reactor, const struct urs_completion *completion)
-{
-    struct urs_listener *listener = &reactor->listeners[completion->slot];
-    listener->armed = completion->more;
-    switch (urs_io_accept_fate(completion->result)) {
-    case URS_FATE_DATA:
-        admit(reactor, completion->result, listener->local);
-        break;
-    case URS_FATE_LATER:
-        /* No descriptor or memory to be had: the queue of the listening socket keeps who comes. */
-        reactor->stats.accept_pauses++;
-        urs_core_pause(reactor);
-        return;
-    default:
-        break;
-    }
-    if (!listener->armed)
-        urs_life_arm_listeners(reactor);
 }
 
 /* ---- the opening request ------------------------------------------------------------------------------------- */
@@ -338,7 +150,7 @@ void urs_life_open(struct urs_reactor *reactor, struct urs_session *session)
     urs_life_schedule(reactor, session);
     if (session->held != NULL)
         urs_turn_ready(reactor, session);
-    urs_turn_receive(reactor, session, false);
+    urs_turn_receive(reactor, session);
 }
 
 /* ---- ending -------------------------------------------------------------------------------------------------- */
@@ -352,9 +164,9 @@ int urs_life_close(struct urs_reactor *reactor, struct urs_session *session, uns
         return error;
     }
     session->state = URS_SESSION_AWAIT_CLOSE;
-    set_deadline(reactor, session, reactor->options.close_ms);
+    urs_life_deadline(reactor, session, reactor->options.close_ms);
     urs_turn_dirty(reactor, session);
-    urs_turn_receive(reactor, session, false);  /* paused or not: the peer's close frame is wanted */
+    urs_turn_receive(reactor, session);  /* paused or not: the peer's close frame is wanted */
     if (session->held != NULL)
         urs_turn_ready(reactor, session);
     return 0;
@@ -375,9 +187,9 @@ void urs_life_finish(struct urs_reactor *reactor, struct urs_session *session)
     urs_block_drop(session->held);
     session->held = NULL;
     urs_engine_clear(&session->engine);
-    set_deadline(reactor, session, reactor->options.close_ms);
+    urs_life_deadline(reactor, session, reactor->options.close_ms);
     urs_turn_dirty(reactor, session);
-    urs_turn_receive(reactor, session, false);
+    urs_turn_receive(reactor, session);
 }
 
 void urs_life_flushed(struct urs_reactor *reactor, struct urs_session *session)
@@ -424,7 +236,7 @@ void urs_life_end(struct urs_reactor *reactor, struct urs_session *session)
     urs_session_drop_memory(session);
     if (session->receiving || session->polling)
         shutdown(session->fd, SHUT_RDWR);  /* makes them complete; close alone would not */
-    set_deadline(reactor, session, reactor->options.close_ms);
+    urs_life_deadline(reactor, session, reactor->options.close_ms);
     urs_life_try_free(reactor, session);
 }
 
@@ -436,7 +248,7 @@ void urs_life_try_free(struct urs_reactor *reactor, struct urs_session *session)
     close(session->fd);
     session->fd = -1;
     urs_wheel_cancel(&reactor->wheel, session->slot);
-    ip_leave(reactor, session->peer_hash);
+    urs_admission_leave(reactor, session->peer_hash);
     urs_slots_push(&reactor->dead, session->slot);
 }
 
@@ -561,7 +373,7 @@ static void deadline_passed(struct urs_reactor *reactor, struct urs_session *ses
         /* shutdown did not bring the last completion: ask for it by name. */
         if (session->receiving)
             reactor->io->operations->receive_stop(reactor->io, session->slot, session->generation, session->fd);
-        set_deadline(reactor, session, reactor->options.close_ms);
+        urs_life_deadline(reactor, session, reactor->options.close_ms);
         break;
     case URS_SESSION_OPEN:
     case URS_SESSION_FREE:

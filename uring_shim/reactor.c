@@ -14,7 +14,8 @@
 #include "fault.h"
 #include "frame.h"
 
-enum { DIRECT_BYTES_MIN = 65536 };
+/* From here on a system call of its own costs less than copying the payload into the arena. */
+enum { DIRECT_BYTES_MIN = 8192 };
 
 /* ---- the reactor --------------------------------------------------------------------------------------------- */
 
@@ -66,9 +67,10 @@ struct urs_reactor *urs_reactor_open(const char *backend, const struct urs_react
     int error = urs_pool_open(&reactor->pool, options->pool_memory, options->receive_buffers,
                               options->receive_buffer_bytes);
     reactor->used_buffers = malloc(options->receive_buffers * sizeof *reactor->used_buffers);
-    if (reactor->events == NULL || reactor->targets == NULL || reactor->offsets == NULL || reactor->lengths == NULL
-        || reactor->opcodes == NULL || reactor->completions == NULL || reactor->vectors == NULL || reactor->used_buffers == NULL
-        || error != 0) {
+    bool missing = reactor->events == NULL || reactor->targets == NULL || reactor->offsets == NULL
+        || reactor->lengths == NULL || reactor->opcodes == NULL || reactor->completions == NULL
+        || reactor->vectors == NULL || reactor->used_buffers == NULL;
+    if (missing || error != 0) {
         report->error = error != 0 ? error : -ENOMEM;
         free_all(reactor);
         return NULL;
@@ -121,7 +123,7 @@ int urs_reactor_start(struct urs_reactor *reactor)
     reactor->started = true;
     reactor->owner = pthread_self();
     urs_turn_clock(reactor);
-    urs_life_arm_listeners(reactor);
+    urs_admission_arm(reactor);
     return 0;
 }
 
@@ -132,7 +134,7 @@ int urs_reactor_listen(struct urs_reactor *reactor, int fd, bool local)
     reactor->listeners[reactor->listener_count] = (struct urs_listener){.fd = fd, .local = local};
     reactor->listener_count++;
     if (reactor->started)
-        urs_life_arm_listeners(reactor);
+        urs_admission_arm(reactor);
     return (int)reactor->listener_count - 1;
 }
 
@@ -199,7 +201,7 @@ int urs_reactor_adopt(struct urs_reactor *reactor, int fd, const uint8_t *prefix
         urs_session_free(&reactor->sessions, session);
         return error;
     }
-    urs_life_peer(session);
+    urs_admission_peer(session);
     reactor->stats.accepted++;
     reactor->handshakes++;  /* urs_life_open counts it down again */
     urs_life_open(reactor, session);
@@ -430,7 +432,7 @@ int urs_session_pause(struct urs_reactor *reactor, uint64_t id)
     if (refused != 0)
         return refused;
     session->paused = true;
-    urs_turn_receive(reactor, session, false);
+    urs_turn_receive(reactor, session);
     return 0;
 }
 
@@ -443,7 +445,7 @@ int urs_session_resume(struct urs_reactor *reactor, uint64_t id)
     session->paused = false;
     if (session->held != NULL)
         urs_turn_ready(reactor, session);
-    urs_turn_receive(reactor, session, false);
+    urs_turn_receive(reactor, session);
     return 0;
 }
 
@@ -484,7 +486,7 @@ int urs_session_settle_peer(struct urs_reactor *reactor, uint64_t id, const stru
         return refused;
     if (peer != NULL)
         session->peer = *peer;
-    return urs_life_count_peer(reactor, session) ? 0 : URS_ERROR_LIMIT;
+    return urs_admission_count(reactor, session) ? 0 : URS_ERROR_LIMIT;
 }
 
 int urs_session_state(struct urs_reactor *reactor, uint64_t id)

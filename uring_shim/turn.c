@@ -111,6 +111,8 @@ static void apply_lost(struct urs_reactor *reactor, struct urs_session *session)
 
 void urs_turn_apply(struct urs_reactor *reactor, uint32_t until)
 {
+    /* A turn that a signal ended early has fewer events than the one that the caller's index is of. */
+    until = (uint32_t)urs_min(until, reactor->event_count);
     for (; reactor->applied < until; reactor->applied++) {
         struct urs_event *event = &reactor->events[reactor->applied];
         struct urs_session *session = urs_core_session(reactor, event->slot);
@@ -146,7 +148,7 @@ static void note_backlog(struct urs_reactor *reactor, struct urs_session *sessio
         /* Echoed without Python, a peer that does not read is not read from either. */
         if (reactor->echo && !session->choked) {
             session->choked = true;
-            urs_turn_receive(reactor, session, false);
+            urs_turn_receive(reactor, session);
         }
     } else if (session->above_high && session->backlog_bytes <= options->backlog_low_bytes) {
         session->above_high = false;
@@ -156,7 +158,7 @@ static void note_backlog(struct urs_reactor *reactor, struct urs_session *sessio
             session->choked = false;
             if (session->held != NULL)
                 urs_turn_ready(reactor, session);
-            urs_turn_receive(reactor, session, false);
+            urs_turn_receive(reactor, session);
         }
     }
 }
@@ -343,14 +345,24 @@ int urs_turn_flush(struct urs_reactor *reactor)
 
 /* ---- dispatch ---------------------------------------------------------------------------------------------- */
 
+/* Whether the engine may have input now. After our close frame nothing holds it up any more: the peer's is wanted. */
+static bool may_feed(const struct urs_session *session)
+{
+    return session->state == URS_SESSION_AWAIT_CLOSE
+        || (session->state == URS_SESSION_OPEN && !session->paused && !session->choked);
+}
+
+/* Where the engine comes first, not before it has caught up: what a peer floods us with stays in its socket. */
 static bool wants_input(const struct urs_session *session)
 {
     if (session->input_ended || session->lost || session->state == URS_SESSION_AWAIT_REQUESTS)
         return false;
-    return session->state != URS_SESSION_OPEN || !(session->paused || session->choked || session->held != NULL);
+    if (session->state == URS_SESSION_OPEN || session->state == URS_SESSION_AWAIT_CLOSE)
+        return session->held == NULL && may_feed(session);
+    return true;
 }
 
-void urs_turn_receive(struct urs_reactor *reactor, struct urs_session *session, bool idle)
+void urs_turn_receive(struct urs_reactor *reactor, struct urs_session *session)
 {
     const struct urs_io_operations *io = reactor->io->operations;
     if (session->state == URS_SESSION_FREE || session->parked || session->delayed)
@@ -358,7 +370,7 @@ void urs_turn_receive(struct urs_reactor *reactor, struct urs_session *session, 
     bool wants = wants_input(session);
     if (wants && !session->receiving) {
         session->receiving = true;
-        if (io->receive(reactor->io, session->slot, session->generation, session->fd, idle, session->local) != 0) {
+        if (io->receive(reactor->io, session->slot, session->generation, session->fd, session->local) != 0) {
             session->receiving = false;
             delay(reactor, session);
         }
@@ -411,9 +423,9 @@ static void hold(struct urs_reactor *reactor, struct urs_session *session, const
         urs_life_lose(reactor, session, error);
         return;
     }
-    if (!session->paused && !session->choked)
+    if (may_feed(session))
         urs_turn_ready(reactor, session);
-    urs_turn_receive(reactor, session, false);  /* stops it until the engine has caught up */
+    urs_turn_receive(reactor, session);  /* stops it until the engine has caught up */
 }
 
 /* Bytes of a session with its upgrade done. */
@@ -424,7 +436,7 @@ static void take_input(struct urs_reactor *reactor, struct urs_session *session,
         session->turn = reactor->turn;
         session->turn_bytes = 0;
     }
-    bool may = session->held == NULL && !session->paused && !session->choked
+    bool may = session->held == NULL && may_feed(session)
         && session->turn_bytes < reactor->options.session_turn_bytes_max;
     session->turn_bytes += (uint32_t)bytes;
     if (URS_LIKELY(may))
@@ -474,9 +486,8 @@ static void on_receive(struct urs_reactor *reactor, const struct urs_completion 
         break;
     case URS_FATE_END:
         session->input_ended = true;
-        /* What was held came before the end, and is handled before it. */
-        if (session->held == NULL
-            || (session->state != URS_SESSION_OPEN && session->state != URS_SESSION_AWAIT_VERDICT))
+        /* What is held came before the end, and is handled before it. */
+        if (session->held == NULL || session->state == URS_SESSION_AWAIT_HEAD)
             urs_life_lose(reactor, session, 0);
         break;
     case URS_FATE_PARK:
@@ -500,7 +511,7 @@ static void on_receive(struct urs_reactor *reactor, const struct urs_completion 
     if (session->state == URS_SESSION_AWAIT_REQUESTS)
         urs_life_try_free(reactor, session);
     else if (!session->receiving)
-        urs_turn_receive(reactor, session, false);
+        urs_turn_receive(reactor, session);
 }
 
 static void on_writable(struct urs_reactor *reactor, const struct urs_completion *completion)
@@ -526,8 +537,7 @@ static void feed_held(struct urs_reactor *reactor)
         struct urs_session *session = urs_core_session(reactor, reactor->ready.slots[done++]);
         session->ready = false;
         struct urs_block *block = session->held;
-        bool open = session->state == URS_SESSION_OPEN || session->state == URS_SESSION_AWAIT_CLOSE;
-        if (block == NULL || !open || session->paused || session->choked)
+        if (block == NULL || !may_feed(session))
             continue;
         uint8_t *data = urs_block_data(block);
         size_t bytes = urs_min(urs_block_bytes(block), reactor->pool.buffer_bytes);
@@ -542,7 +552,7 @@ static void feed_held(struct urs_reactor *reactor)
         urs_block_drop(block);
         if (session->input_ended)
             urs_life_lose(reactor, session, 0);
-        urs_turn_receive(reactor, session, false);
+        urs_turn_receive(reactor, session);
     }
     reactor->ready.count -= done;
     memmove(reactor->ready.slots, reactor->ready.slots + done, reactor->ready.count * sizeof(uint32_t));
@@ -561,7 +571,7 @@ static void dispatch(struct urs_reactor *reactor)
             on_writable(reactor, completion);
             break;
         case URS_IO_ACCEPT:
-            urs_life_accepted(reactor, completion);
+            urs_admission_accepted(reactor, completion);
             break;
         case URS_IO_WAKE:
             reactor->woken = true;
@@ -585,7 +595,7 @@ static void rearm(struct urs_reactor *reactor)
     for (uint32_t count = reactor->parked.count; count > 0; count--) {
         struct urs_session *session = urs_core_session(reactor, reactor->parked.slots[count - 1]);
         session->parked = false;
-        urs_turn_receive(reactor, session, false);
+        urs_turn_receive(reactor, session);
     }
     reactor->parked.count = 0;
     if (reactor->delayed_until_ms == 0 || reactor->now_ms < reactor->delayed_until_ms)
@@ -596,10 +606,10 @@ static void rearm(struct urs_reactor *reactor)
     for (uint32_t index = 0; index < count; index++) {
         struct urs_session *session = urs_core_session(reactor, reactor->delayed.slots[index]);
         session->delayed = false;
-        urs_turn_receive(reactor, session, false);
+        urs_turn_receive(reactor, session);
         urs_turn_dirty(reactor, session);
     }
-    urs_life_arm_listeners(reactor);
+    urs_admission_arm(reactor);
 }
 
 /* Frees the sessions that ended, but for those that still stand on a list, or that an event still to be given names:
