@@ -409,7 +409,9 @@ int urs_session_close(struct urs_reactor *reactor, uint64_t id, uint32_t index, 
     int refused = find(reactor, id, &session);
     if (refused != 0)
         return refused;
-    urs_turn_apply(reactor, (uint32_t)urs_min((uint64_t)index + 1, reactor->event_count));
+    /* Of another session's event the handler may still say what it owes. */
+    bool own = index < reactor->event_count && reactor->events[index].slot == session->slot;
+    urs_turn_apply(reactor, (uint32_t)urs_min((uint64_t)index + own, reactor->event_count));
     if (session->state != URS_SESSION_OPEN || session->lost)
         return URS_ERROR_CLOSING;
     return urs_life_close(reactor, session, code, reason, bytes);

@@ -185,7 +185,8 @@ int urs_session_send(struct urs_reactor *reactor, uint64_t id, uint32_t index, u
 /* The same with the payload of event `index` itself. */
 int urs_session_send_event(struct urs_reactor *reactor, uint64_t id, uint32_t index, uint8_t opcode);
 
-/* Sends a close frame, after all that events up to and with `index` owe. Returns 0 or a negative result. */
+/* Sends a close frame, after all that events before `index` owe, and event `index` itself if it is the session's own.
+ * Returns 0 or a negative result. */
 int urs_session_close(struct urs_reactor *reactor, uint64_t id, uint32_t index, unsigned code, const uint8_t *reason,
                       size_t bytes);
 
