@@ -432,6 +432,8 @@ int urs_session_pause(struct urs_reactor *reactor, uint64_t id)
     int refused = find(reactor, id, &session);
     if (refused != 0)
         return refused;
+    if (session->state != URS_SESSION_OPEN || session->lost)
+        return URS_ERROR_CLOSING;
     session->paused = true;
     urs_turn_receive(reactor, session);
     return 0;
@@ -443,6 +445,8 @@ int urs_session_resume(struct urs_reactor *reactor, uint64_t id)
     int refused = find(reactor, id, &session);
     if (refused != 0)
         return refused;
+    if (session->state != URS_SESSION_OPEN || session->lost)
+        return URS_ERROR_CLOSING;
     session->paused = false;
     if (session->held != NULL)
         urs_turn_ready(reactor, session);

@@ -29,10 +29,10 @@ class SendResult(IntEnum):
 
 
 _RESULTS: Final = tuple(SendResult)
+_DROPPED: Final = int(SendResult.DROPPED)
 _TEXT: Final = int(Opcode.TEXT)
 _BINARY: Final = int(Opcode.BINARY)
 _PING: Final = int(Opcode.PING)
-_SENDABLE: Final = frozenset({_TEXT, _BINARY, _PING, int(Opcode.PONG)})
 
 
 class Connection:
@@ -106,10 +106,11 @@ class Connection:
         cannot be sent, BacklogFull with `on_full="error"`, ConnectionClosed.
         """
         message = self._message
-        if payload is message._view and payload is not None and message._connection is not None and opcode in _SENDABLE:
+        is_data = opcode == _BINARY or opcode == _TEXT
+        if is_data and payload is message._view and payload is not None and message._connection is not None:
             # The message's own payload: the shim knows where it is.
             result = lib.urs_session_send_event(message._core, self.id, message._index, opcode)
-        elif type(payload) is bytes and (opcode == _BINARY or opcode == _TEXT):
+        elif is_data and type(payload) is bytes:
             result = lib.urs_session_send(message._core, self.id, message._index, opcode, payload, len(payload))
         else:
             buffer = check_send(opcode, payload)
@@ -117,6 +118,8 @@ class Connection:
                 message._core, self.id, message._index, opcode, ffi.from_buffer("uint8_t[]", buffer), len(buffer)
             )
         if result >= 0:
+            if result == _DROPPED and not self.is_open:  # on_full="close"
+                message._reactor._closing(self)
             sent: SendResult = _RESULTS[result]
             return sent
         raise self._error(result, "send")
