@@ -48,7 +48,7 @@ class Message:
         self._offsets = memoryview(ffi.buffer(columns.offsets, 4 * count)).cast("I")
         self._lengths = memoryview(ffi.buffer(columns.lengths, 4 * count)).cast("I")
         self._opcodes = memoryview(ffi.buffer(columns.opcodes, count))
-        self._index = count  # beyond the columns: no message yet
+        self._index: int = count  # beyond the columns: no message yet
         self._connection: Any = None
         self._view: memoryview | None = None
 
