@@ -18,7 +18,7 @@ from typing import Any, NoReturn, Self, TypeVar
 
 import pytest
 
-from uringws import Connection, Handler, Message, Options, Reactor, Sender
+from uringws import Connection, Handler, Message, Options, Reactor, Sender, Stats
 from uringws.backend import Backend
 from wire import Address
 
@@ -207,6 +207,16 @@ class ReactorThread:
 
         self.sender.call(run)
         return answer.result(STOP_SECONDS)
+
+
+def settle(server: ReactorThread) -> Stats:
+    """Wait until no session is left, in whatever state, and hold the reactor to having nothing left of any."""
+    deadline = time.monotonic() + STOP_SECONDS
+    while (stats := server.ask(server.reactor.stats)).sessions or stats.handshakes:
+        assert time.monotonic() < deadline, stats
+        time.sleep(0.002)
+    assert stats.pool_in_use == stats.memory_bytes == stats.queued_bytes == 0
+    return stats
 
 
 def no_listener(_: Reactor) -> None:

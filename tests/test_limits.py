@@ -68,6 +68,29 @@ def test_on_drain_follows_a_backlog_and_loses_no_byte(backend: Backend) -> None:
     assert len(recorder.of("drain")) == 1
 
 
+@pytest.mark.parametrize("size", [20, 8_000, 300_000])
+def test_a_sender_that_stops_at_the_high_mark_is_always_told_to_go_on(backend: Backend, size: int) -> None:
+    """Also where the flush after the handler sends all at once, and no backlog ever came of it."""
+    count = 8 * (1 << 20) // size // 20
+
+    class Pump(Recorder):
+        def on_open(self, conn: Connection) -> None:
+            conn.data = iter(range(count))
+            self.on_drain(conn)
+
+        def on_drain(self, conn: Connection) -> None:
+            while conn.buffered_amount < 16 << 10:
+                number = next(conn.data, None)
+                if number is None:
+                    return
+                conn.send_binary(number.to_bytes(4, "big") * (size // 4))
+
+    options = Options(backlog_high_bytes=16 << 10)
+    with ReactorThread(Pump(), backend=backend, options=options) as server, Peer.connect(server.address) as peer:
+        for number in range(count):
+            assert peer.read_frame() == Frame(BINARY, number.to_bytes(4, "big") * (size // 4))
+
+
 class Overflow(Recorder):
     """Sends more than any backlog here takes, and keeps what ``send`` said."""
 

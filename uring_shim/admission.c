@@ -170,7 +170,7 @@ static void admit(struct urs_reactor *reactor, int fd, bool local)
     }
     reactor->handshakes++;
     urs_life_deadline(reactor, session, options->handshake_ms);
-    urs_turn_receive(reactor, session, true);
+    urs_turn_receive(reactor, session);
 }
 
 void urs_admission_arm(struct urs_reactor *reactor)

@@ -1,5 +1,5 @@
-/* The reactor's insides, shared by turn.c (the hot path), admission.c and lifecycle.c (how sessions begin and end) and reactor.c
- * (what Python calls). */
+/* The reactor's insides, shared by turn.c (the hot path), zero_copy.c, admission.c and lifecycle.c (how sessions
+ * begin and end) and reactor.c (what Python calls). */
 #ifndef URS_CORE_H
 #define URS_CORE_H
 
@@ -155,7 +155,7 @@ int urs_turn_flush(struct urs_reactor *reactor);
 void urs_turn_ready(struct urs_reactor *reactor, struct urs_session *session);
 
 /* Arms receive if the session wants input and none is armed; asks for its end if it does not. */
-void urs_turn_receive(struct urs_reactor *reactor, struct urs_session *session, bool idle);
+void urs_turn_receive(struct urs_reactor *reactor, struct urs_session *session);
 
 /* Adds an event for Python; while Python handles a turn's events, to the next turn's. */
 void urs_turn_event(struct urs_reactor *reactor, uint32_t slot, const struct urs_item *item);
@@ -172,8 +172,8 @@ void urs_zero_copy_close(struct urs_reactor *reactor);
  * the thing to do. */
 int urs_zero_copy_send(struct urs_reactor *reactor, struct urs_session *session);
 
-/* A zero-copy send has completed: returns its session, NULL if that is gone, and in *result what a plain send would have
- * come to. Without `more` the loan has ended. */
+/* A zero-copy send has completed: returns its session, NULL if that is gone, and in *result what a plain send would
+ * have come to. Without `more` the loan has ended. */
 struct urs_session *urs_zero_copy_sent(struct urs_reactor *reactor, const struct urs_completion *completion,
                                        int32_t *result);
 

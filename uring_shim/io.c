@@ -11,9 +11,9 @@ struct row {
     enum urs_io_fate fate;
 };
 
-/* accept(2). Errors of the network that was between us and that one peer concern that peer only. Whatever else it may be,
- * the listening socket is ours: to try again after a pause is the one thing that can help, and it shows in the figures,
- * where a server that silently accepts no more would not. */
+/* accept(2). Errors of the network that was between us and that one peer concern that peer only. Whatever else it may
+ * be, the listening socket is ours: to try again after a pause is the one thing that can help, and it shows in the
+ * figures, where a server that silently accepts no more would not. */
 static const struct row accept_rows[] = {
     {EAGAIN, URS_FATE_AGAIN},       {EINTR, URS_FATE_AGAIN},     {ECONNABORTED, URS_FATE_AGAIN},
     {EPERM, URS_FATE_AGAIN},        {EPROTO, URS_FATE_AGAIN},    {ENETDOWN, URS_FATE_AGAIN},

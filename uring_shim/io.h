@@ -18,7 +18,7 @@ enum urs_io_kind {
     URS_IO_WRITABLE = 4,                 /* the socket can take bytes again, or has failed: send to find out */
     URS_IO_WAKE = 5,                     /* urs_io_wake was called, once or several times */
     URS_IO_SEND_ZC = 6,                  /* as URS_IO_SEND, of a zero-copy send; more: an URS_IO_RELEASE follows */
-    URS_IO_RELEASE = 7                   /* the kernel is done with a zero-copy send's bytes; result 1: it copied them */
+    URS_IO_RELEASE = 7                   /* a zero-copy send's bytes are free again; result 1: they were copied */
 };
 
 /* What a completion obliges its receiver to do. */
@@ -72,8 +72,8 @@ struct urs_io {
 struct urs_io_operations {
     const char *name;
 
-    /* Makes a backend. `ring_entries` and `zero_copy` are wishes. Returns 0 with *io set, or -errno; *report is filled in either
-     * way. May be called by a thread other than the one that will run it. */
+    /* Makes a backend. `ring_entries` and `zero_copy` are wishes. Returns 0 with *io set, or -errno; *report is filled
+     * in either way. May be called by a thread other than the one that will run it. */
     int (*open)(struct urs_io **io, struct urs_pool *pool, uint32_t ring_entries, bool zero_copy,
                 struct urs_io_report *report);
 
@@ -89,9 +89,8 @@ struct urs_io_operations {
     /* Ends accepting on that socket; a last completion with -ECANCELED follows. */
     int (*accept_stop)(struct urs_io *io, uint32_t slot, int fd);
 
-    /* Arms receiving: URS_IO_RECEIVE completions until one comes with more == false. `idle`: nothing is expected to
-     * be there yet. `once`: a single completion. */
-    int (*receive)(struct urs_io *io, uint32_t slot, uint32_t generation, int fd, bool idle, bool once);
+    /* Arms receiving: URS_IO_RECEIVE completions until one comes with more == false. `once`: a single completion. */
+    int (*receive)(struct urs_io *io, uint32_t slot, uint32_t generation, int fd, bool once);
 
     /* Asks for the last completion of receive; data that came before it is still delivered. */
     int (*receive_stop)(struct urs_io *io, uint32_t slot, uint32_t generation, int fd);

@@ -174,9 +174,8 @@ static int epoll_accept_stop(struct urs_io *io, uint32_t slot, int fd)
     return end_accept(of(io), slot, fd, -ECANCELED);
 }
 
-static int epoll_receive(struct urs_io *io, uint32_t slot, uint32_t generation, int fd, bool idle, bool once)
+static int epoll_receive(struct urs_io *io, uint32_t slot, uint32_t generation, int fd, bool once)
 {
-    (void)idle;
     struct watched *watched = watched_at(of(io), slot);
     if (watched == NULL)
         return -ENOMEM;

@@ -259,7 +259,7 @@ static int uring_accept_stop(struct urs_io *io, uint32_t slot, int fd)
     return cancel(of(io), urs_io_pack(URS_IO_ACCEPT, 0, slot));
 }
 
-static int uring_receive(struct urs_io *io, uint32_t slot, uint32_t generation, int fd, bool idle, bool once)
+static int uring_receive(struct urs_io *io, uint32_t slot, uint32_t generation, int fd, bool once)
 {
     uint64_t data = urs_io_pack(URS_IO_RECEIVE, generation, slot);
     int32_t fault = urs_fault(URS_FAULT_RECEIVE);
@@ -274,9 +274,8 @@ static int uring_receive(struct urs_io *io, uint32_t slot, uint32_t generation, 
         io_uring_prep_recv_multishot(sqe, fd, NULL, 0, 0);
     sqe->flags |= IOSQE_BUFFER_SELECT;
     sqe->buf_group = BUFFER_GROUP;
-    /* Saves the futile first attempt, and its ENOBUFS where the buffer ring happens to be empty. */
-    if (idle)
-        sqe->ioprio |= IORING_RECVSEND_POLL_FIRST;
+    /* Never IORING_RECVSEND_POLL_FIRST: where data and a reset are there already, a multishot armed so gives the data
+     * and then nothing more, ever (seen on 6.18). */
     io_uring_sqe_set_data64(sqe, data);
     return 0;
 }

@@ -150,7 +150,7 @@ void urs_life_open(struct urs_reactor *reactor, struct urs_session *session)
     urs_life_schedule(reactor, session);
     if (session->held != NULL)
         urs_turn_ready(reactor, session);
-    urs_turn_receive(reactor, session, false);
+    urs_turn_receive(reactor, session);
 }
 
 /* ---- ending -------------------------------------------------------------------------------------------------- */
@@ -166,7 +166,7 @@ int urs_life_close(struct urs_reactor *reactor, struct urs_session *session, uns
     session->state = URS_SESSION_AWAIT_CLOSE;
     urs_life_deadline(reactor, session, reactor->options.close_ms);
     urs_turn_dirty(reactor, session);
-    urs_turn_receive(reactor, session, false);  /* paused or not: the peer's close frame is wanted */
+    urs_turn_receive(reactor, session);  /* paused or not: the peer's close frame is wanted */
     if (session->held != NULL)
         urs_turn_ready(reactor, session);
     return 0;
@@ -189,7 +189,7 @@ void urs_life_finish(struct urs_reactor *reactor, struct urs_session *session)
     urs_engine_clear(&session->engine);
     urs_life_deadline(reactor, session, reactor->options.close_ms);
     urs_turn_dirty(reactor, session);
-    urs_turn_receive(reactor, session, false);
+    urs_turn_receive(reactor, session);
 }
 
 void urs_life_flushed(struct urs_reactor *reactor, struct urs_session *session)

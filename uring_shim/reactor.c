@@ -14,7 +14,8 @@
 #include "fault.h"
 #include "frame.h"
 
-enum { DIRECT_BYTES_MIN = 65536 };
+/* From here on a system call of its own costs less than copying the payload into the arena. */
+enum { DIRECT_BYTES_MIN = 8192 };
 
 /* ---- the reactor --------------------------------------------------------------------------------------------- */
 
@@ -66,9 +67,10 @@ struct urs_reactor *urs_reactor_open(const char *backend, const struct urs_react
     int error = urs_pool_open(&reactor->pool, options->pool_memory, options->receive_buffers,
                               options->receive_buffer_bytes);
     reactor->used_buffers = malloc(options->receive_buffers * sizeof *reactor->used_buffers);
-    if (reactor->events == NULL || reactor->targets == NULL || reactor->offsets == NULL || reactor->lengths == NULL
-        || reactor->opcodes == NULL || reactor->completions == NULL || reactor->vectors == NULL || reactor->used_buffers == NULL
-        || error != 0) {
+    bool missing = reactor->events == NULL || reactor->targets == NULL || reactor->offsets == NULL
+        || reactor->lengths == NULL || reactor->opcodes == NULL || reactor->completions == NULL
+        || reactor->vectors == NULL || reactor->used_buffers == NULL;
+    if (missing || error != 0) {
         report->error = error != 0 ? error : -ENOMEM;
         free_all(reactor);
         return NULL;
@@ -210,7 +212,7 @@ int urs_reactor_adopt(struct urs_reactor *reactor, int fd, const uint8_t *prefix
 void urs_reactor_drain(struct urs_reactor *reactor, uint32_t index, unsigned code, const uint8_t *response,
                        size_t response_bytes)
 {
-    urs_turn_apply(reactor, (uint32_t)urs_min((uint64_t)index + 1, reactor->event_count));
+    urs_turn_apply(reactor, (uint32_t)urs_min(index, reactor->event_count));
     urs_reactor_stop_listening(reactor);
     /* Now, so that who sees a close frame finds the port closed as soon as its owner has closed it, too. */
     if (reactor->started)
@@ -345,6 +347,16 @@ static int send_direct(struct urs_reactor *reactor, struct urs_session *session,
     return URS_QUEUED;
 }
 
+/* Bytes that wait, as Python sees them. Whoever has seen them at the high water mark, and stopped sending, is owed an
+ * URS_EVENT_DRAIN, also if the next flush sends them all. */
+static size_t waiting(struct urs_reactor *reactor, struct urs_session *session)
+{
+    size_t bytes = session->backlog_bytes + session->outbound.bytes;
+    if (bytes >= reactor->options.backlog_high_bytes)
+        session->above_high = true;
+    return bytes;
+}
+
 int urs_session_send(struct urs_reactor *reactor, uint64_t id, uint32_t index, uint8_t opcode, const uint8_t *data,
                      size_t bytes)
 {
@@ -360,6 +372,7 @@ int urs_session_send(struct urs_reactor *reactor, uint64_t id, uint32_t index, u
     if (pending + bytes > reactor->options.backlog_bytes_max + reserve)
         return refuse_message(reactor, session);
     reactor->stats.messages_out += opcode < URS_OPCODE_CLOSE;
+    reactor->stats.pings_sent += opcode == URS_OPCODE_PING;
 
     int result;
     if (bytes >= DIRECT_BYTES_MIN && pending == 0 && !session->polling && !session->delayed) {
@@ -371,6 +384,7 @@ int urs_session_send(struct urs_reactor *reactor, uint64_t id, uint32_t index, u
         result = session->backlog != NULL || session->polling ? URS_QUEUED : URS_SENT;
         urs_turn_dirty(reactor, session);
     }
+    waiting(reactor, session);
     if (reactor->outbox.arena_bytes > URS_ARENA_FLUSH_BYTES && reactor->started) {
         int error = urs_turn_flush(reactor);
         if (error != 0)
@@ -396,7 +410,7 @@ int urs_session_close(struct urs_reactor *reactor, uint64_t id, uint32_t index, 
     int refused = find(reactor, id, &session);
     if (refused != 0)
         return refused;
-    urs_turn_apply(reactor, (uint32_t)urs_min((uint64_t)index + 1, reactor->event_count));
+    urs_turn_apply(reactor, (uint32_t)urs_min(index, reactor->event_count));
     if (session->state != URS_SESSION_OPEN || session->lost)
         return URS_ERROR_CLOSING;
     return urs_life_close(reactor, session, code, reason, bytes);
@@ -418,8 +432,10 @@ int urs_session_pause(struct urs_reactor *reactor, uint64_t id)
     int refused = find(reactor, id, &session);
     if (refused != 0)
         return refused;
+    if (session->state != URS_SESSION_OPEN || session->lost)
+        return URS_ERROR_CLOSING;
     session->paused = true;
-    urs_turn_receive(reactor, session, false);
+    urs_turn_receive(reactor, session);
     return 0;
 }
 
@@ -429,10 +445,12 @@ int urs_session_resume(struct urs_reactor *reactor, uint64_t id)
     int refused = find(reactor, id, &session);
     if (refused != 0)
         return refused;
+    if (session->state != URS_SESSION_OPEN || session->lost)
+        return URS_ERROR_CLOSING;
     session->paused = false;
     if (session->held != NULL)
         urs_turn_ready(reactor, session);
-    urs_turn_receive(reactor, session, false);
+    urs_turn_receive(reactor, session);
     return 0;
 }
 
@@ -440,7 +458,7 @@ int64_t urs_session_buffered(struct urs_reactor *reactor, uint64_t id)
 {
     struct urs_session *session;
     int refused = find(reactor, id, &session);
-    return refused != 0 ? refused : (int64_t)(session->backlog_bytes + session->outbound.bytes);
+    return refused != 0 ? refused : (int64_t)waiting(reactor, session);
 }
 
 double urs_session_latency(struct urs_reactor *reactor, uint64_t id)
@@ -479,5 +497,8 @@ int urs_session_settle_peer(struct urs_reactor *reactor, uint64_t id, const stru
 int urs_session_state(struct urs_reactor *reactor, uint64_t id)
 {
     const struct urs_session *session = reactor == NULL ? NULL : urs_session_find(&reactor->sessions, id);
-    return session == NULL ? URS_SESSION_FREE : session->state;
+    if (session == NULL)
+        return URS_SESSION_FREE;
+    /* Lost, and only the event of it still to come. */
+    return session->lost && session->state == URS_SESSION_OPEN ? URS_SESSION_AWAIT_FLUSH : session->state;
 }

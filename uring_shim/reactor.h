@@ -1,7 +1,7 @@
 /* The reactor as Python sees it: one thread, one I/O backend, many sessions. Python calls urs_reactor_turn, reads the
  * events it returns, answers through the urs_session_* calls, and calls again. Every call but urs_reactor_wake
- * belongs to the thread that called urs_reactor_start, and fails with URS_ERROR_THREAD in others. An id is generation << 32 | slot; ids of sessions that are gone
- * give URS_ERROR_STALE. */
+ * belongs to the thread that called urs_reactor_start, and fails with URS_ERROR_THREAD in others. An id is
+ * generation << 32 | slot; ids of sessions that are gone give URS_ERROR_STALE. */
 #ifndef URS_REACTOR_H
 #define URS_REACTOR_H
 
@@ -157,8 +157,8 @@ int urs_reactor_wake_descriptor(struct urs_reactor *reactor);
  * from it. Returns 0 with *id set, or a negative result with the descriptor still the caller's. */
 int urs_reactor_adopt(struct urs_reactor *reactor, int fd, const uint8_t *prefix, size_t prefix_bytes, uint64_t *id);
 
-/* Refuses new connections and answers pending handshakes with `response`; open sessions get a close frame, after all that
- * events up to and with `index` owe. */
+/* Refuses new connections and answers pending handshakes with `response`; open sessions get a close frame, after all
+ * that events before `index` owe. */
 void urs_reactor_drain(struct urs_reactor *reactor, uint32_t index, unsigned code, const uint8_t *response,
                        size_t response_bytes);
 
@@ -185,7 +185,7 @@ int urs_session_send(struct urs_reactor *reactor, uint64_t id, uint32_t index, u
 /* The same with the payload of event `index` itself. */
 int urs_session_send_event(struct urs_reactor *reactor, uint64_t id, uint32_t index, uint8_t opcode);
 
-/* Sends a close frame, after all that events up to and with `index` owe. Returns 0 or a negative result. */
+/* Sends a close frame, after all that events before `index` owe. Returns 0 or a negative result. */
 int urs_session_close(struct urs_reactor *reactor, uint64_t id, uint32_t index, unsigned code, const uint8_t *reason,
                       size_t bytes);
 
@@ -207,11 +207,12 @@ int urs_session_descriptor(struct urs_reactor *reactor, uint64_t id);
 /* Where it comes from. Returns 0 or URS_ERROR_STALE. */
 int urs_session_peer(struct urs_reactor *reactor, uint64_t id, struct urs_peer *peer);
 
-/* A trusted PROXY header (`peer`) or its absence (NULL) settled where the session comes from: counts it for that address.
- * Once a session, and only where options.proxy_protocol is set. Returns 0, URS_ERROR_LIMIT or URS_ERROR_STALE. */
+/* A trusted PROXY header (`peer`) or its absence (NULL) settled where the session comes from: counts it for that
+ * address. Once a session, and only where options.proxy_protocol is set. Returns 0, URS_ERROR_LIMIT or
+ * URS_ERROR_STALE. */
 int urs_session_settle_peer(struct urs_reactor *reactor, uint64_t id, const struct urs_peer *peer);
 
-/* The session's state, URS_SESSION_FREE if it is gone. */
+/* The session's state, URS_SESSION_FREE if it is gone; never URS_SESSION_OPEN if nothing can be sent any more. */
 int urs_session_state(struct urs_reactor *reactor, uint64_t id);
 
 /* cdef: end */

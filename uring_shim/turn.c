@@ -111,6 +111,8 @@ static void apply_lost(struct urs_reactor *reactor, struct urs_session *session)
 
 void urs_turn_apply(struct urs_reactor *reactor, uint32_t until)
 {
+    /* A turn that a signal ended early has fewer events than the one that the caller's index is of. */
+    until = (uint32_t)urs_min(until, reactor->event_count);
     for (; reactor->applied < until; reactor->applied++) {
         struct urs_event *event = &reactor->events[reactor->applied];
         struct urs_session *session = urs_core_session(reactor, event->slot);
@@ -141,11 +143,13 @@ void urs_turn_apply(struct urs_reactor *reactor, uint32_t until)
 static void note_backlog(struct urs_reactor *reactor, struct urs_session *session)
 {
     const struct urs_reactor_options *options = &reactor->options;
-    if (!session->above_high && session->backlog_bytes >= options->backlog_high_bytes) {
+    if (session->backlog_bytes >= options->backlog_high_bytes) {
         session->above_high = true;
         /* Echoed without Python, a peer that does not read is not read from either. */
-        session->choked = reactor->echo;
-        urs_turn_receive(reactor, session, false);
+        if (reactor->echo && !session->choked) {
+            session->choked = true;
+            urs_turn_receive(reactor, session);
+        }
     } else if (session->above_high && session->backlog_bytes <= options->backlog_low_bytes) {
         session->above_high = false;
         if (session->state == URS_SESSION_OPEN)
@@ -154,7 +158,7 @@ static void note_backlog(struct urs_reactor *reactor, struct urs_session *sessio
             session->choked = false;
             if (session->held != NULL)
                 urs_turn_ready(reactor, session);
-            urs_turn_receive(reactor, session, false);
+            urs_turn_receive(reactor, session);
         }
     }
 }
@@ -246,6 +250,8 @@ static void on_sent(struct urs_reactor *reactor, struct urs_session *session, in
         note_backlog(reactor, session);
     } else if (URS_LIKELY(sent == session->outbound.bytes)) {
         urs_outbound_clear(&reactor->outbox, &session->outbound);
+        if (URS_UNLIKELY(session->above_high))
+            note_backlog(reactor, session);
         urs_life_flushed(reactor, session);
         return;
     } else if (fate != URS_FATE_LOST) {
@@ -339,14 +345,24 @@ int urs_turn_flush(struct urs_reactor *reactor)
 
 /* ---- dispatch ---------------------------------------------------------------------------------------------- */
 
+/* Whether the engine may have input now. After our close frame nothing holds it up any more: the peer's is wanted. */
+static bool may_feed(const struct urs_session *session)
+{
+    return session->state == URS_SESSION_AWAIT_CLOSE
+        || (session->state == URS_SESSION_OPEN && !session->paused && !session->choked);
+}
+
+/* Where the engine comes first, not before it has caught up: what a peer floods us with stays in its socket. */
 static bool wants_input(const struct urs_session *session)
 {
     if (session->input_ended || session->lost || session->state == URS_SESSION_AWAIT_REQUESTS)
         return false;
-    return session->state != URS_SESSION_OPEN || !(session->paused || session->choked || session->held != NULL);
+    if (session->state == URS_SESSION_OPEN || session->state == URS_SESSION_AWAIT_CLOSE)
+        return session->held == NULL && may_feed(session);
+    return true;
 }
 
-void urs_turn_receive(struct urs_reactor *reactor, struct urs_session *session, bool idle)
+void urs_turn_receive(struct urs_reactor *reactor, struct urs_session *session)
 {
     const struct urs_io_operations *io = reactor->io->operations;
     if (session->state == URS_SESSION_FREE || session->parked || session->delayed)
@@ -354,7 +370,7 @@ void urs_turn_receive(struct urs_reactor *reactor, struct urs_session *session, 
     bool wants = wants_input(session);
     if (wants && !session->receiving) {
         session->receiving = true;
-        if (io->receive(reactor->io, session->slot, session->generation, session->fd, idle, session->local) != 0) {
+        if (io->receive(reactor->io, session->slot, session->generation, session->fd, session->local) != 0) {
             session->receiving = false;
             delay(reactor, session);
         }
@@ -375,8 +391,11 @@ static void feed(struct urs_reactor *reactor, struct urs_session *session, struc
         int kind = urs_engine_next(&session->engine, &reactor->options.rules, &reactor->memory, input, item);
         if (kind == URS_ITEM_NONE)
             return;
-        if (kind == URS_ITEM_PONG) {
+        bool message = kind == URS_ITEM_MESSAGE || kind == URS_ITEM_FRAME;
+        if (kind == URS_ITEM_PONG)
             urs_life_pong(reactor, session, item);
+        /* After our close frame no message is delivered any more. */
+        if (kind == URS_ITEM_PONG || (message && session->state != URS_SESSION_OPEN)) {
             urs_block_drop(item->block);
             continue;
         }
@@ -384,7 +403,6 @@ static void feed(struct urs_reactor *reactor, struct urs_session *session, struc
             block->references++;
             item->block = block;
         }
-        bool message = kind == URS_ITEM_MESSAGE || kind == URS_ITEM_FRAME;
         event->slot = session->slot;
         reactor->targets[index] = message ? (int32_t)session->slot : -1 - (int32_t)session->slot;
         reactor->offsets[index] = item->block == NULL ? (uint32_t)(item->payload - reactor->pool.memory) : UINT32_MAX;
@@ -407,9 +425,9 @@ static void hold(struct urs_reactor *reactor, struct urs_session *session, const
         urs_life_lose(reactor, session, error);
         return;
     }
-    if (!session->paused && !session->choked)
+    if (may_feed(session))
         urs_turn_ready(reactor, session);
-    urs_turn_receive(reactor, session, false);  /* stops it until the engine has caught up */
+    urs_turn_receive(reactor, session);  /* stops it until the engine has caught up */
 }
 
 /* Bytes of a session with its upgrade done. */
@@ -420,7 +438,7 @@ static void take_input(struct urs_reactor *reactor, struct urs_session *session,
         session->turn = reactor->turn;
         session->turn_bytes = 0;
     }
-    bool may = session->held == NULL && !session->paused && !session->choked
+    bool may = session->held == NULL && may_feed(session)
         && session->turn_bytes < reactor->options.session_turn_bytes_max;
     session->turn_bytes += (uint32_t)bytes;
     if (URS_LIKELY(may))
@@ -470,9 +488,8 @@ static void on_receive(struct urs_reactor *reactor, const struct urs_completion 
         break;
     case URS_FATE_END:
         session->input_ended = true;
-        /* What was held came before the end, and is handled before it. */
-        if (session->held == NULL
-            || (session->state != URS_SESSION_OPEN && session->state != URS_SESSION_AWAIT_VERDICT))
+        /* What is held came before the end, and is handled before it. */
+        if (session->held == NULL || session->state == URS_SESSION_AWAIT_HEAD)
             urs_life_lose(reactor, session, 0);
         break;
     case URS_FATE_PARK:
@@ -496,7 +513,7 @@ static void on_receive(struct urs_reactor *reactor, const struct urs_completion 
     if (session->state == URS_SESSION_AWAIT_REQUESTS)
         urs_life_try_free(reactor, session);
     else if (!session->receiving)
-        urs_turn_receive(reactor, session, false);
+        urs_turn_receive(reactor, session);
 }
 
 static void on_writable(struct urs_reactor *reactor, const struct urs_completion *completion)
@@ -522,8 +539,7 @@ static void feed_held(struct urs_reactor *reactor)
         struct urs_session *session = urs_core_session(reactor, reactor->ready.slots[done++]);
         session->ready = false;
         struct urs_block *block = session->held;
-        bool open = session->state == URS_SESSION_OPEN || session->state == URS_SESSION_AWAIT_CLOSE;
-        if (block == NULL || !open || session->paused || session->choked)
+        if (block == NULL || !may_feed(session))
             continue;
         uint8_t *data = urs_block_data(block);
         size_t bytes = urs_min(urs_block_bytes(block), reactor->pool.buffer_bytes);
@@ -538,7 +554,7 @@ static void feed_held(struct urs_reactor *reactor)
         urs_block_drop(block);
         if (session->input_ended)
             urs_life_lose(reactor, session, 0);
-        urs_turn_receive(reactor, session, false);
+        urs_turn_receive(reactor, session);
     }
     reactor->ready.count -= done;
     memmove(reactor->ready.slots, reactor->ready.slots + done, reactor->ready.count * sizeof(uint32_t));
@@ -581,7 +597,7 @@ static void rearm(struct urs_reactor *reactor)
     for (uint32_t count = reactor->parked.count; count > 0; count--) {
         struct urs_session *session = urs_core_session(reactor, reactor->parked.slots[count - 1]);
         session->parked = false;
-        urs_turn_receive(reactor, session, false);
+        urs_turn_receive(reactor, session);
     }
     reactor->parked.count = 0;
     if (reactor->delayed_until_ms == 0 || reactor->now_ms < reactor->delayed_until_ms)
@@ -592,7 +608,7 @@ static void rearm(struct urs_reactor *reactor)
     for (uint32_t index = 0; index < count; index++) {
         struct urs_session *session = urs_core_session(reactor, reactor->delayed.slots[index]);
         session->delayed = false;
-        urs_turn_receive(reactor, session, false);
+        urs_turn_receive(reactor, session);
         urs_turn_dirty(reactor, session);
     }
     urs_admission_arm(reactor);

@@ -68,7 +68,11 @@ class Handler:
         """A whole message came. `message.data` is valid until the return."""
 
     def on_drain(self, conn: Connection) -> None:
-        """The backlog, once at the high water mark, has fallen to the low one: sending may go on."""
+        """Go on sending: `conn.buffered_amount`, once at the high water mark, has fallen to the low one.
+
+        Once for each such rise and fall. Whoever sends while `buffered_amount` is below
+        `Options.backlog_high_bytes`, and again from here, sends as fast as the peer reads and no faster.
+        """
 
     def on_close(self, conn: Connection, code: int, reason: str) -> None:
         """The connection has ended; nothing can be sent any more.

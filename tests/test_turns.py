@@ -1,0 +1,58 @@
+"""Where one turn of the loop meets the next: what was owed in one is not owed in another."""
+
+from __future__ import annotations
+
+import signal
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from servers import EchoRecorder, run_until
+from uringws import Opcode, Reactor
+from uringws.backend import Backend
+from wire import BINARY, TEXT, Frame, Peer, frame
+
+
+@pytest.fixture
+def reactor(backend: Backend, recorder: EchoRecorder) -> Iterator[Reactor]:
+    """A reactor to be turned by hand."""
+    with Reactor(recorder, backend=backend) as reactor:
+        reactor.bind("127.0.0.1", 0)
+        yield reactor
+
+
+def adopted(reactor: Reactor) -> tuple[Peer, int]:
+    """A session without a handshake, and its peer."""
+    ours, theirs = socket.socketpair()
+    return Peer(theirs), reactor.add_session(ours)
+
+
+def test_what_was_echoed_is_not_echoed_again_by_a_turn_without_events(reactor: Reactor, recorder: EchoRecorder) -> None:
+    peer, identity = adopted(reactor)
+    with peer:
+        peer.write(*(frame(TEXT, bytes([letter]) * 20) for letter in b"abcde"))
+        run_until(reactor, lambda: len(recorder.of("message")) == 5)
+        reactor.run_once(0)
+        recorder.connections[identity].send(Opcode.BINARY, b"of its own")
+        reactor.run_once(0)
+        expected = [Frame(TEXT, bytes([letter]) * 20) for letter in b"abcde"] + [Frame(BINARY, b"of its own")]
+        assert peer.read_frames(6) == expected
+        assert peer.quiet()
+
+
+def test_what_was_echoed_is_not_echoed_again_by_an_interrupted_turn(reactor: Reactor, recorder: EchoRecorder) -> None:
+    before = signal.signal(signal.SIGALRM, lambda *_: None)
+    peer, identity = adopted(reactor)
+    try:
+        peer.write(*(frame(TEXT, bytes([letter]) * 20) for letter in b"abcde"))
+        run_until(reactor, lambda: len(recorder.of("message")) == 5)
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        assert reactor.run_once(5) == 0
+        recorder.connections[identity].send(Opcode.BINARY, b"of its own")
+        reactor.run_once(0)
+        assert peer.read_frames(6)[5] == Frame(BINARY, b"of its own")
+        assert peer.quiet()
+    finally:
+        signal.signal(signal.SIGALRM, before)
+        peer.close()
