@@ -12,7 +12,18 @@ from contextlib import ExitStack, contextmanager
 import pytest
 
 from servers import EchoRecorder, ReactorThread, Recorder, Silent, run_until, wait_until
-from uringws import BacklogFull, Connection, Handler, Message, Opcode, Options, Reactor, SendResult, Stats
+from uringws import (
+    BacklogFull,
+    Connection,
+    ConnectionClosed,
+    Handler,
+    Message,
+    Opcode,
+    Options,
+    Reactor,
+    SendResult,
+    Stats,
+)
 from uringws.backend import Backend
 from wire import BINARY, CLOSE, PING, PONG, TEXT, Frame, Peer, frame
 
@@ -121,6 +132,17 @@ def test_on_full_close_delivers_what_was_queued_and_then_1008(backend: Backend) 
         it.peer.send(CLOSE, struct.pack("!H", 1008))
         it.peer.read_eof()
         assert it.recorder.wait_for("close")[0][2] == 1008
+
+
+def test_on_full_close_delivers_no_more_messages(backend: Backend) -> None:
+    """A message that comes later finds no handler, whose answer could only raise."""
+    with session(backend, Options(backlog_bytes_max=MIB, on_full="close")) as it:
+        assert it.send(bytes(MIB + 1)) is SendResult.DROPPED
+        with pytest.raises(ConnectionClosed):
+            it.send(b"late")
+        it.peer.send(TEXT, b"unheard")
+        assert it.peer.shake_hands(1008) == 1008
+        assert [event[0] for event in it.recorder.events] == ["open", "close"]
 
 
 # Water marks
@@ -362,6 +384,16 @@ def test_a_close_frame_waits_behind_a_pause(backend: Backend) -> None:
         assert it.peer.read_close() == 4001
         it.peer.read_eof()
         assert [event[0] for event in recorder.events] == ["open", "message", "close"]
+
+
+def test_a_session_that_is_closing_cannot_be_paused(backend: Backend) -> None:
+    """Its peer's close frame would not be seen."""
+    with session(backend, Options()) as it:
+        it.server.ask(it.conn.close)
+        for call in (it.conn.pause_reading, it.conn.resume_reading):
+            with pytest.raises(ConnectionClosed):
+                it.server.ask(call)
+        assert it.peer.shake_hands() == 1000
 
 
 def test_a_paused_session_can_be_aborted(backend: Backend) -> None:

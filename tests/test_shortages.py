@@ -17,10 +17,11 @@ import pytest
 
 from servers import ReactorThread, Recorder, ServerProcess, Silent
 from uringws import Connection, Handler, Message, Options, Reactor
+from uringws.backend import Backend
 from wire import BINARY, TEXT, Address, Frame, Peer, frame, http, upgrade_request
 
 
-def connect_many(address: tuple[str, int], count: int, stack: ExitStack) -> list[Peer]:
+def connect_many(address: Address, count: int, stack: ExitStack) -> list[Peer]:
     return [stack.enter_context(Peer.connect(address)) for _ in range(count)]
 
 
@@ -58,7 +59,7 @@ def hold_back(server: ReactorThread, seconds: float) -> None:
 
 
 @pytest.mark.parametrize("run", [Reactor.run, Reactor.run_echo], ids=["handler", "c"])
-def test_fifty_floods_through_two_receive_buffers(backend: str, run: Callable[[Reactor], None]) -> None:
+def test_fifty_floods_through_two_receive_buffers(backend: Backend, run: Callable[[Reactor], None]) -> None:
     class Echo(Handler):
         def on_message(self, conn: Connection, message: Message) -> None:
             conn.echo()
@@ -86,7 +87,7 @@ class Broadcaster(Recorder):
 
 
 @pytest.mark.parametrize("size", [10, 5_000, 100_000])
-def test_a_broadcast_to_more_sessions_than_the_ring_has_entries(backend: str, size: int) -> None:
+def test_a_broadcast_to_more_sessions_than_the_ring_has_entries(backend: Backend, size: int) -> None:
     """64 entries and 300 sends a message: the queue is full again and again within one turn."""
     options = Options(ring_entries=64)
     with ReactorThread(Broadcaster(), backend=backend, options=options) as server, ExitStack() as stack:
@@ -101,7 +102,7 @@ def test_a_broadcast_to_more_sessions_than_the_ring_has_entries(backend: str, si
         assert stats.pool_in_use == stats.memory_bytes == 0
 
 
-def test_more_completions_than_the_ring_holds(backend: str) -> None:
+def test_more_completions_than_the_ring_holds(backend: Backend) -> None:
     """A ring of 64 entries holds 256 completions; here thousands are due when the loop comes back to it."""
     options = Options(ring_entries=64, receive_buffers=4096, receive_buffer_bytes=1024)
     with (
@@ -148,7 +149,7 @@ def metric(address: Address, name: str) -> int:
     return int(line.split()[1])
 
 
-def test_accepting_outlives_the_limit_of_open_files(backend: str) -> None:
+def test_accepting_outlives_the_limit_of_open_files(backend: Backend) -> None:
     """Ten descriptors, thirty clients: twenty wait in the kernel's queue, unharmed, until others go."""
     with ServerProcess("-c", FEW_FILES, backend, "10") as server, ExitStack() as stack:
         waiting = [stack.enter_context(Peer.dial(server.address)) for _ in range(30)]

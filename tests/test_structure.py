@@ -66,7 +66,7 @@ FUNCTION_LINES_MAX = 70
 LONG_FUNCTIONS: dict[str, str] = {}  # "file.c:function" to the reason why it is clearer in one piece
 
 SOURCE_SUFFIXES = {".c", ".h", ".js", ".mjs", ".py", ".sh"}
-SOURCE_DIRECTORIES = ("bench", "examples", "src", "tests", "uring_shim")
+SOURCE_DIRECTORIES = ("bench", "examples", "fuzz", "src", "tests", "uring_shim")
 NOT_OURS = {"__pycache__", "node_modules"}
 
 C_FILES = sorted([*SHIM.glob("*.c"), *SHIM.glob("*.h")])

@@ -391,8 +391,11 @@ static void feed(struct urs_reactor *reactor, struct urs_session *session, struc
         int kind = urs_engine_next(&session->engine, &reactor->options.rules, &reactor->memory, input, item);
         if (kind == URS_ITEM_NONE)
             return;
-        if (kind == URS_ITEM_PONG) {
+        bool message = kind == URS_ITEM_MESSAGE || kind == URS_ITEM_FRAME;
+        if (kind == URS_ITEM_PONG)
             urs_life_pong(reactor, session, item);
+        /* After our close frame no message is delivered any more. */
+        if (kind == URS_ITEM_PONG || (message && session->state != URS_SESSION_OPEN)) {
             urs_block_drop(item->block);
             continue;
         }
@@ -400,7 +403,6 @@ static void feed(struct urs_reactor *reactor, struct urs_session *session, struc
             block->references++;
             item->block = block;
         }
-        bool message = kind == URS_ITEM_MESSAGE || kind == URS_ITEM_FRAME;
         event->slot = session->slot;
         reactor->targets[index] = message ? (int32_t)session->slot : -1 - (int32_t)session->slot;
         reactor->offsets[index] = item->block == NULL ? (uint32_t)(item->payload - reactor->pool.memory) : UINT32_MAX;

@@ -6,7 +6,7 @@ from enum import IntEnum
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Any, Final
 
-from uringws.errors import UringWSError, check
+from uringws.errors import ConnectionClosed, UringWSError, check
 from uringws.frames import CloseCode, Opcode
 from uringws.sending import Payload, check_close, check_send
 from uringws.shim import ffi, lib
@@ -29,6 +29,7 @@ class SendResult(IntEnum):
 
 
 _RESULTS: Final = tuple(SendResult)
+_DROPPED: Final = int(SendResult.DROPPED)
 _TEXT: Final = int(Opcode.TEXT)
 _BINARY: Final = int(Opcode.BINARY)
 _PING: Final = int(Opcode.PING)
@@ -67,7 +68,10 @@ class Connection:
     @property
     def is_open(self) -> bool:
         """Whether messages can be sent: from `on_open` until either side has begun to close."""
-        return bool(lib.urs_session_state(self._message._core, self.id) == lib.URS_SESSION_OPEN)
+        message = self._message
+        if message._reactor._connection(self.id) is not self:
+            return False  # on_close was called, or is to be
+        return bool(lib.urs_session_state(message._core, self.id) == lib.URS_SESSION_OPEN)
 
     @property
     def buffered_amount(self) -> int:
@@ -89,11 +93,11 @@ class Connection:
         """Send the message that is being handled back, as it is now, without a copy.
 
         It leaves when the handler has returned, after what the handler sends. Raises RuntimeError outside of the
-        `on_message` (or `on_frame`) of this connection.
+        `on_message` (or `on_frame`) of this connection, ConnectionClosed after its close.
         """
         message = self._message
         if message._connection is not self:
-            raise RuntimeError("echo() is for the connection whose message is being handled, while it is")
+            raise self._cannot_echo()
         message._verdicts[message._index] = 1
 
     def send(self, opcode: int, payload: Payload) -> SendResult:
@@ -119,6 +123,8 @@ class Connection:
                 message._core, self.id, message._index, opcode, ffi.from_buffer("uint8_t[]", buffer), len(buffer)
             )
         if result >= 0:
+            if result == _DROPPED and not self.is_open:  # on_full="close"
+                message._reactor._closing(self)
             sent: SendResult = _RESULTS[result]
             return sent
         raise self._error(result, "send")
@@ -153,7 +159,8 @@ class Connection:
         number, encoded = check_close(code, reason)
         message = self._message
         # What the message at hand still owes (its echo) goes first; outside of a handler there is none.
-        result = lib.urs_session_close(message._core, self.id, message._index, number, encoded, len(encoded))
+        owed = message._owed(self)
+        result = lib.urs_session_close(message._core, self.id, owed, number, encoded, len(encoded))
         if result < 0:
             raise self._error(result, "close")
         message._reactor._closing(self)
@@ -181,6 +188,11 @@ class Connection:
     def __repr__(self) -> str:
         """Name it for a log."""
         return f"<Connection {self.id:#x} {'open' if self.is_open else 'closed'}>"
+
+    def _cannot_echo(self) -> Exception:
+        if not self.is_open:
+            return ConnectionClosed(f"echo on connection {self.id:#x}: the connection is closing")
+        return RuntimeError("echo() is for the connection whose message is being handled, while it is")
 
     def _error(self, result: int, what: str) -> Exception:
         try:

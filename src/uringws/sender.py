@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from uringws.errors import ReactorStateError, SenderFull
+from uringws.errors import ConnectionClosed, ReactorStateError, SenderFull
 from uringws.frames import CloseCode
 from uringws.sending import Payload, check_close, check_send
 from uringws.shim import ffi
@@ -172,7 +173,8 @@ class Sender:
         def run() -> None:
             connection = reactor._connection(id)
             if connection is not None:
-                act(connection)
+                with contextlib.suppress(ConnectionClosed):  # failed by the shim: on_close is still to come
+                    act(connection)
 
         self._put(run, timeout)
         return True

@@ -27,7 +27,7 @@ class Stats:
     sessions: int = 0
     """Open now, upgrades in progress not counted."""
     sessions_peak: int = 0
-    """The most that were open at a time."""
+    """The most that there were at a time, upgrades in progress included."""
     handshakes: int = 0
     """Upgrades in progress now."""
     accepted: int = 0
@@ -64,7 +64,7 @@ class Stats:
     """Zero-copy sends that the kernel copied after all."""
 
     memory_bytes: int = 0
-    """Held now of what `Options.memory_bytes_max` bounds."""
+    """Held now by partial messages and backlogs: what `Options.memory_bytes_max` bounds, but for the receive pool."""
     pool_buffers: int = 0
     """Buffers of the receive pool."""
     pool_in_use: int = 0
