@@ -33,7 +33,6 @@ _DROPPED: Final = int(SendResult.DROPPED)
 _TEXT: Final = int(Opcode.TEXT)
 _BINARY: Final = int(Opcode.BINARY)
 _PING: Final = int(Opcode.PING)
-_SENDABLE: Final = frozenset({_TEXT, _BINARY, _PING, int(Opcode.PONG)})
 
 
 class Connection:
@@ -112,10 +111,11 @@ class Connection:
         `on_full="error"`, ConnectionClosed, WrongThread.
         """
         message = self._message
-        if payload is message._view and payload is not None and message._connection is not None and opcode in _SENDABLE:
+        is_data = opcode == _BINARY or opcode == _TEXT
+        if is_data and payload is message._view and payload is not None and message._connection is not None:
             # The message's own payload: the shim knows where it is.
             result = lib.urs_session_send_event(message._core, self.id, message._index, opcode)
-        elif type(payload) is bytes and (opcode == _BINARY or opcode == _TEXT):
+        elif is_data and type(payload) is bytes:
             result = lib.urs_session_send(message._core, self.id, message._index, opcode, payload, len(payload))
         else:
             buffer = check_send(opcode, payload)

@@ -58,9 +58,10 @@ class Message:
     def opcode(self) -> int:
         """TEXT (1) or BINARY (2); of a frame also CONTINUATION (0)."""
         try:
-            return self._opcodes[self._index]
+            opcode: int = self._opcodes[self._index]
         except IndexError:
             raise RuntimeError(_INVALID) from None
+        return opcode
 
     @property
     def fin(self) -> bool:
@@ -102,7 +103,7 @@ class Message:
     def __len__(self) -> int:
         """Return the payload's size in bytes."""
         try:
-            return self._lengths[self._index]
+            return int(self._lengths[self._index])
         except IndexError:
             raise RuntimeError(_INVALID) from None
 
@@ -116,7 +117,7 @@ class Message:
         """Return how many of the turn's events are to be carried out before a close frame on a connection (None: on
         all): those before the message at hand, and that too if its echo would come too late otherwise.
         """
-        index = self._index
+        index: int = self._index
         mine = self._connection is not None and (connection is None or connection is self._connection)
         if not mine or not self._verdicts[index]:
             return index
