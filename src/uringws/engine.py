@@ -16,7 +16,7 @@ __all__ = ["EngineMessage", "OutboundSegment", "ServerEngine"]
 
 
 class OutboundSegment(NamedTuple):
-    """Contiguous bytes to send, [start, stop) of where they lie."""
+    """Contiguous bytes to send: [start, stop), in bytes, of what `local` names."""
 
     local: bool
     """True: of `outbound_local()`. False: of the data given to `process_into`."""
@@ -41,7 +41,7 @@ class EngineMessage:
         """The payload, writable."""
 
     def text(self) -> str:
-        """Return a copy of the payload, decoded."""
+        """Return a copy of the payload, decoded. Raises UnicodeDecodeError for binary that is not UTF-8."""
         return str(self.data, "utf-8")
 
     def __bytes__(self) -> bytes:
@@ -53,11 +53,14 @@ class EngineMessage:
         return len(self.data)
 
     def echo(self) -> None:
-        """Send it back as it is now, without a copy where its frame lay whole in the data."""
+        """Send it back as it is now, without a copy where its frame lay whole in the data.
+
+        Once, and only while its handler runs: else RuntimeError. Raises ConnectionClosed after a close frame.
+        """
         self._engine._echo(self)
 
     def send(self, opcode: int, payload: Payload) -> None:
-        """Send a frame. As `ServerEngine.send`."""
+        """Send a message or control frame. See `ServerEngine.send`."""
         self._engine.send(opcode, payload)
 
 
@@ -128,8 +131,9 @@ class ServerEngine:
     def process(self, data: Any, write: Callable[[bytes], object], handler: Callable[[EngineMessage], object]) -> None:
         """Take in `data`, call `handler(message)` for each message, then `write(bytes)` once with all that is owed.
 
-        `data` is bytes (copied) or a writable buffer (unmasked in place). What the handler raises gets out; what was
-        owed until then stays.
+        `data` is bytes (copied) or a writable contiguous buffer of bytes (unmasked in place, so changed). What the
+        handler raises gets out; what was owed until then stays. What the peer did wrong does not raise: see
+        `close_code`.
         """
         buffer = bytearray(data) if isinstance(data, bytes) else data
         for _ in self._feed(buffer, handler):
@@ -142,8 +146,8 @@ class ServerEngine:
     def process_into(self, data: Any, handler: Callable[[EngineMessage], object]) -> list[OutboundSegment]:
         """Take in `data`, a writable buffer, call `handler(message)` for each message; return `outbound_segments()`.
 
-        Echoes are written over `data` itself. Send the segments, in order, then call `clear_outbound`: before that no
-        other data can be given.
+        Echoes are written over `data` itself. Send the segments, in order, then call `clear_outbound`: RuntimeError if
+        there are such of the call before. Raises TypeError or BufferError for data that cannot be written to.
         """
         if self._outbound.first:
             raise RuntimeError("what process_into found before is still to be sent: clear_outbound() comes first")
@@ -179,7 +183,11 @@ class ServerEngine:
         self._data_start = self._data_bytes = 0
 
     def send(self, opcode: int, payload: Payload) -> None:
-        """Queue a message of TEXT or BINARY, a PING or a PONG. Raises ConnectionClosed after a close frame."""
+        """Queue a message of TEXT or BINARY, a PING or a PONG, in one frame.
+
+        The payload, as for `Connection.send`, is copied. Raises TypeError or ValueError for what cannot be sent,
+        ConnectionClosed after a close frame.
+        """
         buffer = check_send(opcode, payload)
         self._check_open()
         check(
@@ -190,7 +198,11 @@ class ServerEngine:
         )
 
     def close(self, code: int | None = CloseCode.NORMAL, reason: str = "") -> None:
-        """Queue a close frame. The peer's answer ends the connection: `is_closed`."""
+        """Queue a close frame (RFC 6455 5.5.1). The peer's answer ends the connection: `is_closed`.
+
+        Code and reason as for `Connection.close`. Raises TypeError or ValueError for those that cannot be sent,
+        ConnectionClosed after a close frame.
+        """
         number, encoded = check_close(code, reason)
         self._check_open()
         check(lib.urs_outbound_close(self._outbox, self._outbound, number, encoded, len(encoded)), "close")

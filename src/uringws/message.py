@@ -18,8 +18,9 @@ _INVALID: Final = "a message is valid until its handler returns: copy what is to
 class Message:
     """A message (to `on_frame`: a frame). Valid until the handler returns; copy with `bytes(message)` or `text()`.
 
-    After the return `data` is released, and reading a view kept of it raises ValueError; once the turn is over, all
-    else raises RuntimeError. The object is used again for the next message.
+    After the return `data` is released, and reading it raises ValueError (a slice taken of it shows what lies there by
+    then, never freed memory); once the turn is over, all else raises RuntimeError. The object is used again for the
+    next message. `len(message)` is the payload's size in bytes.
     """
 
     __slots__ = (
@@ -74,7 +75,10 @@ class Message:
 
     @property
     def data(self) -> memoryview:
-        """The payload, writable, without a copy: what is changed here is what `conn.echo()` sends."""
+        """The payload: a writable memoryview of bytes ("B", one dimension), without a copy.
+
+        What is changed here is what `conn.echo()` sends. numpy.frombuffer(message.data, ...) costs no copy either.
+        """
         view = self._view
         if view is None:
             index = self._index
