@@ -10,7 +10,7 @@
 #include "outbound.h"
 #include "support.h"
 
-enum { STREAM_BYTES_MAX = 1 << 18, CHUNKS_MAX = 2048, BLOCK_OVERHEAD_BYTES = 64 * 1024 };
+enum { STREAM_BYTES_MAX = 1 << 18, CHUNKS_MAX = 2048, GROWTH = 2 * 64, BLOCK_OVERHEAD_BYTES = 64 * 1024 };
 
 /* How a stream is delivered. */
 struct delivery {
@@ -154,7 +154,7 @@ static void check_memory(const struct run *run)
     size_t max = run->memory.bytes_max;
     size_t held = urs_engine_partial_bytes(&run->engine);
     CHECK(max == 0 || used <= max);
-    CHECK(used <= 8 * run->fed + BLOCK_OVERHEAD_BYTES);
+    CHECK(used <= GROWTH * run->fed + BLOCK_OVERHEAD_BYTES);
     CHECK(held <= run->fed && held <= run->delivery->rules->message_bytes_max + URS_FRAME_HEADER_BYTES_MAX
               + URS_FRAME_CONTROL_BYTES_MAX);
     CHECK(run->engine.phase != URS_ENGINE_ENDED || (held == 0 && used == 0));

@@ -28,7 +28,7 @@ def lie(first: int, length: int) -> bytes:
 STREAMS = (
     record(TEXT, b"hello") + record(BINARY, b"\x00\xff" * 20) + record(CLOSE, b"\x03\xe8bye"),
     record(TEXT_BEGINS, "é漢😀".encode()[:4]) + record(PING, b"ping") + record(ENDS, "é漢😀".encode()[4:]),
-    record(BINARY_BEGINS, b"a" * 100) + record(GOES_ON) + record(GOES_ON, b"b" * 130) + record(ENDS) + record(PONG, b"p"),
+    record(BINARY_BEGINS, b"a" * 100) + record(GOES_ON) + record(GOES_ON, b"b" * 130) + record(ENDS) + record(PONG),
     b"".join(record(TEXT, bytes([65 + number])) for number in range(20)) + record(CLOSE),
     repeated(BINARY, 300, 7) + repeated(TEXT, 40_000, 65) + repeated(BINARY_BEGINS, 60_000, 1) + repeated(ENDS, 9, 2),
     record(TEXT, b"\xed\xa0\x80") + record(CLOSE, b"\x03\xe8\xff"),
@@ -63,10 +63,13 @@ def engine() -> Iterator[bytes]:
         yield bytes([(2, 4)[number & 1], limit, 1, number, chunk_log2, 0, 9, 0]) + stream
 
 
-# Operations of the reactor's target (fuzz/reactor.c), each with its peer in the upper half.
-CONNECT, ADOPT, REQUEST, FRAME, RAW_BYTES, READ, HALF_CLOSE, HANG_UP, TURN, TIME, COMMAND, FAULT, NO_MEMORY, END = range(14)
-SETTLE, ANSWER_PING = 14, 15
+# Operations of the reactor's target (enum operation in fuzz/reactor.c), each with its peer in the upper half.
+CONNECT, ADOPT, REQUEST, FRAME, RAW_BYTES, READ, HALF_CLOSE, HANG_UP = range(8)
+TURN, TIME, COMMAND, FAULT, NO_MEMORY, END, SETTLE, ANSWER_PING = range(8, 16)
+
+# What a handler does by COMMAND, and what END does.
 SEND, BURST, PAUSE, RESUME, CLOSE_IT, ABORT = 0, 2, 3, 4, 5, 6
+DRAIN, CUT, WAKE = 1, 2, 3
 
 
 def do(operation: int, *arguments: int, peer: int = 0) -> bytes:
@@ -74,15 +77,48 @@ def do(operation: int, *arguments: int, peer: int = 0) -> bytes:
     return bytes([peer << 4 | operation, *arguments])
 
 
-def opened(peer: int) -> bytes:
+def command(what: int, number: int = 0) -> bytes:
+    """Something that the handler of peer 0 does."""
+    return do(COMMAND, what) + number.to_bytes(2, "big")
+
+
+def opened(peer: int = 0) -> bytes:
     """A peer that connects and upgrades."""
-    turns = do(TURN, 0, 2) * 2
-    return do(CONNECT, peer=peer) + do(REQUEST, 0, peer=peer) + turns
+    return do(CONNECT, peer=peer) + do(REQUEST, 0, peer=peer) + do(TURN, 0, 2) * 2
 
 
-def framed(peer: int, frame: bytes) -> bytes:
-    """A frame, described as in STREAMS, that a peer writes."""
-    return do(FRAME, peer=peer) + frame
+def framed(frame: bytes) -> bytes:
+    """A frame, described as in STREAMS, that peer 0 writes."""
+    return do(FRAME) + frame
+
+
+TURNED, SETTLED = do(TURN, 1, 77), do(SETTLE, 0, 9)
+FRAMES = framed(record(TEXT, b"one")) * 9
+LARGE = framed(repeated(BINARY, 9000, 5))
+PAUSED = command(PAUSE)
+
+# Lives of sessions: ordinary ones, and those with an end of their own.
+LIVES = (
+    opened() + FRAMES + SETTLED + framed(record(CLOSE, b"\x03\xe8bye")) + SETTLED,
+    opened() + framed(record(BINARY_BEGINS, b"a" * 70)) + TURNED + framed(record(ENDS, b"b" * 70)) + SETTLED,
+    opened() + framed(record(PING, b"ping")) + FRAMES + do(HALF_CLOSE) + TURNED,
+    opened() + LARGE * 4 + TURNED + LARGE * 4 + TURNED + SETTLED + do(HANG_UP) + TURNED,
+    do(CONNECT) + do(REQUEST, 0) + FRAMES + TURNED + SETTLED,
+    opened() + opened(1) + FRAMES + TURNED + PAUSED + FRAMES + TURNED + SETTLED,
+    opened() + PAUSED + FRAMES + SETTLED + command(RESUME) + SETTLED,
+    opened() + command(SEND, 0xFFFF) * 9 + TURNED + do(READ, 0xFF, 0xFF) * 9 + SETTLED + command(CLOSE_IT, 1),
+    opened() + FRAMES + command(ABORT) + TURNED + opened(1) + SETTLED,
+    do(ADOPT, 1) + record(TEXT, b"prefix") + FRAMES + SETTLED + do(END, DRAIN) + TURNED + SETTLED,
+    opened() + do(TIME, 4, 0) * 3 + TURNED + do(TIME, 4, 0) * 9 + TURNED + SETTLED,
+    opened() + do(TIME, 1, 0) + TURNED + SETTLED + do(ANSWER_PING, 6) + TURNED + do(ANSWER_PING, 9) + SETTLED,
+    do(CONNECT) + do(RAW_BYTES, 3) + b"GET" + TURNED + do(TIME, 8, 0) + TURNED + SETTLED,
+    do(CONNECT) + do(RAW_BYTES, 3) + b"\x16\x03\x01" + TURNED + do(READ, 1, 0),
+    opened() + framed(record(TEXT, b"\xff")) + TURNED + SETTLED,
+    opened() + FRAMES * 8 + TURNED + SETTLED + command(BURST) + TURNED + SETTLED,
+    opened() + FRAMES + TURNED + do(FAULT, 4, 0) + TURNED + command(SEND, 30) + TURNED + SETTLED,
+    opened() + LARGE * 9 + command(CLOSE_IT, 1) + (TURNED + LARGE * 9) * 9 + SETTLED,
+    b"".join(opened(peer) for peer in range(16)) + do(END, CUT) + TURNED + do(END, WAKE) + TURNED,
+)
 
 
 def reactor() -> Iterator[bytes]:
@@ -90,31 +126,10 @@ def reactor() -> Iterator[bytes]:
     roomy = bytes([0x40, 0xFF, 0, 0x3F, 20, 15])
     echo = bytes([0x01, 0x0F, 0, 0x3F, 20, 15])
     tight = bytes([0x80, 0x00, 0x1F, 0x3F, 12, 2])
-    read, settle, turn = do(READ, 0xFF, 0xFF), do(SETTLE, 0, 9), do(TURN, 1, 77)
-    frames = b"".join(framed(0, record(TEXT, b"one")) for _ in range(9))
-    fragments = framed(0, record(BINARY_BEGINS, b"a" * 70)) + turn + framed(0, record(ENDS, b"b" * 70))
-    large = framed(0, repeated(BINARY, 9000, 5))
-    close = framed(0, record(CLOSE, b"\x03\xe8bye"))
     for options in (roomy, echo, tight):
-        yield options + opened(0) + frames + settle + close + settle
-        yield options + opened(0) + fragments + framed(0, record(PING, b"ping")) + settle + do(HALF_CLOSE) + turn
-        yield options + opened(0) + large * 4 + turn + large * 4 + turn + settle + do(HANG_UP) + turn
-        yield options + do(REQUEST, 9, 4) + do(CONNECT) + do(REQUEST, 0) + frames + turn + settle
-        yield options + opened(0) + opened(1) + frames + turn + do(COMMAND, PAUSE, 0, 0) + frames + turn + settle
-        yield options + opened(0) + do(COMMAND, PAUSE, 0, 0) + frames + settle + do(COMMAND, RESUME, 0, 0) + settle
-        yield options + opened(0) + do(COMMAND, SEND, 255, 255) * 9 + turn + read * 9 + settle + do(COMMAND, CLOSE_IT, 0, 1)
-        yield options + opened(0) + frames + do(COMMAND, ABORT, 0, 0) + turn + opened(1) + settle
-        yield options + do(ADOPT, 1) + record(TEXT, b"prefix") + frames + settle + do(END, 1) + turn + settle
-        yield options + opened(0) + do(TIME, 4, 0) * 3 + turn + do(TIME, 4, 0) * 9 + turn + read + settle
-        yield options + do(CONNECT) + do(RAW_BYTES, 3) + b"GET" + turn + do(TIME, 8, 0) + turn + settle
-        yield options + do(CONNECT) + do(RAW_BYTES, 3) + b"\x16\x03\x01" + turn + read
-        yield options + opened(0) + framed(0, record(TEXT, b"\xff")) + turn + settle
-        yield options + opened(0) + do(TIME, 1, 0) + turn + settle + do(ANSWER_PING, 6) + turn + do(ANSWER_PING, 9) + settle
-        yield options + opened(0) + frames * 8 + turn + settle + do(COMMAND, BURST, 0, 0) + turn + settle
-        yield options + opened(0) + frames + turn + do(FAULT, 4, 0) + turn + do(COMMAND, SEND, 0, 30) + turn + settle
-        yield options + opened(0) + large * 9 + do(COMMAND, CLOSE_IT, 0, 1) + (turn + large * 9) * 9 + settle
-        for fault in range(0, 40, 3):
-            yield options + opened(0) + do(FAULT, fault, 3) + frames + large + opened(1) + settle + do(TIME, 0, 99) + settle
+        for life in LIVES:
+            yield options + life
+        for fault in range(0, 45, 3):
+            yield options + opened() + do(FAULT, fault, 3) + FRAMES + LARGE + opened(1) + do(TIME, 0, 99) + SETTLED
         for allocation in range(1, 12, 2):
-            yield options + opened(0) + do(NO_MEMORY, allocation) + frames + large + opened(1) + turn + settle
-        yield options + b"".join(opened(peer) for peer in range(16)) + do(END, 2) + turn
+            yield options + opened() + do(NO_MEMORY, allocation) + FRAMES + LARGE + opened(1) + TURNED + SETTLED

@@ -24,6 +24,7 @@ import pytest
 
 from servers import ServerProcess, missing
 from test_interop import SIZES
+from wire import Peer
 
 TESTS = Path(__file__).parent
 FILES = {
@@ -126,3 +127,14 @@ def test_a_page_gets_back_what_it_sent(
     assert report["wrong"] == []
     assert report["messages"] > 4 * len(SIZES)
     assert report["closed"] == {"code": 1000, "wasClean": True}
+
+
+def test_the_page_of_the_chat_joins_the_chat(chromium: str, tmp_path: Path) -> None:
+    with (
+        ServerProcess("examples/chat_broker.py", "--port", "0") as server,
+        Peer.connect(server.address, "/?name=Ada") as ada,
+        browsing(chromium, f"{server.url.replace('ws', 'http', 1)}/?name=Bob", tmp_path / "profile"),
+    ):
+        ada.sock.settimeout(REPORT_SECONDS)
+        while b"Bob is here" not in ada.read_frame().payload:
+            pass

@@ -1,4 +1,4 @@
-"""Autobahn's cases, driven by kosoku, against the echo example: every one OK or INFORMATIONAL.
+"""Autobahn's cases, driven by kosoku, against the echo examples: every one OK or INFORMATIONAL.
 
 The command that this runs is the one to run by hand when a case fails; it writes a page per case with the bytes that
 went over the wire::
@@ -47,13 +47,23 @@ def run_kosoku(url: str, directory: Path) -> dict[str, dict[str, str]]:
     return verdicts
 
 
-@pytest.mark.conformance
-def test_every_case_is_ok_or_informational(echo_server: ServerProcess, tmp_path: Path) -> None:
-    verdicts = run_kosoku(echo_server.url, tmp_path)
+def assert_all_pass(url: str, directory: Path) -> None:
+    verdicts = run_kosoku(url, directory)
     pairs = {case: (verdict["behavior"], verdict["behaviorClose"]) for case, verdict in verdicts.items()}
 
     counts = Counter(behavior for behavior, _ in pairs.values())
     print(f"{len(pairs)} cases: " + ", ".join(f"{count} {name}" for name, count in counts.most_common()))
     offending = {case: pair for case, pair in pairs.items() if not ACCEPTED.issuperset(pair)}
-    assert not offending, f"{counts}, reports in {tmp_path}"
+    assert not offending, f"{counts}, reports in {directory}"
     assert len(pairs) == CASES
+
+
+@pytest.mark.conformance
+def test_every_case_is_ok_or_informational(echo_server: ServerProcess, tmp_path: Path) -> None:
+    assert_all_pass(echo_server.url, tmp_path)
+
+
+@pytest.mark.conformance
+def test_every_case_is_so_with_the_engine_in_another_loop(tmp_path: Path) -> None:
+    with ServerProcess("examples/echo_asyncio.py", "--port", "0") as server:
+        assert_all_pass(server.url, tmp_path)

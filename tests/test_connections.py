@@ -185,6 +185,28 @@ def test_abort_ends_at_once_without_a_close_frame(backend: Backend) -> None:
     assert [event[0] for event in recorder.events] == ["open", "message", "close"]
 
 
+def test_answering_a_peer_that_has_left_is_no_fault_of_the_handlers(
+    backend: Backend, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Answer(Recorder):
+        def on_message(self, conn: Connection, message: Message) -> None:
+            super().on_message(conn, message)
+            try:
+                conn.send_binary(bytes(1 << 20))
+            finally:
+                self.record("is_open", conn.is_open)
+
+    recorder = Answer()
+    with pairs(1) as ((ours, peer),), Reactor(recorder, QUIET, backend=backend) as reactor:
+        peer.write(frame(TEXT, b"one"), frame(TEXT, b"two"))
+        peer.close()
+        reactor.add_session(ours)
+        run_until(reactor, lambda: recorder.of("close"))
+    assert [event[1] for event in recorder.of("is_open")] == [False, False]
+    assert [event[2] for event in recorder.of("close")] == [1006]
+    assert caplog.records == []
+
+
 def test_echo_is_for_the_message_at_hand(echo: ReactorThread, recorder: EchoRecorder) -> None:
     with Peer.connect(echo.address) as peer:
         peer.send(TEXT, b"hello")

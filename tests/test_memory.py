@@ -11,7 +11,7 @@ import pytest
 
 from servers import ServerProcess, missing
 from uringws.backend import Backend
-from wire import TEXT, Frame, Peer, upgrade_request
+from wire import TEXT, Address, Frame, Peer, upgrade_request
 
 SESSIONS = 10_000
 WARM_SESSIONS = 256
@@ -46,7 +46,7 @@ def resident_bytes(pid: int) -> int:
     return int(kib) * 1024
 
 
-def connect_many(address: tuple[str, int], count: int, stack: ExitStack) -> list[Peer]:
+def connect_many(address: Address, count: int, stack: ExitStack) -> list[Peer]:
     """Upgrade in batches: quick, and never more at once than the server's queue of accepted connections takes."""
     peers: list[Peer] = []
     while len(peers) < count:

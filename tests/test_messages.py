@@ -9,7 +9,7 @@ from contextlib import ExitStack
 import pytest
 
 from servers import EchoRecorder, ReactorThread, Recorder
-from uringws import Connection, Handler, Message, Opcode, Options, handler_fn
+from uringws import CloseCode, Connection, Handler, Message, Opcode, Options, handler_fn
 from uringws.backend import Backend
 from wire import BINARY, CONTINUATION, PING, PONG, TEXT, Frame, Peer, distinct_payloads, frame
 
@@ -105,6 +105,33 @@ def test_sends_leave_before_the_echo_of_the_same_message(backend: Backend, size:
         peer.write(frame(BINARY, payload), frame(BINARY, payload))
         round_ = [Frame(TEXT, b"first"), Frame(BINARY, b"second"), Frame(BINARY, payload)]
         assert peer.read_frames(6) == round_ * 2
+
+
+@pytest.mark.parametrize("size", [5, 100_000])
+@pytest.mark.parametrize("answer", ["echo", "send"])
+def test_a_handler_may_close_another_session_before_it_answers(backend: Backend, answer: str, size: int) -> None:
+    class Replace(Recorder):
+        """Each message ends all other sessions."""
+
+        def on_message(self, conn: Connection, message: Message) -> None:
+            for other in self.connections.values():
+                if other is not conn:
+                    other.close()
+            if answer == "echo":
+                conn.echo()
+            else:
+                conn.send(message.opcode, message.data)
+
+    recorder = Replace()
+    with (
+        ReactorThread(recorder, backend=backend) as server,
+        Peer.connect(server.address) as first,
+        Peer.connect(server.address) as second,
+    ):
+        recorder.wait_for("open", 2)
+        second.send(TEXT, b"x" * size)
+        assert second.read_frame() == Frame(TEXT, b"x" * size)
+        assert first.read_frame().close_code == CloseCode.NORMAL
 
 
 def test_everything_that_can_be_sent(backend: Backend) -> None:

@@ -287,6 +287,7 @@ def test_stats_add_up(echo: ReactorThread, recorder: EchoRecorder) -> None:
             leaving.shake_hands()
         wait_until(lambda: echo.ask(echo.reactor.stats).sessions == 1)
         http(echo.address, b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        wait_until(lambda: echo.ask(echo.reactor.stats).sessions == 1)
         stats = echo.ask(echo.reactor.stats)
     assert stats.backend == echo.reactor.backend
     assert (stats.sessions, stats.sessions_peak, stats.accepted, stats.handshakes) == (1, 2, 2, 0)

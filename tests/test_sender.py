@@ -235,3 +235,20 @@ def test_a_command_after_the_last_event_repeats_no_echo(echo: ReactorThread, rec
         echo.ask(lambda: conn.send_text("pushed"))
         assert peer.read_frame() == Frame(TEXT, b"pushed")
         assert peer.quiet()
+
+
+def test_a_command_that_comes_too_late_is_dropped_in_silence(
+    backend: Backend, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The shim has failed the session with 1008, on_close is still to come: Python does not know yet."""
+    recorder = EchoRecorder()
+    options = Options(backlog_bytes_max=1 << 16, close_seconds_max=0.2)
+    ours, theirs = socket.socketpair()
+    with theirs, Reactor(recorder, options, backend=backend) as reactor, reactor.sender() as sender:
+        id_ = reactor.add_session(ours)
+        reactor.run_once(0)
+        for _ in range(3):
+            assert sender.send(id_, Opcode.BINARY, bytes(1 << 17))
+        run_until(reactor, lambda: recorder.of("close"))
+    assert [event[2] for event in recorder.of("close")] == [CloseCode.POLICY_VIOLATION]
+    assert caplog.records == []

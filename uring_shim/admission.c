@@ -54,18 +54,24 @@ static uint32_t peer_hash(const struct urs_peer *peer)
 static struct urs_ip_count *ip_entry(const struct urs_reactor *reactor, uint32_t hash)
 {
     uint32_t mask = reactor->ips_room - 1;
-    uint32_t index = hash & mask;
+    uint32_t index = hash >> 1 & mask;  /* the lowest bit is always set */
     while (reactor->ips[index].hash != 0 && reactor->ips[index].hash != hash)
         index = (index + 1) & mask;
     return &reactor->ips[index];
 }
 
-/* Doubles the table, leaving out addresses without sessions. */
-static int ips_grow(struct urs_reactor *reactor)
+/* Makes the table anew for the addresses that have sessions. The others were kept until now, so that no entry between
+ * two of one hash was missing; were there room made for them too, the table would grow with every address ever seen. */
+static int ips_renew(struct urs_reactor *reactor)
 {
     uint32_t old_room = reactor->ips_room;
     struct urs_ip_count *old = reactor->ips;
-    uint32_t room = old_room == 0 ? IPS_MIN : 2 * old_room;
+    uint32_t live = 0;
+    for (uint32_t index = 0; index < old_room; index++)
+        live += old[index].count > 0;
+    uint32_t room = IPS_MIN;
+    while (room < 4 * (live + 1))
+        room *= 2;
     struct urs_ip_count *ips = calloc(room, sizeof *ips);
     if (ips == NULL)
         return -ENOMEM;
@@ -87,7 +93,7 @@ static bool ip_enter(struct urs_reactor *reactor, uint32_t hash)
 {
     if (hash == 0)
         return true;
-    if (2 * (reactor->ips_used + 1) > reactor->ips_room && ips_grow(reactor) != 0)
+    if (2 * (reactor->ips_used + 1) > reactor->ips_room && ips_renew(reactor) != 0)
         return false;
     struct urs_ip_count *entry = ip_entry(reactor, hash);
     if (entry->count >= reactor->options.sessions_per_ip_max)

@@ -289,14 +289,17 @@ void urs_life_schedule(struct urs_reactor *reactor, struct urs_session *session)
 static void send_ping(struct urs_reactor *reactor, struct urs_session *session)
 {
     uint8_t payload[8];
-    if (session->ping_sent_us != 0)
+    /* One at a time where its pong decides the session's fate. */
+    if (session->ping_sent_us != 0 && reactor->options.ping_timeout_ms != 0)
         return;
     if (session->backlog_bytes > reactor->options.backlog_bytes_max + URS_CONTROL_RESERVE_BYTES)
         return;
-    memcpy(payload, &reactor->now_us, sizeof payload);
+    /* Else the first one is repeated: whichever a slow peer answers, its pong tells how long it took. */
+    uint64_t sent_us = session->ping_sent_us != 0 ? session->ping_sent_us : reactor->now_us;
+    memcpy(payload, &sent_us, sizeof payload);
     if (urs_outbound_frame(&reactor->outbox, &session->outbound, URS_OPCODE_PING, true, payload, sizeof payload) != 0)
         return;
-    session->ping_sent_us = reactor->now_us;
+    session->ping_sent_us = sent_us;
     reactor->stats.pings_sent++;
     urs_turn_dirty(reactor, session);
 }

@@ -241,7 +241,7 @@ int urs_reactor_adopt(struct urs_reactor *reactor, int fd, const uint8_t *prefix
 void urs_reactor_drain(struct urs_reactor *reactor, uint32_t index, unsigned code, const uint8_t *response,
                        size_t response_bytes)
 {
-    urs_turn_apply(reactor, (uint32_t)urs_min((uint64_t)index + 1, reactor->event_count));
+    urs_turn_apply(reactor, (uint32_t)urs_min(index, reactor->event_count));
     urs_reactor_stop_listening(reactor);
     /* Now, so that who sees a close frame finds the port closed as soon as its owner has closed it, too. */
     if (reactor->started)
@@ -401,6 +401,7 @@ int urs_session_send(struct urs_reactor *reactor, uint64_t id, uint32_t index, u
     if (pending + bytes > reactor->options.backlog_bytes_max + reserve)
         return refuse_message(reactor, session);
     reactor->stats.messages_out += opcode < URS_OPCODE_CLOSE;
+    reactor->stats.pings_sent += opcode == URS_OPCODE_PING;
 
     int result;
     if (bytes >= DIRECT_BYTES_MIN && pending == 0 && !session->polling && !session->delayed) {
@@ -438,7 +439,7 @@ int urs_session_close(struct urs_reactor *reactor, uint64_t id, uint32_t index, 
     int refused = find(reactor, id, &session);
     if (refused != 0)
         return refused;
-    urs_turn_apply(reactor, (uint32_t)urs_min((uint64_t)index + 1, reactor->event_count));
+    urs_turn_apply(reactor, (uint32_t)urs_min(index, reactor->event_count));
     if (session->state != URS_SESSION_OPEN || session->lost)
         return URS_ERROR_CLOSING;
     return urs_life_close(reactor, session, code, reason, bytes);
@@ -525,5 +526,8 @@ int urs_session_settle_peer(struct urs_reactor *reactor, uint64_t id, const stru
 int urs_session_state(struct urs_reactor *reactor, uint64_t id)
 {
     const struct urs_session *session = reactor == NULL ? NULL : urs_session_find(&reactor->sessions, id);
-    return session == NULL ? URS_SESSION_FREE : session->state;
+    if (session == NULL)
+        return URS_SESSION_FREE;
+    /* Lost, and only the event of it still to come. */
+    return session->lost && session->state == URS_SESSION_OPEN ? URS_SESSION_AWAIT_FLUSH : session->state;
 }

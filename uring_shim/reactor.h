@@ -158,7 +158,7 @@ int urs_reactor_wake_descriptor(struct urs_reactor *reactor);
 int urs_reactor_adopt(struct urs_reactor *reactor, int fd, const uint8_t *prefix, size_t prefix_bytes, uint64_t *id);
 
 /* Refuses new connections and answers pending handshakes with `response`; open sessions get a close frame, after all
- * that events up to and with `index` owe. */
+ * that events before `index` owe. */
 void urs_reactor_drain(struct urs_reactor *reactor, uint32_t index, unsigned code, const uint8_t *response,
                        size_t response_bytes);
 
@@ -185,7 +185,7 @@ int urs_session_send(struct urs_reactor *reactor, uint64_t id, uint32_t index, u
 /* The same with the payload of event `index` itself. */
 int urs_session_send_event(struct urs_reactor *reactor, uint64_t id, uint32_t index, uint8_t opcode);
 
-/* Sends a close frame, after all that events up to and with `index` owe. Returns 0 or a negative result. */
+/* Sends a close frame, after all that events before `index` owe. Returns 0 or a negative result. */
 int urs_session_close(struct urs_reactor *reactor, uint64_t id, uint32_t index, unsigned code, const uint8_t *reason,
                       size_t bytes);
 
@@ -212,7 +212,7 @@ int urs_session_peer(struct urs_reactor *reactor, uint64_t id, struct urs_peer *
  * URS_ERROR_STALE. */
 int urs_session_settle_peer(struct urs_reactor *reactor, uint64_t id, const struct urs_peer *peer);
 
-/* The session's state, URS_SESSION_FREE if it is gone. */
+/* The session's state, URS_SESSION_FREE if it is gone; never URS_SESSION_OPEN if nothing can be sent any more. */
 int urs_session_state(struct urs_reactor *reactor, uint64_t id);
 
 /* cdef: end */

@@ -6,7 +6,7 @@ from enum import IntEnum
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Any, Final
 
-from uringws.errors import UringWSError, check
+from uringws.errors import ConnectionClosed, UringWSError, check
 from uringws.frames import CloseCode, Opcode
 from uringws.sending import Payload, check_close, check_send
 from uringws.shim import ffi, lib
@@ -33,13 +33,18 @@ _DROPPED: Final = int(SendResult.DROPPED)
 _TEXT: Final = int(Opcode.TEXT)
 _BINARY: Final = int(Opcode.BINARY)
 _PING: Final = int(Opcode.PING)
-_SENDABLE: Final = frozenset({_TEXT, _BINARY, _PING, int(Opcode.PONG)})
+
+
+# Looked up once: an attribute of the module costs as much as a small call.
+_send: Final = lib.urs_session_send
+_send_event: Final = lib.urs_session_send_event
 
 
 class Connection:
     """One WebSocket connection. Its methods belong to the reactor's thread; `Sender` is for others.
 
-    They raise ConnectionClosed once the close handshake has begun, and WrongThread elsewhere.
+    Those that send or close raise ConnectionClosed once the close handshake has begun, and WrongThread in another
+    thread. The object may be kept for as long as you like: it does not keep the connection.
     """
 
     __slots__ = ("_message", "data", "id", "subprotocol")
@@ -66,8 +71,11 @@ class Connection:
 
     @property
     def is_open(self) -> bool:
-        """Whether messages can be sent."""
-        return bool(lib.urs_session_state(self._message._core, self.id) == lib.URS_SESSION_OPEN)
+        """Whether messages can be sent: from `on_open` until either side has begun to close."""
+        message = self._message
+        if message._reactor._connection(self.id) is not self:
+            return False  # on_close was called, or is to be
+        return bool(lib.urs_session_state(message._core, self.id) == lib.URS_SESSION_OPEN)
 
     @property
     def buffered_amount(self) -> int:
@@ -81,7 +89,7 @@ class Connection:
 
     @property
     def latency_seconds(self) -> float | None:
-        """The round trip of the last ping of `Options.ping_interval_seconds`; None before the first pong."""
+        """Seconds from the last ping of `Options.ping_interval_seconds` to its pong; None before the first pong."""
         seconds: float = lib.urs_session_latency(self._message._core, self.id)
         return seconds if seconds >= 0 else None
 
@@ -89,29 +97,34 @@ class Connection:
         """Send the message that is being handled back, as it is now, without a copy.
 
         It leaves when the handler has returned, after what the handler sends. Raises RuntimeError outside of the
-        `on_message` (or `on_frame`) of this connection.
+        `on_message` (or `on_frame`) of this connection, ConnectionClosed after its close.
         """
         message = self._message
         if message._connection is not self:
-            raise RuntimeError("echo() is for the connection whose message is being handled, while it is")
+            raise self._cannot_echo()
         message._verdicts[message._index] = 1
 
     def send(self, opcode: int, payload: Payload) -> SendResult:
-        """Send a message of TEXT or BINARY, a PING or a PONG.
+        """Send a message of TEXT or BINARY, a PING or a PONG (RFC 6455 5.6, 5.5), in one frame. Never waits.
 
-        The payload is copied, or already with the kernel, on return. Text that is not UTF-8 is the sender's fault and
-        not looked for. What happens on a full backlog is `Options.on_full`. Raises TypeError or ValueError for what
-        cannot be sent, BacklogFull with `on_full="error"`, ConnectionClosed.
+        `payload` is bytes, a str where text is sent, or any C-contiguous buffer, whose bytes are sent as they lie in
+        memory; it is copied, or already with the kernel, on return. Whether bytes sent as TEXT are UTF-8 is not looked
+        at. What leaves in one turn to one connection leaves together.
+
+        What happens where `Options.backlog_bytes_max` would be exceeded is `Options.on_full`. Raises ValueError for
+        another opcode or more than 125 bytes of ping or pong, TypeError for what is no such payload, BacklogFull with
+        `on_full="error"`, ConnectionClosed, WrongThread.
         """
         message = self._message
-        if payload is message._view and payload is not None and message._connection is not None and opcode in _SENDABLE:
+        is_data = opcode == _BINARY or opcode == _TEXT
+        if is_data and payload is message._view and payload is not None and message._connection is not None:
             # The message's own payload: the shim knows where it is.
-            result = lib.urs_session_send_event(message._core, self.id, message._index, opcode)
-        elif type(payload) is bytes and (opcode == _BINARY or opcode == _TEXT):
-            result = lib.urs_session_send(message._core, self.id, message._index, opcode, payload, len(payload))
+            result = _send_event(message._core, self.id, message._index, opcode)
+        elif is_data and type(payload) is bytes:
+            result = _send(message._core, self.id, message._index, opcode, payload, len(payload))
         else:
             buffer = check_send(opcode, payload)
-            result = lib.urs_session_send(
+            result = _send(
                 message._core, self.id, message._index, opcode, ffi.from_buffer("uint8_t[]", buffer), len(buffer)
             )
         if result >= 0:
@@ -122,7 +135,7 @@ class Connection:
         raise self._error(result, "send")
 
     def send_text(self, text: str) -> SendResult:
-        """Send a text message. As `send`."""
+        """Send a str as a text message. See `send`; raises TypeError for anything but a str."""
         if not isinstance(text, str):
             raise TypeError(
                 f"text is a str, not {type(text).__name__}: encoded text goes through send(Opcode.TEXT, ...)"
@@ -130,46 +143,61 @@ class Connection:
         return self.send(_TEXT, text.encode())
 
     def send_binary(self, payload: Payload) -> SendResult:
-        """Send a binary message. As `send`."""
+        """Send a binary message. See `send`; a str raises TypeError."""
         return self.send(_BINARY, payload)
 
     def ping(self, payload: Payload = b"") -> SendResult:
-        """Send a ping of at most 125 bytes. Its pong is not reported; `latency_seconds` goes by pings of its own."""
+        """Send a ping of at most 125 bytes (RFC 6455 5.5.2). See `send`.
+
+        Its pong is not reported: `latency_seconds` goes by pings of its own.
+        """
         return self.send(_PING, payload)
 
     def close(self, code: int | None = CloseCode.NORMAL, reason: str = "") -> None:
-        """Begin the close handshake, after all that was sent and echoed so far. `on_close` comes when it ends.
+        """Begin the close handshake (RFC 6455 7.1.2), after all that was sent and echoed so far.
 
-        No message is delivered any more. `code` None sends a close frame without one; `reason` is at most 123 bytes
-        of UTF-8. Raises ValueError or TypeError for what cannot be sent, ConnectionClosed if it had begun already.
+        No message is delivered any more; `on_close` comes when the peer has answered, or `Options.close_seconds_max`
+        later. `code` is 1000 to 1003, 1007 to 1014 or 3000 to 4999 (RFC 6455 7.4), or None for a close frame without
+        one; `reason` is at most 123 bytes of UTF-8 and needs a code. Raises ValueError or TypeError for what cannot be
+        sent, ConnectionClosed if it had begun already, WrongThread.
         """
         number, encoded = check_close(code, reason)
         message = self._message
         # What the message at hand still owes (its echo) goes first; outside of a handler there is none.
-        result = lib.urs_session_close(message._core, self.id, message._index, number, encoded, len(encoded))
+        owed = message._owed(self)
+        result = lib.urs_session_close(message._core, self.id, owed, number, encoded, len(encoded))
         if result < 0:
             raise self._error(result, "close")
         message._reactor._closing(self)
 
     def abort(self) -> None:
-        """End the connection at once, without a close frame; what waits is thrown away."""
+        """End the connection at once, without a close frame; what waits is thrown away.
+
+        `on_close` follows with 1006. Raises ConnectionClosed if it is gone already, WrongThread.
+        """
         check(lib.urs_session_abort(self._message._core, self.id), "abort")
         self._message._reactor._closing(self)
 
     def pause_reading(self) -> None:
         """Stop taking the peer's bytes: they wait in its socket and, once that is full, with the peer.
 
-        What had already come is kept. A peer's close and the answers to pings are not seen either.
+        What had already come is kept. A peer's close and the answers to pings are not seen either. Raises
+        ConnectionClosed, WrongThread.
         """
         check(lib.urs_session_pause(self._message._core, self.id), "pause_reading")
 
     def resume_reading(self) -> None:
-        """Take bytes again."""
+        """Take bytes again. What was kept comes first. Raises ConnectionClosed, WrongThread."""
         check(lib.urs_session_resume(self._message._core, self.id), "resume_reading")
 
     def __repr__(self) -> str:
         """Name it for a log."""
         return f"<Connection {self.id:#x} {'open' if self.is_open else 'closed'}>"
+
+    def _cannot_echo(self) -> Exception:
+        if not self.is_open:
+            return ConnectionClosed(f"echo on connection {self.id:#x}: the connection is closing")
+        return RuntimeError("echo() is for the connection whose message is being handled, while it is")
 
     def _error(self, result: int, what: str) -> Exception:
         try:

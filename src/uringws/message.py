@@ -5,7 +5,6 @@ Reading it costs nothing until it is asked for: the payload stays where the kern
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any, Final
 
 from uringws.shim import ffi, lib
@@ -13,12 +12,15 @@ from uringws.shim import ffi, lib
 __all__ = ["Message"]
 
 _IN_BLOCK: Final = 0xFFFFFFFF
+_INVALID: Final = "a message is valid until its handler returns: copy what is to be kept"
 
 
 class Message:
     """A message (to `on_frame`: a frame). Valid until the handler returns; copy with `bytes(message)` or `text()`.
 
-    After the return `data` is released, and reading a view kept of it raises ValueError.
+    After the return `data` is released, and reading it raises ValueError (a slice taken of it shows what lies there by
+    then, never freed memory); once the turn is over, all else raises RuntimeError. The object is used again for the
+    next message. `len(message)` is the payload's size in bytes.
     """
 
     __slots__ = (
@@ -47,32 +49,43 @@ class Message:
         self._offsets = memoryview(ffi.buffer(columns.offsets, 4 * count)).cast("I")
         self._lengths = memoryview(ffi.buffer(columns.lengths, 4 * count)).cast("I")
         self._opcodes = memoryview(ffi.buffer(columns.opcodes, count))
-        self._index = 0
+        self._index: int = count  # beyond the columns: no message yet
         self._connection: Any = None
         self._view: memoryview | None = None
 
     @property
     def opcode(self) -> int:
         """TEXT (1) or BINARY (2); of a frame also CONTINUATION (0)."""
-        return self._opcodes[self._index]
+        try:
+            opcode: int = self._opcodes[self._index]
+        except IndexError:
+            raise RuntimeError(_INVALID) from None
+        return opcode
 
     @property
     def fin(self) -> bool:
         """Whether this is the end of its message; always True in `on_message`."""
+        self.opcode  # noqa: B018 - raises if there is nothing to be read
         return bool(self._events[self._index].item.fin)
 
     @property
     def is_text(self) -> bool:
         """Whether the opcode is TEXT; the payload is valid UTF-8 then."""
-        return bool(self._opcodes[self._index] == lib.URS_OPCODE_TEXT)
+        return bool(self.opcode == lib.URS_OPCODE_TEXT)
 
     @property
     def data(self) -> memoryview:
-        """The payload, writable, without a copy: what is changed here is what `conn.echo()` sends."""
+        """The payload: a writable memoryview of bytes ("B", one dimension), without a copy.
+
+        What is changed here is what `conn.echo()` sends. numpy.frombuffer(message.data, ...) costs no copy either.
+        """
         view = self._view
         if view is None:
             index = self._index
-            offset = self._offsets[index]
+            try:
+                offset = self._offsets[index]
+            except IndexError:
+                raise RuntimeError(_INVALID) from None
             in_pool = offset != _IN_BLOCK
             view = self._pool[offset : offset + self._lengths[index]] if in_pool else self._block_view()
             self._view = view
@@ -88,18 +101,35 @@ class Message:
 
     def __len__(self) -> int:
         """Return the payload's size in bytes."""
-        return self._lengths[self._index]
+        try:
+            return int(self._lengths[self._index])
+        except IndexError:
+            raise RuntimeError(_INVALID) from None
 
     def __repr__(self) -> str:
         """Name it for a log."""
-        if self._connection is None:
+        if self._index == len(self._opcodes):
             return "<Message, no longer valid>"
         return f"<Message opcode={self.opcode} bytes={len(self)}>"
+
+    def _owed(self, connection: Any) -> int:
+        """Return how many of the turn's events are to be carried out before a close frame on a connection (None: on
+        all): those before the message at hand, and that too if its echo would come too late otherwise.
+        """
+        index: int = self._index
+        mine = self._connection is not None and (connection is None or connection is self._connection)
+        if not mine or not self._verdicts[index]:
+            return index
+        if self._offsets[index] == _IN_BLOCK:
+            self.data  # noqa: B018 - the view shares the block, which else went with the echo
+        return index + 1
 
     def _block_view(self) -> memoryview:
         """View a payload that lies on the heap: the view shares the block, which so outlives the turn if need be."""
         item = self._events[self._index].item
         block = item.block
+        if block == ffi.NULL:
+            raise RuntimeError(_INVALID)
         lib.urs_block_share(block)
         # ffi.buffer keeps the pointer alive, the pointer its share of the block.
         payload = ffi.gc(item.payload, lambda _: lib.urs_block_drop(block), self._lengths[self._index])
@@ -109,6 +139,7 @@ class Message:
         """End the view of the message that was handled."""
         view, self._view = self._view, None
         if view is not None:
-            # Where the handler keeps a slice of it, that will show whatever the pool holds then, but nothing freed.
-            with contextlib.suppress(BufferError):
+            try:  # noqa: SIM105 - suppress() costs more than all else that a message costs
                 view.release()
+            except BufferError:
+                pass  # The handler keeps a slice: it will show whatever the pool holds then, but nothing freed.

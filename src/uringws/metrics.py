@@ -40,7 +40,7 @@ def _counter(
 # Names after Prometheus' rules: the base unit in the name, _total on what only grows.
 _METRICS: Final = (
     _gauge("sessions", "Sessions open now."),
-    _gauge("sessions_peak", "The most sessions that were open at a time."),
+    _gauge("sessions_peak", "The most sessions that there were at a time, upgrades in progress included."),
     _gauge("handshakes", "Upgrades in progress now."),
     _counter("accepted", "Connections that became sessions.", "sessions_accepted"),
     _counter(
@@ -54,8 +54,8 @@ _METRICS: Final = (
     _counter("close_codes", "Sessions that ended, by close code.", "sessions_closed", label="code"),
     _counter("messages_in", "Messages received.", "messages_received"),
     _counter("messages_out", "Messages sent.", "messages_sent"),
-    _counter("bytes_in", "Payload bytes received.", "received_bytes"),
-    _counter("bytes_out", "Payload bytes sent.", "sent_bytes"),
+    _counter("bytes_in", "Bytes received, HTTP heads and frame headers included.", "received_bytes"),
+    _counter("bytes_out", "Bytes sent, HTTP heads and frame headers included.", "sent_bytes"),
     _counter("pings_sent", "Pings sent."),
     _counter("pongs_received", "Pongs received."),
     _gauge("queued_bytes", "Bytes waiting in all backlogs now."),
@@ -63,7 +63,7 @@ _METRICS: Final = (
     _counter("sends_short", "Sends of which the socket took only a part."),
     _counter("zero_copy_sends", "Sends without a copy into the kernel."),
     _counter("zero_copy_copied", "Zero-copy sends that the kernel copied after all."),
-    _gauge("memory_bytes", "Bytes held now by the receive pool, partial messages and backlogs."),
+    _gauge("memory_bytes", "Bytes held now by partial messages and backlogs."),
     _gauge("pool_buffers", "Buffers of the receive pool."),
     _gauge("pool_in_use", "Buffers of the receive pool lent now.", "pool_buffers_in_use"),
     _counter("enobufs_parks", "Receives that found the pool empty and waited."),

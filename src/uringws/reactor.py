@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from uringws.backend import Backend, Opened, open_core
 from uringws.connection import Connection, peer_of
-from uringws.errors import ReactorStateError, RejectReason, UringUnavailable, WrongThread, check
+from uringws.errors import ConnectionClosed, ReactorStateError, RejectReason, UringUnavailable, WrongThread, check
 from uringws.frames import CloseCode
 from uringws.handshake import encode_refusal, refusal
 from uringws.message import Message
@@ -65,10 +65,11 @@ def _nothing(*_: object) -> None:
 
 
 class Reactor:
-    """A WebSocket server.
+    """A WebSocket server (RFC 6455) for the thread that runs it.
 
     `handler` gets every connection's events. `backend` is "io_uring", "epoll", or "auto": io_uring where it can be
-    had, else epoll, with a warning that says why. Raises UringUnavailable for "io_uring" where it cannot be had.
+    had, else epoll, with a warning that says why. Raises UringUnavailable for "io_uring" where it cannot be had,
+    ValueError for another backend, OSError where not even epoll can be had.
 
     A reactor belongs to the thread that first runs it. `stop`, `sender` and what a Sender does are for all threads;
     the rest raises WrongThread elsewhere. It is a context manager that closes itself.
@@ -193,10 +194,10 @@ class Reactor:
         """Listen on a Unix socket, which `close` removes. A stale one of that name is replaced. Raises OSError."""
         self._check_usable()
         self._check_thread()
-        name = os.fspath(path)
-        address = self._listen_or_close(listen_unix(name))
+        name = os.fsdecode(path)
+        listener = listen_unix(name)
         self._unix_paths.append(name)
-        return address
+        return self._listen_or_close(listener)
 
     def bind_socket(self, sock: socket.socket) -> Address:
         """Listen on a socket that is bound already (and listening, or not yet).
@@ -238,7 +239,12 @@ class Reactor:
         self._run(echo=True)
 
     def run_once(self, timeout: float | None = None) -> int:
-        """Take one turn, waiting at most `timeout` seconds (None: without end); return the number of its events."""
+        """Take one turn, waiting at most `timeout` seconds (None: without end); return the number of its events.
+
+        0 is a time-out, a wake-up or a signal. What the handlers owe leaves with the next turn. Raises WrongThread,
+        ReactorStateError inside of `run`, OSError for a backend beyond use, TypeError or ValueError for what is no time.
+        """
+        _check_seconds(timeout)
         self._enter()
         try:
             return self._turn(timeout, echo=False)
@@ -263,10 +269,11 @@ class Reactor:
         self._check_usable()
         self._check_thread()
         number, _ = check_close(code, "")
+        _check_seconds(timeout)
         response = encode_refusal(refusal("draining"), server_header=self.options.server_header)
         if self._thread is None:
             self._start()
-        lib.urs_reactor_drain(self._core, self._message._index, number, response, len(response))
+        lib.urs_reactor_drain(self._core, self._message._owed(None), number, response, len(response))
         self._close_listeners()  # else the kernel would go on completing connections that nobody takes
         for connection in [connection for connection in self._connections if connection is not None]:
             self._closing(connection)
@@ -288,6 +295,7 @@ class Reactor:
         with self._core_lock:
             core, self._core = self._core, ffi.NULL
         self._message._core = ffi.NULL
+        self._message._index = lib.URS_EVENTS_MAX  # nothing of it is there to be read any more
         lib.urs_reactor_close(core)
         self._close_listeners()
         with self._commands_lock:
@@ -353,7 +361,10 @@ class Reactor:
     # ---- figures
 
     def stats(self) -> Stats:
-        """Return counters and the present state. From the reactor's thread, or while it does not run."""
+        """Return counters and the present state, at the cost of some microseconds.
+
+        From the reactor's thread, or before it has one: else WrongThread.
+        """
         self._check_usable()
         self._check_thread()
         shim = ffi.new("struct urs_reactor_stats *")
@@ -412,7 +423,7 @@ class Reactor:
         count: int = lib.urs_reactor_turn(self._core, -1 if timeout is None else int(timeout * 1000 + 0.999), echo)
         if count > 0:
             self._dispatch(enumerate(ffi.unpack(self._targets, count)), echo=echo)
-            self._message._index = count
+            self._message._index = lib.URS_EVENTS_MAX
         elif count < 0 and count != -_EINTR:
             check(count, f"{self.backend} turn")
         if self._commands:
@@ -432,7 +443,8 @@ class Reactor:
             try:
                 for index, slot in batch:
                     if slot < 0:
-                        message._index = index
+                        connection = message._connection = None
+                        message._index = index + 1  # this event is carried out before what its handler asks for
                         self._on_event(index, -1 - slot)
                         continue
                     connection = connections[slot]
@@ -513,6 +525,8 @@ class Reactor:
         if self._connections[slot] is connection:
             self._connections[slot] = None
             self._ending[slot] = connection
+        if self._message._connection is connection:
+            self._message._connection = None  # too late to echo it
 
     def _call(self, connection: Connection, callback: Callable[..., object], *arguments: object) -> None:
         try:
@@ -522,6 +536,10 @@ class Reactor:
 
     def _failed(self, connection: Connection | None, error: Exception) -> None:
         """A callback raised: log it, and close its connection with 1011."""
+        if isinstance(error, ConnectionClosed) and connection is not None and not connection.is_open:
+            # It answered a peer that has left meanwhile: no fault of the handler's, and on_close is to come.
+            logger.debug("%r ended before it was answered", connection)
+            return
         logger.error("the handler of %r failed; it is closed with 1011", connection, exc_info=error)
         if connection is not None and connection.is_open:
             with contextlib.suppress(Exception):
@@ -665,6 +683,7 @@ class Reactor:
 
 
 _EINTR: Final = 4
+_TIMEOUT_SECONDS_MAX: Final = 366 * 86400.0  # as of Options
 
 _reactors: weakref.WeakSet[Reactor] = weakref.WeakSet()
 
@@ -679,6 +698,16 @@ def _after_fork() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork)
+
+
+def _check_seconds(timeout: object) -> None:
+    """Raise for what is neither None nor a number of seconds that a turn can wait."""
+    if timeout is None:
+        return
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
+        raise TypeError(f"a timeout is a number of seconds or None, not {type(timeout).__name__}")
+    if not 0 <= timeout <= _TIMEOUT_SECONDS_MAX:
+        raise ValueError(f"a timeout of {timeout} seconds: it must be None or 0 to {_TIMEOUT_SECONDS_MAX:.0f}")
 
 
 def _milliseconds(seconds: float | None) -> int:
