@@ -5,8 +5,10 @@ A new file first fails here, until it has been given its layer.
 
 import ast
 import graphlib
+import inspect
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -222,6 +224,28 @@ def test_public_name_is_documented(name: str) -> None:
     thing = getattr(uringws, name)
     if callable(thing):
         assert (thing.__doc__ or "").strip(), f"uringws.{name} has no docstring"
+
+
+@pytest.mark.parametrize("name", [name for name in uringws.__all__ if isinstance(getattr(uringws, name), type)])
+def test_public_members_are_documented(name: str) -> None:
+    members = vars(getattr(uringws, name)).items()
+    own = {key: value for key, value in members if not key.startswith("_") and inspect.isroutine(value)}
+    own |= {key: value for key, value in members if isinstance(value, property)}
+    assert [key for key, value in own.items() if not (value.__doc__ or "").strip()] == []
+
+
+@pytest.mark.parametrize("thing", [uringws.Options, uringws.Stats])
+def test_every_field_is_documented(thing: type) -> None:
+    """A docstring below each: Python does not keep them, but editors and readers find them."""
+    (definition,) = ast.parse(inspect.getsource(thing)).body
+    assert isinstance(definition, ast.ClassDef)
+    bare = []
+    for node, after in pairwise(definition.body):
+        if isinstance(node, ast.AnnAssign) and not (
+            isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+        ):
+            bare.append(ast.unparse(node.target))
+    assert bare == []
 
 
 def test_public_names_stand_once() -> None:

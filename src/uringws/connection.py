@@ -35,10 +35,16 @@ _BINARY: Final = int(Opcode.BINARY)
 _PING: Final = int(Opcode.PING)
 
 
+# Looked up once: an attribute of the module costs as much as a small call.
+_send: Final = lib.urs_session_send
+_send_event: Final = lib.urs_session_send_event
+
+
 class Connection:
     """One WebSocket connection. Its methods belong to the reactor's thread; `Sender` is for others.
 
-    They raise ConnectionClosed once the close handshake has begun, and WrongThread elsewhere.
+    Those that send or close raise ConnectionClosed once the close handshake has begun, and WrongThread in another
+    thread. The object may be kept for as long as you like: it does not keep the connection.
     """
 
     __slots__ = ("_message", "data", "id", "subprotocol")
@@ -65,7 +71,7 @@ class Connection:
 
     @property
     def is_open(self) -> bool:
-        """Whether messages can be sent."""
+        """Whether messages can be sent: from `on_open` until either side has begun to close."""
         message = self._message
         if message._reactor._connection(self.id) is not self:
             return False  # on_close was called, or is to be
@@ -83,7 +89,7 @@ class Connection:
 
     @property
     def latency_seconds(self) -> float | None:
-        """The round trip of the last ping of `Options.ping_interval_seconds`; None before the first pong."""
+        """Seconds from the last ping of `Options.ping_interval_seconds` to its pong; None before the first pong."""
         seconds: float = lib.urs_session_latency(self._message._core, self.id)
         return seconds if seconds >= 0 else None
 
@@ -99,22 +105,26 @@ class Connection:
         message._verdicts[message._index] = 1
 
     def send(self, opcode: int, payload: Payload) -> SendResult:
-        """Send a message of TEXT or BINARY, a PING or a PONG.
+        """Send a message of TEXT or BINARY, a PING or a PONG (RFC 6455 5.6, 5.5), in one frame. Never waits.
 
-        The payload is copied, or already with the kernel, on return. Text that is not UTF-8 is the sender's fault and
-        not looked for. What happens on a full backlog is `Options.on_full`. Raises TypeError or ValueError for what
-        cannot be sent, BacklogFull with `on_full="error"`, ConnectionClosed.
+        `payload` is bytes, a str where text is sent, or any C-contiguous buffer, whose bytes are sent as they lie in
+        memory; it is copied, or already with the kernel, on return. Whether bytes sent as TEXT are UTF-8 is not looked
+        at. What leaves in one turn to one connection leaves together.
+
+        What happens where `Options.backlog_bytes_max` would be exceeded is `Options.on_full`. Raises ValueError for
+        another opcode or more than 125 bytes of ping or pong, TypeError for what is no such payload, BacklogFull with
+        `on_full="error"`, ConnectionClosed, WrongThread.
         """
         message = self._message
         is_data = opcode == _BINARY or opcode == _TEXT
         if is_data and payload is message._view and payload is not None and message._connection is not None:
             # The message's own payload: the shim knows where it is.
-            result = lib.urs_session_send_event(message._core, self.id, message._index, opcode)
+            result = _send_event(message._core, self.id, message._index, opcode)
         elif is_data and type(payload) is bytes:
-            result = lib.urs_session_send(message._core, self.id, message._index, opcode, payload, len(payload))
+            result = _send(message._core, self.id, message._index, opcode, payload, len(payload))
         else:
             buffer = check_send(opcode, payload)
-            result = lib.urs_session_send(
+            result = _send(
                 message._core, self.id, message._index, opcode, ffi.from_buffer("uint8_t[]", buffer), len(buffer)
             )
         if result >= 0:
@@ -125,7 +135,7 @@ class Connection:
         raise self._error(result, "send")
 
     def send_text(self, text: str) -> SendResult:
-        """Send a text message. As `send`."""
+        """Send a str as a text message. See `send`; raises TypeError for anything but a str."""
         if not isinstance(text, str):
             raise TypeError(
                 f"text is a str, not {type(text).__name__}: encoded text goes through send(Opcode.TEXT, ...)"
@@ -133,18 +143,23 @@ class Connection:
         return self.send(_TEXT, text.encode())
 
     def send_binary(self, payload: Payload) -> SendResult:
-        """Send a binary message. As `send`."""
+        """Send a binary message. See `send`; a str raises TypeError."""
         return self.send(_BINARY, payload)
 
     def ping(self, payload: Payload = b"") -> SendResult:
-        """Send a ping of at most 125 bytes. Its pong is not reported; `latency_seconds` goes by pings of its own."""
+        """Send a ping of at most 125 bytes (RFC 6455 5.5.2). See `send`.
+
+        Its pong is not reported: `latency_seconds` goes by pings of its own.
+        """
         return self.send(_PING, payload)
 
     def close(self, code: int | None = CloseCode.NORMAL, reason: str = "") -> None:
-        """Begin the close handshake, after all that was sent and echoed so far. `on_close` comes when it ends.
+        """Begin the close handshake (RFC 6455 7.1.2), after all that was sent and echoed so far.
 
-        No message is delivered any more. `code` None sends a close frame without one; `reason` is at most 123 bytes
-        of UTF-8. Raises ValueError or TypeError for what cannot be sent, ConnectionClosed if it had begun already.
+        No message is delivered any more; `on_close` comes when the peer has answered, or `Options.close_seconds_max`
+        later. `code` is 1000 to 1003, 1007 to 1014 or 3000 to 4999 (RFC 6455 7.4), or None for a close frame without
+        one; `reason` is at most 123 bytes of UTF-8 and needs a code. Raises ValueError or TypeError for what cannot be
+        sent, ConnectionClosed if it had begun already, WrongThread.
         """
         number, encoded = check_close(code, reason)
         message = self._message
@@ -156,19 +171,23 @@ class Connection:
         message._reactor._closing(self)
 
     def abort(self) -> None:
-        """End the connection at once, without a close frame; what waits is thrown away."""
+        """End the connection at once, without a close frame; what waits is thrown away.
+
+        `on_close` follows with 1006. Raises ConnectionClosed if it is gone already, WrongThread.
+        """
         check(lib.urs_session_abort(self._message._core, self.id), "abort")
         self._message._reactor._closing(self)
 
     def pause_reading(self) -> None:
         """Stop taking the peer's bytes: they wait in its socket and, once that is full, with the peer.
 
-        What had already come is kept. A peer's close and the answers to pings are not seen either.
+        What had already come is kept. A peer's close and the answers to pings are not seen either. Raises
+        ConnectionClosed, WrongThread.
         """
         check(lib.urs_session_pause(self._message._core, self.id), "pause_reading")
 
     def resume_reading(self) -> None:
-        """Take bytes again."""
+        """Take bytes again. What was kept comes first. Raises ConnectionClosed, WrongThread."""
         check(lib.urs_session_resume(self._message._core, self.id), "resume_reading")
 
     def __repr__(self) -> str:

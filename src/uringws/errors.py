@@ -41,14 +41,20 @@ class UringWSError(Exception):
 
 
 class UnavailableReason(StrEnum):
-    """Why the kernel gave no ring."""
+    """Why the kernel gave no ring (io_uring_setup(2), ERRORS). `REMEDIES` says what to do about each."""
 
     KERNEL_TOO_OLD = "kernel_too_old"
+    """It has no io_uring (before 5.1), or not what is needed of it (before 6.0)."""
     SYSCTL = "sysctl"
+    """kernel.io_uring_disabled is set (Linux 6.6 and later)."""
     SECCOMP_OR_CONTAINER = "seccomp_or_container"
+    """A filter of system calls refuses it, as container runtimes do by default, or a security module."""
     MEMLOCK = "memlock"
+    """RLIMIT_MEMLOCK (getrlimit(2)) leaves no room for a ring."""
     FD_LIMIT = "fd_limit"
+    """No descriptor is left, for this process or the whole system."""
     UNKNOWN = "unknown"
+    """Anything else; `UringUnavailable.errno` has it."""
 
 
 REMEDIES: Final[Mapping[UnavailableReason, str]] = MappingProxyType(
@@ -97,7 +103,8 @@ class UringUnavailable(UringWSError, OSError):
 class ProtocolError(UringWSError):
     """Bytes that break the protocol: a WebSocket frame (RFC 6455) or a PROXY protocol header.
 
-    Raised where the caller feeds bytes itself (`parse_header`); a session's peer gets `close_code` instead.
+    Raised where the caller feeds bytes itself (`parse_header`); a session's peer gets `close_code` (RFC 6455 7.4.1)
+    instead.
     """
 
     def __init__(self, message: str, close_code: int = 1002) -> None:
@@ -156,7 +163,7 @@ class BacklogFull(LimitReached):
 
 
 class WrongThread(UringWSError, RuntimeError):
-    """A reactor or connection was used from another thread than the one that runs it; `Sender` is for that."""
+    """A reactor or connection was used from a thread other than the one that runs it; `Sender` is for those."""
 
 
 class ReactorStateError(UringWSError, RuntimeError):

@@ -16,7 +16,11 @@ __all__ = ["Handler", "HandlerProtocol", "handler_fn"]
 
 
 class HandlerProtocol(Protocol):
-    """What a reactor takes for a handler. Derive from `Handler` to write only the callbacks that matter."""
+    """The shape of a handler, for type checkers. `Handler` says when each is called and what it may return.
+
+    Derive from `Handler` to write only the callbacks that matter. At run time any object does: a callback that it lacks
+    does nothing.
+    """
 
     def on_upgrade(self, request: Request) -> Accept | Reject | None:
         """Decide on an opening request."""
@@ -40,10 +44,9 @@ class HandlerProtocol(Protocol):
 class Handler:
     """The callbacks of a reactor, all on its thread, each doing nothing unless overridden.
 
-    For one connection the order is
-    `on_upgrade`, `on_open` once, messages, `on_close` once, and nothing after it. A callback that raises closes its
-    connection with 1011 and is logged with its traceback; the reactor goes on. A callback that blocks stops all
-    connections.
+    For one connection the order is `on_upgrade` (not for an adopted one), `on_open` once, messages, `on_close` once,
+    and nothing after it. A callback that raises closes its connection with 1011 (an opening request is answered 500)
+    and is logged with its traceback; the reactor goes on. A callback that blocks stops all connections.
 
     A handler that defines `on_frame(conn, frame)` is given the fragments of messages as they come, each a `Message` of
     one frame whose `opcode` is CONTINUATION after the first and whose `fin` is True for the last; whole messages too
@@ -51,21 +54,28 @@ class Handler:
     """
 
     def on_upgrade(self, request: Request) -> Accept | Reject | None:
-        """Decide on an opening request that is valid by RFC 6455.
+        """Decide on an opening request that is valid by RFC 6455 4.2.1 and let in by `Options`.
 
-        None accepts it, with the first of `Options.subprotocols` that the client offers.
+        Return an Accept, a Reject, or None to accept it with the first of `Options.subprotocols` that the client
+        offers.
         """
         return None
 
     def on_request(self, request: Request) -> Response | None:
-        """Answer a plain GET or HEAD on the same port. None answers 426 Upgrade Required."""
+        """Answer a plain GET or HEAD on the same port. Return a Response, or None for 426 Upgrade Required.
+
+        The connection is closed after the answer, whatever it is. To HEAD the body is not sent.
+        """
         return None
 
     def on_open(self, conn: Connection) -> None:
-        """The connection is open: what is sent from now on follows the 101 answer."""
+        """Greet a connection that is open now: what is sent from here on follows the 101 answer."""
 
     def on_message(self, conn: Connection, message: Message) -> None:
-        """A whole message came. `message.data` is valid until the return."""
+        """Take a whole message, its fragments put together (RFC 6455 5.4).
+
+        `message` and `message.data` are valid until the return. Pings are answered without you.
+        """
 
     def on_drain(self, conn: Connection) -> None:
         """Go on sending: `conn.buffered_amount`, once at the high water mark, has fallen to the low one.
@@ -75,10 +85,10 @@ class Handler:
         """
 
     def on_close(self, conn: Connection, code: int, reason: str) -> None:
-        """The connection has ended; nothing can be sent any more.
+        """Let go of a connection that has ended; nothing can be sent any more.
 
-        `code` is the peer's close code (1005: its close frame had none), the one it was failed with (RFC 6455 7.4.1),
-        or 1006: it was lost without a close frame.
+        `code` and `reason` are the peer's (RFC 6455 7.1.5, 7.1.6; 1005: its close frame had no code), or those it was
+        failed with (7.1.7). 1006 is a connection lost without a close frame, with the cause in `reason`.
         """
 
 

@@ -438,14 +438,20 @@ def encode_accept(
 
 
 def encode_response(response: Response, *, head_only: bool = False, server_header: str | None = None) -> bytes:
-    """Return the bytes of a plain answer, after which the connection is to be closed. `head_only` answers HEAD."""
+    """Return the bytes of a plain answer, after which the connection is to be closed.
+
+    `head_only` answers HEAD: the body is left out. `server_header` is the value of Server, None for none.
+    """
     return _encode_answer(
         response.status, response.field_lines, response.body_bytes, head_only=head_only, server_header=server_header
     )
 
 
 def encode_refusal(error: HandshakeError, *, head_only: bool = False, server_header: str | None = None) -> bytes:
-    """Return the bytes of the answer that a HandshakeError stands for."""
+    """Return the bytes of the answer that a HandshakeError stands for, after which the connection is to be closed.
+
+    `head_only` answers HEAD: the body is left out. `server_header` is the value of Server, None for none.
+    """
     lines = b"".join(b"%b: %b\r\n" % (name.encode("ascii"), value.encode("ascii")) for name, value in error.headers)
     body = f"{error.body}\n".encode()
     return _encode_answer(error.status, lines + _PLAIN_TEXT, body, head_only=head_only, server_header=server_header)

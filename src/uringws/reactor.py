@@ -64,10 +64,11 @@ def _nothing(*_: object) -> None:
 
 
 class Reactor:
-    """A WebSocket server.
+    """A WebSocket server (RFC 6455) for the thread that runs it.
 
     `handler` gets every connection's events. `backend` is "io_uring", "epoll", or "auto": io_uring where it can be
-    had, else epoll, with a warning that says why. Raises UringUnavailable for "io_uring" where it cannot be had.
+    had, else epoll, with a warning that says why. Raises UringUnavailable for "io_uring" where it cannot be had,
+    ValueError for another backend, OSError where not even epoll can be had.
 
     A reactor belongs to the thread that first runs it. `stop`, `sender` and what a Sender does are for all threads;
     the rest raises WrongThread elsewhere. It is a context manager that closes itself.
@@ -236,7 +237,11 @@ class Reactor:
         self._run(echo=True)
 
     def run_once(self, timeout: float | None = None) -> int:
-        """Take one turn, waiting at most `timeout` seconds (None: without end); return the number of its events."""
+        """Take one turn, waiting at most `timeout` seconds (None: without end); return the number of its events.
+
+        0 is a time-out, a wake-up or a signal. What the handlers owe leaves with the next turn. Raises WrongThread,
+        ReactorStateError inside of `run`, OSError for a backend beyond use, TypeError or ValueError for what is no time.
+        """
         _check_seconds(timeout)
         self._enter()
         try:
@@ -344,7 +349,10 @@ class Reactor:
     # ---- figures
 
     def stats(self) -> Stats:
-        """Return counters and the present state. From the reactor's thread, or while it does not run."""
+        """Return counters and the present state, at the cost of some microseconds.
+
+        From the reactor's thread, or before it has one: else WrongThread.
+        """
         self._check_usable()
         self._check_thread()
         shim = ffi.new("struct urs_reactor_stats *")

@@ -44,7 +44,12 @@ class Sender:
             reactor._senders += 1
 
     def send(self, id: int, opcode: int, payload: Payload, *, timeout: float | None = None) -> bool:
-        """Send a message on a connection. What a full backlog does is `Options.on_full` ("error" is logged)."""
+        """Send a message on the connection of that id; return False if it is gone or closing.
+
+        Opcode and payload as for `Connection.send`, whose TypeError and ValueError it raises at once. What a full
+        backlog does is `Options.on_full`; "error" is logged. Raises SenderFull, and ReactorStateError once released or
+        the reactor is closed.
+        """
         buffer = check_send(opcode, payload)
         if type(buffer) is not bytes:
             buffer = bytes(buffer)
@@ -53,12 +58,19 @@ class Sender:
     def close(
         self, id: int, code: int | None = CloseCode.NORMAL, reason: str = "", *, timeout: float | None = None
     ) -> bool:
-        """Begin the close handshake of a connection."""
+        """Begin the close handshake of the connection of that id; return False if it is gone or closing.
+
+        Code and reason as for `Connection.close`, whose TypeError and ValueError it raises at once. Raises SenderFull
+        and ReactorStateError as `send`.
+        """
         check_close(code, reason)
         return self._command(id, lambda connection: connection.close(code, reason), timeout)
 
     def call(self, function: Callable[[], object], *, timeout: float | None = None) -> None:
-        """Have a function called on the reactor's thread. What it raises is logged."""
+        """Have a function called on the reactor's thread, between two turns. What it raises is logged.
+
+        Raises SenderFull and ReactorStateError as `send`.
+        """
         if not callable(function):
             raise TypeError(f"call takes a function without arguments, not {type(function).__name__}")
         self._put(function, timeout)

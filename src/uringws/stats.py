@@ -40,12 +40,17 @@ class Stats:
     """Sessions that ended, by the code given to `on_close` (1006: without a close frame)."""
 
     messages_in: int = 0
+    """Messages (under `on_frame` frames) of text and binary that came whole."""
     messages_out: int = 0
+    """Those sent or queued, echoes included."""
     bytes_in: int = 0
+    """Taken from sockets."""
     bytes_out: int = 0
+    """Taken by sockets."""
     pings_sent: int = 0
     """By the server's own interval or by `Connection.ping`."""
     pongs_received: int = 0
+    """Asked for or not."""
 
     queued_bytes: int = 0
     """Waiting now in all backlogs, frame headers included."""
@@ -54,11 +59,12 @@ class Stats:
     sends_short: int = 0
     """Sends of which the socket took only a part."""
     zero_copy_sends: int = 0
+    """Sends that asked the kernel not to copy."""
     zero_copy_copied: int = 0
     """Zero-copy sends that the kernel copied after all."""
 
     memory_bytes: int = 0
-    """Held now by partial messages and backlogs: what `memory_bytes_max` bounds, but for the receive pool."""
+    """Held now by partial messages and backlogs: what `Options.memory_bytes_max` bounds, but for the receive pool."""
     pool_buffers: int = 0
     """Buffers of the receive pool."""
     pool_in_use: int = 0
