@@ -6,11 +6,23 @@ import contextlib
 import socket
 import threading
 import time
+from typing import Any
 
 import pytest
 
 from servers import EchoRecorder, ReactorThread, Recorder, wait_until
-from uringws import BacklogFull, CloseCode, Connection, ConnectionClosed, Message, Opcode, Options, Reactor, SendResult
+from uringws import (
+    BacklogFull,
+    CloseCode,
+    Connection,
+    ConnectionClosed,
+    Message,
+    Opcode,
+    Options,
+    OptionsError,
+    Reactor,
+    SendResult,
+)
 from uringws.backend import Backend
 from wire import (
     BINARY,
@@ -283,6 +295,20 @@ def test_an_old_session_is_sent_away(backend: Backend, recorder: EchoRecorder) -
         assert 0.1 < time.monotonic() - start < 5
         peer.write(close_frame(1001))
         peer.read_eof()
+
+
+def test_the_longest_deadlines_are_far_away(backend: Backend, recorder: EchoRecorder) -> None:
+    """The shim's clock wraps round every 49 days; what lies in the future must not seem to be past."""
+    names = ["handshake", "close", "idle", "session"]
+    longest: dict[str, Any] = {f"{name}_seconds_max": 24 * 86400 for name in names}
+    options = Options(**longest, ping_interval_seconds=24 * 86400, ping_timeout_seconds=24 * 86400)
+    with ReactorThread(recorder, backend=backend, options=options) as server, Peer.connect(server.address) as peer:
+        assert peer.quiet(0.2)
+        peer.send(TEXT, b"still here")
+        assert peer.read_frame() == Frame(TEXT, b"still here")
+        assert peer.shake_hands() == 1000
+    with pytest.raises(OptionsError):
+        Options(session_seconds_max=25 * 86400)
 
 
 def test_a_peer_that_does_not_answer_our_close_is_cut_off(backend: Backend) -> None:
