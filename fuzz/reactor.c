@@ -200,6 +200,7 @@ static struct peer *on_item(struct world *world, const struct urs_event *event)
 static void on_message(struct world *world, struct peer *peer, const struct urs_item *item, uint32_t number)
 {
     uint8_t *verdict = &world->options.verdicts[world->index];
+    uint64_t echo = hash_of_answer(item->opcode, item->fin, item->payload, item->bytes);
     CHECK(!peer->ended);
     if (!world->echo && !peer->closing) {
         struct peer *other = &world->peers[number / 8 % PEERS];
@@ -214,7 +215,7 @@ static void on_message(struct world *world, struct peer *peer, const struct urs_
     }
     /* An echo leaves after what was sent while its message was handled. */
     if (*verdict)
-        queue_add(&peer->owed, hash_of_answer(item->opcode, item->fin, item->payload, item->bytes));
+        queue_add(&peer->owed, echo);
 }
 
 static void on_event(struct world *world, uint32_t number)

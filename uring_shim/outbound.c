@@ -33,16 +33,18 @@ static int add_segment(struct urs_outbox *outbox, struct urs_outbound *outbound,
     return 0;
 }
 
-/* True if the segment may be joined to the last one: it follows directly, or both are answers in place, so close that
- * moving this one up is cheaper than a segment of its own. In the arena a gap is another connection's frame. */
+/* True if the segment may be joined to the last one: it follows directly, or both are answers in place and only a
+ * little input lies between them, so that moving this one up is cheaper than a segment of its own. In the arena a gap is
+ * another connection's frame. */
 static bool joins(const struct urs_segment *last, const struct urs_segment *segment)
 {
-    const uint8_t *end = last->data + last->bytes;
-    if (last->block != segment->block || segment->data < end)
+    if (last->block != segment->block)
         return false;
-    return segment->data == end
-        || (last->in_place && segment->in_place && segment->data - end <= URS_OUTBOUND_GAP_BYTES_MAX
-            && segment->bytes <= URS_OUTBOUND_CLOSE_UP_BYTES_MAX);
+    if (segment->data == last->data + last->bytes)
+        return true;
+    return last->until != NULL && segment->until != NULL && segment->data >= last->until
+        && segment->data - last->until <= URS_OUTBOUND_GAP_BYTES_MAX
+        && segment->bytes <= URS_OUTBOUND_CLOSE_UP_BYTES_MAX;
 }
 
 static int append(struct urs_outbox *outbox, struct urs_outbound *outbound, struct urs_segment segment)
@@ -53,6 +55,7 @@ static int append(struct urs_outbox *outbox, struct urs_outbound *outbound, stru
             uint8_t *end = last->data + last->bytes;
             if (segment.data != end)
                 memmove(end, segment.data, segment.bytes);
+            last->until = segment.until;
             last->bytes += segment.bytes;
             outbound->bytes += segment.bytes;
             urs_block_drop(segment.block);  /* the last segment holds one reference already */
@@ -71,7 +74,7 @@ int urs_outbound_answer(struct urs_outbox *outbox, struct urs_outbound *outbound
     struct urs_block *block = item->block;
     item->block = NULL;
     return append(outbox, outbound, (struct urs_segment){.data = start, .bytes = header_bytes + item->bytes,
-                                                         .block = block, .in_place = true});
+                                                         .block = block, .until = item->payload + item->bytes});
 }
 
 /* Room for `bytes` contiguous bytes in the arena, or NULL. */

@@ -10,7 +10,7 @@
 /* cdef: begin */
 
 enum urs_outbound_limit {
-    URS_OUTBOUND_GAP_BYTES_MAX = 64,     /* answers this close together ... */
+    URS_OUTBOUND_GAP_BYTES_MAX = 64,     /* answers to input this close together ... */
     URS_OUTBOUND_CLOSE_UP_BYTES_MAX = 4096, /* ... and no larger than this are moved up into one segment */
     URS_OUTBOUND_ARENA_PAYLOAD_BYTES_MAX = 65536, /* larger payloads get a block of their own */
     URS_CLOSE_REASON_BYTES_MAX = 123     /* RFC 6455 5.5: 125 less the code */
@@ -23,7 +23,8 @@ struct urs_segment {
     size_t bytes;
     struct urs_block *block;
     uint32_t next;                       /* index + 1 of the next segment; 0 ends the list */
-    bool in_place;                       /* an answer: what lies between it and the next one is free */
+    uint8_t *until;                      /* of answers in place: where the last one ended before it was moved up (what
+                                            lies between them is free); NULL in the arena */
 };
 
 /* The segments and the arena that all connections of one thread share for a turn. Zero-initialise it. */

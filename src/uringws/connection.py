@@ -35,6 +35,11 @@ _BINARY: Final = int(Opcode.BINARY)
 _PING: Final = int(Opcode.PING)
 
 
+# Looked up once: an attribute of the module costs as much as a small call.
+_send: Final = lib.urs_session_send
+_send_event: Final = lib.urs_session_send_event
+
+
 class Connection:
     """One WebSocket connection. Its methods belong to the reactor's thread; `Sender` is for others.
 
@@ -114,12 +119,12 @@ class Connection:
         is_data = opcode == _BINARY or opcode == _TEXT
         if is_data and payload is message._view and payload is not None and message._connection is not None:
             # The message's own payload: the shim knows where it is.
-            result = lib.urs_session_send_event(message._core, self.id, message._index, opcode)
+            result = _send_event(message._core, self.id, message._index, opcode)
         elif is_data and type(payload) is bytes:
-            result = lib.urs_session_send(message._core, self.id, message._index, opcode, payload, len(payload))
+            result = _send(message._core, self.id, message._index, opcode, payload, len(payload))
         else:
             buffer = check_send(opcode, payload)
-            result = lib.urs_session_send(
+            result = _send(
                 message._core, self.id, message._index, opcode, ffi.from_buffer("uint8_t[]", buffer), len(buffer)
             )
         if result >= 0:

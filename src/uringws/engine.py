@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from uringws.errors import ConnectionClosed, check
@@ -55,7 +56,8 @@ class EngineMessage:
     def echo(self) -> None:
         """Send it back as it is now, without a copy where its frame lay whole in the data.
 
-        Once, and only while its handler runs: else RuntimeError. Raises ConnectionClosed after a close frame.
+        Once, and only while its handler runs: else RuntimeError. Raises ConnectionClosed after a close frame. Its bytes
+        are the answer's from then on, which may move them: look at `data` before, not after.
         """
         self._engine._echo(self)
 
@@ -69,7 +71,8 @@ class ServerEngine:
 
     It does no I/O. Give it what came with `process`, or with `process_into` and the `outbound_*` methods to save the
     copies; send what it owes in that order. What breaks the protocol is answered with a close frame, after the answers
-    to all that came whole before it; then `is_closed` is True: send what is owed and close.
+    to all that came whole before it; then `is_closed` is True: send what is owed and close. A handler that raises ends
+    the connection in the same way, with 1011, and what it raised gets out.
     """
 
     def __init__(
@@ -96,11 +99,12 @@ class ServerEngine:
         self._outbound = ffi.new("struct urs_outbound *")
         self._input = ffi.new("struct urs_input *")
         self._item = ffi.new("struct urs_item *")
+        self._data: memoryview | None = None  # what segments may lie in
         self._data_start = 0
-        self._data_bytes = 0
         self._close_code: int | None = None
         self._close_reason = ""
         self._close_sent = False
+        self._feeding = False
         self._current: EngineMessage | None = None
 
     def __del__(self) -> None:
@@ -132,55 +136,55 @@ class ServerEngine:
         """Take in `data`, call `handler(message)` for each message, then `write(bytes)` once with all that is owed.
 
         `data` is bytes (copied) or a writable contiguous buffer of bytes (unmasked in place, so changed). What the
-        handler raises gets out; what was owed until then stays. What the peer did wrong does not raise: see
+        handler raises gets out, after what is owed is written. What the peer did wrong does not raise: see
         `close_code`.
         """
-        buffer = bytearray(data) if isinstance(data, bytes) else data
-        for _ in self._feed(buffer, handler):
-            pass
-        owed = b"".join(bytes(view) for view in self._views(buffer))
-        self.clear_outbound()
-        if owed:
-            write(owed)
+        try:
+            self._feed(bytearray(data) if isinstance(data, bytes) else data, handler)
+        finally:
+            if not self._feeding and self._outbound.first:
+                owed = b"".join(ffi.buffer(ffi.cast("char *", start), size) for start, size in self._raw_segments())
+                self.clear_outbound()
+                write(owed)
 
     def process_into(self, data: Any, handler: Callable[[EngineMessage], object]) -> list[OutboundSegment]:
         """Take in `data`, a writable buffer, call `handler(message)` for each message; return `outbound_segments()`.
 
         Echoes are written over `data` itself. Send the segments, in order, then call `clear_outbound`: RuntimeError if
-        there are such of the call before. Raises TypeError or BufferError for data that cannot be written to.
+        there are such of the call before. Raises TypeError or BufferError for data that cannot be written to. After an
+        exception of the handler's `outbound_segments()` has what was owed.
         """
-        if self._outbound.first:
-            raise RuntimeError("what process_into found before is still to be sent: clear_outbound() comes first")
-        for _ in self._feed(data, handler):
-            pass
+        self._feed(data, handler)
         return self.outbound_segments()
 
     def outbound_segments(self) -> list[OutboundSegment]:
         """Return what is owed, in the order of the wire."""
         segments = []
         base = 0
-        for data, bytes_ in self._raw_segments():
-            start = data - self._data_start
-            if 0 <= start < self._data_bytes:
-                segments.append(OutboundSegment(False, start, start + bytes_))
+        for data, size in self._raw_segments():
+            if self._is_in_data(data):
+                start = data - self._data_start
+                segments.append(OutboundSegment(False, start, start + size))
             else:
-                segments.append(OutboundSegment(True, base, base + bytes_))
-                base += bytes_
+                segments.append(OutboundSegment(True, base, base + size))
+                base += size
         return segments
 
     def outbound_local(self) -> bytes:
-        """Return a copy of those of the segments' bytes that do not lie in the data: pongs, close frames, sends."""
+        """Return a copy of those of the segments' bytes that do not lie in the data: close frames, sends, and answers
+        to what came in several pieces.
+        """
         return b"".join(
-            ffi.unpack(ffi.cast("char *", data), size)
+            ffi.buffer(ffi.cast("char *", data), size)
             for data, size in self._raw_segments()
-            if not 0 <= data - self._data_start < self._data_bytes
+            if not self._is_in_data(data)
         )
 
     def clear_outbound(self) -> None:
         """Forget what was owed, once it is sent."""
         lib.urs_outbound_clear(self._outbox, self._outbound)
         lib.urs_outbox_reset(self._outbox)
-        self._data_start = self._data_bytes = 0
+        self._data = None
 
     def send(self, opcode: int, payload: Payload) -> None:
         """Queue a message of TEXT or BINARY, a PING or a PONG, in one frame.
@@ -212,34 +216,74 @@ class ServerEngine:
         if self._close_sent or self.is_closed:
             raise ConnectionClosed("a close frame was sent: nothing may follow it")
 
-    def _feed(self, data: Any, handler: Callable[[EngineMessage], object]) -> Any:
-        cdata = ffi.from_buffer("uint8_t[]", data, require_writable=True)
-        view = memoryview(data).cast("B")
-        self._data_start = int(ffi.cast("uintptr_t", cdata))
-        self._data_bytes = len(view)
-        self._input.next, self._input.end = cdata, cdata + len(view)
+    def _feed(self, data: Any, handler: Callable[[EngineMessage], object]) -> None:
+        if self._feeding:
+            raise RuntimeError("no data can be given to an engine by its own handler")
+        if self._data is not None:
+            raise RuntimeError("what process_into found before is still to be sent: clear_outbound() comes first")
+        view = memoryview(data)
+        view = view.cast("B") if view.nbytes else memoryview(bytearray())
+        with ffi.from_buffer("uint8_t[]", view, require_writable=True) as cdata:
+            self._data = view
+            self._data_start = int(ffi.cast("uintptr_t", cdata))
+            self._input.next, self._input.end = cdata, cdata + len(view)
+            self._feeding = True
+            try:
+                while self._take_item(handler):
+                    pass
+            finally:
+                self._feeding = False
+                if not self._outbound.first:
+                    self._data = None
+
+    def _take_item(self, handler: Callable[[EngineMessage], object]) -> bool:
         item = self._item
-        while True:
-            kind = lib.urs_engine_next(self._engine, self._rules, self._memory, self._input, item)
-            if kind == lib.URS_ITEM_NONE:
-                return
-            if kind in (lib.URS_ITEM_MESSAGE, lib.URS_ITEM_FRAME):
-                if not self._close_sent:
-                    self._deliver(item, handler)
-                lib.urs_block_drop(item.block)
-                item.block = ffi.NULL
-            else:
+        kind = lib.urs_engine_next(self._engine, self._rules, self._memory, self._input, item)
+        if kind == lib.URS_ITEM_NONE:
+            return False
+        try:
+            if kind not in (lib.URS_ITEM_MESSAGE, lib.URS_ITEM_FRAME):
                 self._owe(kind, item)
-            yield kind
+            elif not self._close_sent:
+                self._deliver(item, handler)
+        finally:
+            lib.urs_block_drop(item.block)
+            item.block = ffi.NULL
+        return True
 
     def _deliver(self, item: Any, handler: Callable[[EngineMessage], object]) -> None:
-        view = memoryview(ffi.buffer(item.payload, item.bytes))
+        view = self._payload(item)
         message = self._current = EngineMessage(self, item, view)
         try:
             handler(message)
+        except BaseException:
+            self._fail()
+            raise
         finally:
             self._current = None
-            view.release()
+            with contextlib.suppress(BufferError):  # the handler keeps an array of it
+                view.release()
+
+    def _payload(self, item: Any) -> memoryview:
+        """View a payload; what a handler keeps of it keeps the memory in which it lies."""
+        block = item.block
+        if not block and self._data is not None:
+            start = int(ffi.cast("uintptr_t", item.payload)) - self._data_start
+            return self._data[start : start + item.bytes]
+        lib.urs_block_share(block)
+        # ffi.buffer keeps the pointer alive, the pointer its share of the block.
+        payload = ffi.gc(item.payload, lambda _: lib.urs_block_drop(block), item.bytes)
+        return memoryview(ffi.buffer(payload, item.bytes))
+
+    def _fail(self) -> None:
+        """End the connection: the handler raised, and its messages would be missing from then on."""
+        if not self.is_closed:
+            self._close_code, self._close_reason = CloseCode.INTERNAL_ERROR.value, "internal error"
+        lib.urs_engine_clear(self._engine)
+        if not self._close_sent:
+            self._close_sent = True
+            reason = self._close_reason.encode()
+            check(lib.urs_outbound_close(self._outbox, self._outbound, self._close_code, reason, len(reason)), "close")
 
     def _owe(self, kind: int, item: Any) -> None:
         if kind == lib.URS_ITEM_CLOSE:
@@ -249,7 +293,6 @@ class ServerEngine:
             self._close_code = int(item.close_code)
             self._close_reason = ffi.string(lib.urs_engine_error_text(item.error)).decode()
         if self._close_sent:
-            lib.urs_block_drop(item.block)
             return
         check(lib.urs_outbound_owed(self._outbox, self._outbound, item), "answer")
         self._close_sent = kind != lib.URS_ITEM_PING and kind != lib.URS_ITEM_PONG
@@ -271,5 +314,5 @@ class ServerEngine:
             index = segment.next
         return found
 
-    def _views(self, data: Any) -> list[Any]:
-        return [ffi.buffer(ffi.cast("uint8_t *", start), size) for start, size in self._raw_segments()]
+    def _is_in_data(self, address: int) -> bool:
+        return self._data is not None and 0 <= address - self._data_start < len(self._data)

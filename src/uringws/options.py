@@ -135,7 +135,9 @@ class Options:
     # Memory and the ring
 
     memory_bytes_max: Annotated[int | None, _Bytes] = None
-    """The receive pool, partial messages and backlogs of all sessions together. Near it the greediest are closed."""
+    """The receive pool, partial messages and backlogs of all sessions together. At seven eighths of what is left for
+    sessions the greediest are closed, until a quarter of it is free: with 1009, or, where unsent bytes are thrown away,
+    without a close frame (1006). A message that would not fit even so is answered 1013."""
 
     receive_buffers: Annotated[int, _Range(2, 32_768)] = 32
     """Buffers of the receive pool, a power of two. Few and hot is faster than many: what is used of each goes through
