@@ -97,15 +97,14 @@ class Leftover(bytearray):
         """Do nothing: the reactor will see the end of the stream for itself."""
 
 
-def take_socket(request: web.Request, answer: bytes) -> tuple[socket.socket, bytes]:
+async def take_socket(request: web.Request, answer: bytes) -> tuple[socket.socket, bytes]:
     """Send the answer and take the connection away from aiohttp: its socket, and what was read past the request."""
     transport = request.transport
-    if not isinstance(transport, asyncio.Transport):
+    if transport is None or transport.is_closing():
         raise ConnectionResetError("the client has left")
+    transport.set_write_buffer_limits(0)
     transport.write(answer)
-    if transport.get_write_buffer_size() > 0:  # an earlier answer clogs the socket: what is queued would be lost
-        transport.abort()
-        raise ConnectionResetError("the client does not read")
+    await request.writer.drain()  # to the last byte: what the transport still held would be lost with it
     leftover = Leftover()
     request.protocol.set_parser(leftover)  # type: ignore[arg-type]  # as aiohttp's own WebSocketResponse does
     transport.pause_reading()  # what comes from now on stays in the socket
@@ -128,7 +127,7 @@ async def root(request: web.Request) -> web.Response:
         key = check_upgrade(asked, OPTIONS)
     except HandshakeError as error:
         return web.Response(status=error.status, text=f"{error.body}\n", headers=dict(error.headers))
-    ours, leftover = take_socket(request, encode_accept(key, Accept()))
+    ours, leftover = await take_socket(request, encode_accept(key, Accept()))
     with ours:  # closes it if the reactor does not take it, and does nothing if it does
         adopt = request.app[SENDER].add_session_with_prefix
         await asyncio.to_thread(adopt, ours, leftover, data=request.remote)

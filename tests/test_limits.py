@@ -56,6 +56,28 @@ def test_a_slow_reader_does_not_hold_up_another(backend: Backend, recorder: Echo
             assert quick.read_frame() == Frame(BINARY, payload)
 
 
+def test_a_peer_that_half_closes_and_stops_reading_costs_no_turns(backend: Backend) -> None:
+    """Its end of stream is there for as long as the socket is full: a poll that reports it comes back at once."""
+
+    class Flood(Recorder):
+        def on_message(self, conn: Connection, message: Message) -> None:
+            for _ in range(100):
+                conn.send_binary(bytes(100_000))
+
+    recorder = Flood()
+    options = Options(close_seconds_max=30, ping_interval_seconds=None)
+    with ReactorThread(recorder, backend=backend, options=options) as server, Peer.connect(server.address) as peer:
+        peer.send(TEXT, b"flood me")
+        peer.sock.shutdown(socket.SHUT_WR)
+        recorder.wait_for("close")
+        before = server.ask(server.reactor.stats)
+        assert before.queued_bytes > 0
+        time.sleep(0.3)
+        assert server.ask(server.reactor.stats).turns - before.turns < 50
+        assert peer.read_frames(100) == [Frame(BINARY, bytes(100_000))] * 100
+        peer.read_eof()
+
+
 def test_on_drain_follows_a_backlog_and_loses_no_byte(backend: Backend) -> None:
     class Flood(Recorder):
         def on_message(self, conn: Connection, message: Message) -> None:
