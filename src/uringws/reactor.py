@@ -240,7 +240,7 @@ class Reactor:
         """Take one turn, waiting at most `timeout` seconds (None: without end); return the number of its events.
 
         0 is a time-out, a wake-up or a signal. What the handlers owe leaves with the next turn. Raises WrongThread,
-        ReactorStateError inside of `run`, OSError for a backend beyond use, TypeError or ValueError for what is no time.
+        ReactorStateError inside of `run`, OSError for a backend beyond use, TypeError or ValueError for a bad timeout.
         """
         _check_seconds(timeout)
         self._enter()
