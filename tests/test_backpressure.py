@@ -396,6 +396,19 @@ def test_a_session_that_is_closing_cannot_be_paused(backend: Backend) -> None:
         assert it.peer.shake_hands() == 1000
 
 
+def test_a_paused_session_can_be_closed_and_hears_the_answer(backend: Backend) -> None:
+    recorder = Recorder()
+    with session(backend, Options(close_seconds_max=5.0), recorder) as it:
+        it.server.ask(it.conn.pause_reading)
+        it.peer.write(*(frame(BINARY, bytes(50_000)) for _ in range(20)))
+        it.server.ask(lambda: it.conn.close(4002))
+        assert it.peer.read_close() == 4002
+        it.peer.send(CLOSE, struct.pack("!H", 4002))
+        it.peer.read_eof()
+        assert recorder.wait_for("close")[0][2] == 4002
+        assert recorder.of("message") == []
+
+
 def test_a_paused_session_can_be_aborted(backend: Backend) -> None:
     recorder = Recorder()
     with session(backend, Options(), recorder) as it:

@@ -6,11 +6,23 @@ import contextlib
 import socket
 import threading
 import time
+from typing import Any
 
 import pytest
 
 from servers import EchoRecorder, ReactorThread, Recorder, wait_until
-from uringws import BacklogFull, CloseCode, Connection, ConnectionClosed, Message, Opcode, Options, Reactor, SendResult
+from uringws import (
+    BacklogFull,
+    CloseCode,
+    Connection,
+    ConnectionClosed,
+    Message,
+    Opcode,
+    Options,
+    OptionsError,
+    Reactor,
+    SendResult,
+)
 from uringws.backend import Backend
 from wire import (
     BINARY,
@@ -42,6 +54,28 @@ def test_a_slow_reader_does_not_hold_up_another(backend: Backend, recorder: Echo
         for payload in distinct_payloads(100, 5000):
             quick.send(BINARY, payload)
             assert quick.read_frame() == Frame(BINARY, payload)
+
+
+def test_a_peer_that_half_closes_and_stops_reading_costs_no_turns(backend: Backend) -> None:
+    """Its end of stream is there for as long as the socket is full: a poll that reports it comes back at once."""
+
+    class Flood(Recorder):
+        def on_message(self, conn: Connection, message: Message) -> None:
+            for _ in range(100):
+                conn.send_binary(bytes(100_000))
+
+    recorder = Flood()
+    options = Options(close_seconds_max=30, ping_interval_seconds=None)
+    with ReactorThread(recorder, backend=backend, options=options) as server, Peer.connect(server.address) as peer:
+        peer.send(TEXT, b"flood me")
+        peer.sock.shutdown(socket.SHUT_WR)
+        recorder.wait_for("close")
+        before = server.ask(server.reactor.stats)
+        assert before.queued_bytes > 0
+        time.sleep(0.3)
+        assert server.ask(server.reactor.stats).turns - before.turns < 50
+        assert peer.read_frames(100) == [Frame(BINARY, bytes(100_000))] * 100
+        peer.read_eof()
 
 
 def test_on_drain_follows_a_backlog_and_loses_no_byte(backend: Backend) -> None:
@@ -283,6 +317,20 @@ def test_an_old_session_is_sent_away(backend: Backend, recorder: EchoRecorder) -
         assert 0.1 < time.monotonic() - start < 5
         peer.write(close_frame(1001))
         peer.read_eof()
+
+
+def test_the_longest_deadlines_are_far_away(backend: Backend, recorder: EchoRecorder) -> None:
+    """The shim's clock wraps round every 49 days; what lies in the future must not seem to be past."""
+    names = ["handshake", "close", "idle", "session"]
+    longest: dict[str, Any] = {f"{name}_seconds_max": 24 * 86400 for name in names}
+    options = Options(**longest, ping_interval_seconds=24 * 86400, ping_timeout_seconds=24 * 86400)
+    with ReactorThread(recorder, backend=backend, options=options) as server, Peer.connect(server.address) as peer:
+        assert peer.quiet(0.2)
+        peer.send(TEXT, b"still here")
+        assert peer.read_frame() == Frame(TEXT, b"still here")
+        assert peer.shake_hands() == 1000
+    with pytest.raises(OptionsError):
+        Options(session_seconds_max=25 * 86400)
 
 
 def test_a_peer_that_does_not_answer_our_close_is_cut_off(backend: Backend) -> None:

@@ -15,7 +15,8 @@ enum urs_io_kind {
     URS_IO_ACCEPT = 1,                   /* result: a descriptor, or -errno */
     URS_IO_RECEIVE = 2,                  /* result: bytes in `buffer`, 0 at the end of the stream, or -errno */
     URS_IO_SEND = 3,                     /* result: bytes the socket took, or -errno (-EAGAIN: it is full) */
-    URS_IO_WRITABLE = 4,                 /* the socket can take bytes again, or has failed: send to find out */
+    URS_IO_WRITABLE = 4,                 /* the socket can take bytes again, or has failed: send to find out; result
+                                            -EAGAIN: it cannot be waited for, try again in a while */
     URS_IO_WAKE = 5,                     /* urs_io_wake was called, once or several times */
     URS_IO_SEND_ZC = 6,                  /* as URS_IO_SEND, of a zero-copy send; more: an URS_IO_RELEASE follows */
     URS_IO_RELEASE = 7                   /* a zero-copy send's bytes are free again; result 1: they were copied */

@@ -387,6 +387,9 @@ static uint32_t uring_collect(struct urs_io *io, struct urs_completion *out, uin
             completion->kind = URS_IO_RELEASE;
             completion->result = ((unsigned)cqe->res & IORING_NOTIF_USAGE_ZC_COPIED) != 0;
         }
+        /* A poll ends at a half-closed peer's end of stream, too, which can be waited for again at once, and again. */
+        if (completion->kind == URS_IO_WRITABLE)
+            completion->result = cqe->res > 0 && (cqe->res & (POLLOUT | POLLERR | POLLHUP)) == 0 ? -EAGAIN : 0;
         if (completion->kind == URS_IO_WAKE) {
             uring->wake_armed = false;
             urs_wake_clear(&uring->wake);

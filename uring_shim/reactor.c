@@ -90,16 +90,45 @@ struct urs_reactor *urs_reactor_open(const char *backend, const struct urs_react
     return reactor;
 }
 
+/* Connections that were accepted, but came to no session. */
+static void close_accepted(const struct urs_completion *completions, uint32_t count)
+{
+    for (uint32_t index = 0; index < count; index++)
+        if (completions[index].kind == URS_IO_ACCEPT && completions[index].result >= 0)
+            close(completions[index].result);
+}
+
+/* Ends accepting, and what it brought that no turn has seen. */
+static void close_unseen(struct urs_reactor *reactor)
+{
+    struct urs_completion batch[64];
+    uint32_t seen, count;
+    close_accepted(reactor->completions + reactor->completion_next,
+                   reactor->completion_count - reactor->completion_next);
+    if (!reactor->started)
+        return;
+    urs_reactor_stop_listening(reactor);
+    do {
+        /* Also lets in what had overflowed the ring, now that there is room. */
+        reactor->io->operations->wait(reactor->io, 0);
+        for (seen = 0; (count = reactor->io->operations->collect(reactor->io, batch, URS_COUNT(batch))) > 0; seen += count)
+            close_accepted(batch, count);
+    } while (seen > 0);
+}
+
 void urs_reactor_close(struct urs_reactor *reactor)
 {
     for (uint32_t index = reactor->applied; index < reactor->event_count; index++)
         urs_block_drop(reactor->events[index].item.block);
+    for (uint32_t index = 0; index < reactor->late_count; index++)
+        urs_block_drop(reactor->late[index].item.block);
     if (reactor->forked) {
         /* The ring's mappings are not in this process; descriptors are copies, closed with the process. */
         reactor->io = NULL;
         free_all(reactor);
         return;
     }
+    close_unseen(reactor);
     /* The ring first: what it still has armed must not see descriptors or memory go. */
     reactor->io->operations->close(reactor->io);
     reactor->io = NULL;

@@ -524,6 +524,8 @@ static void on_writable(struct urs_reactor *reactor, const struct urs_completion
     session->polling = false;
     if (session->state == URS_SESSION_AWAIT_REQUESTS)
         urs_life_try_free(reactor, session);
+    else if (completion->result == -EAGAIN)
+        delay(reactor, session);
     else
         urs_turn_dirty(reactor, session);
 }

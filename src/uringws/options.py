@@ -18,7 +18,7 @@ __all__ = ["IPNetwork", "Options"]
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
 _BYTES_MAX: Final = 2**63 - 1
-_YEAR_SECONDS: Final = 366 * 86400.0
+_DAY_SECONDS: Final = 86400.0
 
 IPNetwork = IPv4Network | IPv6Network
 
@@ -31,7 +31,7 @@ class _Range(NamedTuple):
 
 
 _Bytes = _Range(1, _BYTES_MAX)
-_Seconds = _Range(0.001, _YEAR_SECONDS)
+_Seconds = _Range(0.001, 24 * _DAY_SECONDS)  # the shim counts milliseconds in 31 bits
 _Count = _Range(1, 2**31 - 1)
 
 _TOKEN: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110 5.6.2
@@ -129,7 +129,7 @@ class Options:
     session_seconds_max: Annotated[float | None, _Seconds] = None
     """The age at which a session is closed with 1001, so that long-lived clients spread over new servers."""
 
-    drain_seconds_max: Annotated[float, _Range(0, _YEAR_SECONDS)] = 10.0
+    drain_seconds_max: Annotated[float, _Range(0, 366 * _DAY_SECONDS)] = 10.0
     """What SIGINT or SIGTERM in `run` leaves to the sessions, after close code 1001, before they are cut."""
 
     # Memory and the ring

@@ -14,6 +14,7 @@ import signal
 import socket
 import threading
 import time
+import warnings
 import weakref
 from collections import Counter, deque
 from pathlib import Path
@@ -114,6 +115,7 @@ class Reactor:
         self._drained_until: float | None = None
         self._was_cut = False
         self._inherited = False
+        self._closing_down = False
         _reactors.add(self)
 
     def _open(self, backend: str, *, frames: bool) -> Opened:
@@ -240,7 +242,7 @@ class Reactor:
         """Take one turn, waiting at most `timeout` seconds (None: without end); return the number of its events.
 
         0 is a time-out, a wake-up or a signal. What the handlers owe leaves with the next turn. Raises WrongThread,
-        ReactorStateError inside of `run`, OSError for a backend beyond use, TypeError or ValueError for a bad timeout.
+        ReactorStateError inside of `run`, OSError for a backend beyond use, TypeError or ValueError for no time.
         """
         _check_seconds(timeout)
         self._enter()
@@ -282,12 +284,13 @@ class Reactor:
 
     def close(self) -> None:
         """Cut all sessions, stop listening, free everything: the reactor is of no more use. Twice is fine."""
-        if self._core == ffi.NULL:
+        if self._core == ffi.NULL or self._closing_down:
             return
         if not self._inherited:
             self._check_thread()
             if self._running:
                 raise ReactorStateError("close() inside of run(): call stop() or drain() and close after it returned")
+            self._closing_down = True  # on_close, called by it, may close once more
             self._end_all()
         with self._core_lock:
             core, self._core = self._core, ffi.NULL
@@ -298,6 +301,13 @@ class Reactor:
         with self._commands_lock:
             self._commands.clear()
             self._commands_lock.notify_all()
+
+    def __del__(self) -> None:
+        """Free what nobody closed, for the kernel writes into this memory; say so, as a socket would."""
+        core = getattr(self, "_core", ffi.NULL)
+        if core != ffi.NULL:
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
+            lib.urs_reactor_close(core)
 
     def __enter__(self) -> Self:
         """Return itself."""
@@ -329,6 +339,8 @@ class Reactor:
         """
         self._check_usable()
         self._check_thread()
+        if self._closing_down:
+            raise ReactorStateError("the reactor is being closed")
         number = check_stream(sock)
         buffer = memoryview(prefix).cast("B") if len(prefix) else b""
         identity = ffi.new("uint64_t *")

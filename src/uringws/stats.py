@@ -25,7 +25,7 @@ class Stats:
     """The one that runs, "io_uring" or "epoll"."""
 
     sessions: int = 0
-    """Open now, upgrades in progress not counted."""
+    """That there are now, upgrades in progress not counted; closing ones, and refused ones still here, are."""
     sessions_peak: int = 0
     """The most that there were at a time, upgrades in progress included."""
     handshakes: int = 0
