@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 
 from servers import BACKENDS, MODES, EchoRecorder, ReactorThread, ServerProcess, Silent, echo_process, missing
 from uringws import Reactor, UringUnavailable
 from uringws.backend import Backend
+
+hypothesis.settings.register_profile("suite", deadline=None, print_blob=True)  # a busy machine fails no test
+hypothesis.settings.load_profile("suite")
 
 
 def _why_no_uring() -> str | None:

@@ -30,7 +30,7 @@ def test_stalled_readers_are_left_with_a_backlog_and_no_buffer(backend: Backend)
         lively=5,
         stalled=20,
         rounds=1,
-        seconds=0.1,
+        seconds=0.3,
         warmup_seconds=0.05,
         server_core=cores[0],
         client_core=cores[-1],

@@ -299,6 +299,8 @@ static int uring_send(struct urs_io *io, uint32_t slot, uint32_t generation, int
     if (urs_io_fail_at_once(&uring->faults, data, fault))
         return 0;
     struct io_uring_sqe *sqe = io_uring_get_sqe(&uring->ring);
+    if (sqe == NULL)
+        return -EBUSY;  /* there is space: said for the compiler */
     if (count == 1 || fault > 0) {
         io_uring_prep_send(sqe, fd, vectors->iov_base, urs_fault_cut(fault, vectors->iov_len),
                            MSG_DONTWAIT | MSG_NOSIGNAL);
@@ -324,6 +326,8 @@ static int uring_send_zero_copy(struct urs_io *io, uint32_t token, int fd, const
     if (urs_io_fail_at_once(&uring->faults, identity, fault))
         return 0;
     struct io_uring_sqe *sqe = io_uring_get_sqe(&uring->ring);
+    if (sqe == NULL)
+        return -EBUSY;  /* there is space: said for the compiler */
     io_uring_prep_send_zc(sqe, fd, data, urs_fault_cut(fault, bytes), MSG_DONTWAIT | MSG_NOSIGNAL,
                           IORING_SEND_ZC_REPORT_USAGE);
     if (in_pool) {
