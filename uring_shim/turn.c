@@ -380,11 +380,12 @@ void urs_turn_receive(struct urs_reactor *reactor, struct urs_session *session)
 }
 
 /* Makes events of bytes. What lies in `block` (held input) keeps it alive; else it lies in a receive buffer. Stops
- * where the turn's events are full. */
+ * where the turn's events are full, or the session's share of them. */
 static void feed(struct urs_reactor *reactor, struct urs_session *session, struct urs_input *input,
                  struct urs_block *block)
 {
-    while (reactor->event_count < URS_MESSAGES_MAX) {
+    uint32_t until = (uint32_t)urs_min(reactor->event_count + URS_SESSION_MESSAGES_MAX, URS_MESSAGES_MAX);
+    while (reactor->event_count < until) {
         uint32_t index = reactor->event_count;
         struct urs_event *event = &reactor->events[index];
         struct urs_item *item = &event->item;
@@ -530,14 +531,15 @@ static void on_writable(struct urs_reactor *reactor, const struct urs_completion
         urs_turn_dirty(reactor, session);
 }
 
-/* Held input: as much of it as one receive might have brought, a session and turn. */
+/* Held input: as much of it as one receive might have brought, a session and turn. Half of the turn's messages stay
+ * for what has come since, from others. */
 static void feed_held(struct urs_reactor *reactor)
 {
     uint32_t count = reactor->ready.count;
     uint32_t done = 0;
     if (count == 0)
         return;
-    while (done < count && reactor->event_count < URS_MESSAGES_MAX) {
+    while (done < count && reactor->event_count < URS_MESSAGES_MAX / 2) {
         struct urs_session *session = urs_core_session(reactor, reactor->ready.slots[done++]);
         session->ready = false;
         struct urs_block *block = session->held;
