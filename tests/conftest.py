@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import hypothesis
@@ -10,6 +11,9 @@ import pytest
 from servers import BACKENDS, MODES, EchoRecorder, ReactorThread, ServerProcess, Silent, echo_process, missing
 from uringws import Reactor, UringUnavailable
 from uringws.backend import Backend
+
+# What a shell starts in the background begins with SIGINT ignored, and so would the servers that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 hypothesis.settings.register_profile("suite", deadline=None, print_blob=True)  # a busy machine fails no test
 hypothesis.settings.load_profile("suite")
