@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 from websockets.sync.client import connect
 
-from servers import BACKENDS, ROOT, STOP_SECONDS, ServerProcess, require_tool
+from servers import ROOT, STOP_SECONDS, ServerProcess, require_tool
+from uringws.backend import Backend
 from wire import (
     BINARY,
     CLOSE,
@@ -65,8 +66,10 @@ def test_a_port_in_use_is_one_line(name: str) -> None:
         command = [sys.executable, str(ROOT / "examples" / name), "--port", str(port)]
         run = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
     assert run.returncode == 1
-    assert run.stderr.count("\n") == 1, run.stderr
-    assert str(port) in run.stderr
+    # A warning may come before it: that this machine has no io_uring.
+    complaints = [line for line in run.stderr.splitlines() if str(port) in line]
+    assert len(complaints) == 1, run.stderr
+    assert "Traceback" not in run.stderr
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -178,9 +181,9 @@ def test_chat_broker_serves_its_page(broker: ServerProcess) -> None:
 # aiohttp for HTTP, the reactor for WebSocket
 
 
-@pytest.fixture(params=BACKENDS)
-def embedded(request: pytest.FixtureRequest) -> Iterator[ServerProcess]:
-    with example("embed_aiohttp.py", "--backend", request.param) as server:
+@pytest.fixture
+def embedded(backend: Backend) -> Iterator[ServerProcess]:
+    with example("embed_aiohttp.py", "--backend", backend) as server:
         yield server
 
 
