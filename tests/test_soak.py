@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -17,7 +18,8 @@ def test_a_soak_loses_nothing_and_leaves_nothing_behind(backend: Backend) -> Non
     report = soak(backend, SECONDS, tell=print)
     assert report.problems == []
     assert report.bytes_lost == 0
-    assert report.growth < RSS_GROWTH_BYTES_MAX, report.resident
+    if "libasan" not in Path("/proc/self/maps").read_text(encoding="utf-8"):  # whose own memory it would be
+        assert report.growth < RSS_GROWTH_BYTES_MAX, report.resident
     assert set(report.visitors) == set(WEIGHTS)
     taken = report.visitors.total() - sum(report.visitors[kind] for kind in NO_SESSION)
     assert 0 < report.stats.accepted <= taken
