@@ -454,3 +454,12 @@ def test_bytes_that_the_http_server_read_too_far_are_not_lost(backend: Backend, 
                 peer.write(rest)
                 assert peer.read_frames(2) == [Frame(TEXT, b"early"), Frame(BINARY, b"x" * 200)]
                 assert peer.shake_hands() == 1000
+
+
+def test_the_subprotocol_is_the_connections_and_data_stays_its_own(backend: Backend) -> None:
+    ours, theirs = socket.socketpair()
+    handler = EchoRecorder()
+    with theirs, Reactor(handler, backend=backend) as reactor:
+        reactor.add_session(ours, subprotocol="chat")
+        (connection,) = handler.connections.values()
+        assert (connection.subprotocol, connection.data) == ("chat", None)
