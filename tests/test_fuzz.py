@@ -1,4 +1,4 @@
-"""The fuzz targets build, and hold on the inputs that they begin with. How long they have run: fuzz/README.md."""
+"""The fuzz targets build, and hold on the inputs that they begin with. How long they have run: README.md."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Where one turn of the loop meets the next: what was owed in one is not owed in another."""
+"""Where one turn of the loop meets the next: what one owes is not owed by another, and nothing is lost between them."""
 
 from __future__ import annotations
 
@@ -56,3 +56,14 @@ def test_what_was_echoed_is_not_echoed_again_by_an_interrupted_turn(reactor: Rea
     finally:
         signal.signal(signal.SIGALRM, before)
         peer.close()
+
+
+def test_a_connection_aborted_over_and_over_takes_no_others_end_away(reactor: Reactor, recorder: EchoRecorder) -> None:
+    peer, first = adopted(reactor)
+    another, second = adopted(reactor)
+    with peer, another:
+        for _ in range(5000):
+            recorder.connections[first].abort()
+        recorder.connections[second].abort()
+        run_until(reactor, lambda: reactor.stats().sessions == 0)
+    assert [event[1:3] for event in recorder.of("close")] == [(first, 1006), (second, 1006)]

@@ -9,7 +9,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-enum { PROXY_V2_BYTES = 16, BUDGET_SCAN_MAX = 64 };
+enum { PROXY_V2_BYTES = 16, BUDGET_SCAN_MAX = 64, LATE_EVENTS = 3 };
 
 /* ---- beginning ----------------------------------------------------------------------------------------------- */
 
@@ -28,7 +28,8 @@ static int reserve_slots(struct urs_reactor *reactor, uint32_t slots)
     if (slots <= reactor->slots_room)
         return 0;
     size_t room = urs_max(256, 2 * (size_t)reactor->slots_room);
-    struct urs_event *late = realloc(reactor->late, (2 * room + 64) * sizeof *late);
+    /* A session has at most one LOST for the end of its stream, one for an error after it, and one DRAIN. */
+    struct urs_event *late = realloc(reactor->late, LATE_EVENTS * room * sizeof *late);
     if (late == NULL)
         return -ENOMEM;
     reactor->late = late;
@@ -37,7 +38,7 @@ static int reserve_slots(struct urs_reactor *reactor, uint32_t slots)
         || grow_list(&reactor->parked, room) != 0 || grow_list(&reactor->delayed, room) != 0
         || grow_list(&reactor->dead, room) != 0)
         return -ENOMEM;
-    reactor->late_room = (uint32_t)(2 * room + 64);
+    reactor->late_room = (uint32_t)(LATE_EVENTS * room);
     reactor->slots_room = (uint32_t)room;
     return 0;
 }
@@ -205,6 +206,8 @@ void urs_life_flushed(struct urs_reactor *reactor, struct urs_session *session)
 
 void urs_life_lose(struct urs_reactor *reactor, struct urs_session *session, int error)
 {
+    if (session->lost)
+        return;  /* the event that ends it is on its way */
     if (session->state == URS_SESSION_AWAIT_END && error == 0) {
         urs_life_end(reactor, session);  /* the end that was awaited */
         return;

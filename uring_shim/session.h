@@ -72,6 +72,7 @@ struct urs_session {
     bool paused;                         /* Python paused reading */
     bool choked;                         /* the backlog is high and nobody else would stop the input (run_echo) */
     bool above_high;                     /* that much waited when it was sent to, or looked at; on_drain is owed */
+    bool drain_told;                     /* ... and on its way */
     bool input_ended;                    /* the peer's end of stream was seen */
     bool lost;                           /* the socket is of no more use */
     bool told;                           /* URS_EVENT_LOST was given */

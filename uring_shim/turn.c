@@ -152,8 +152,10 @@ static void note_backlog(struct urs_reactor *reactor, struct urs_session *sessio
         }
     } else if (session->above_high && session->backlog_bytes <= options->backlog_low_bytes) {
         session->above_high = false;
-        if (session->state == URS_SESSION_OPEN)
+        if (session->state == URS_SESSION_OPEN && !session->drain_told) {
+            session->drain_told = true;
             urs_turn_event(reactor, session->slot, &(struct urs_item){.kind = URS_EVENT_DRAIN});
+        }
         if (session->choked) {
             session->choked = false;
             if (session->held != NULL)
@@ -666,7 +668,10 @@ static void take_late(struct urs_reactor *reactor)
     for (uint32_t index = 0; index < count; index++) {
         reactor->events[index] = reactor->late[index];
         reactor->targets[index] = -1 - (int32_t)reactor->late[index].slot;
-        urs_core_session(reactor, reactor->late[index].slot)->late_events--;
+        struct urs_session *session = urs_core_session(reactor, reactor->late[index].slot);
+        session->late_events--;
+        if (reactor->late[index].item.kind == URS_EVENT_DRAIN)
+            session->drain_told = false;
     }
     reactor->event_count = reactor->visible = count;
     reactor->late_count -= count;
