@@ -25,6 +25,9 @@ enum urs_event_kind {
     URS_EVENT_DRAIN = 18                 /* the backlog fell to the low water mark */
 };
 
+/* What a turn gives as the target of an event that is no message. */
+enum urs_event_target { URS_TARGET_OTHER = -1 };
+
 struct urs_event {
     struct urs_item item;
     uint32_t slot;
@@ -130,7 +133,7 @@ void urs_reactor_stop_listening(struct urs_reactor *reactor);
 /* One turn: carries out what was asked since the last one, then waits until there is something for Python, at most
  * `timeout_ms` (negative: without end). With `echo` messages are sent back without Python. Returns the number of
  * events (0 also on time-out and wake-up), -EINTR where a signal came first, or -errno for a backend that is beyond
- * use. Event i's target is its session's slot for a message (or frame), -1 - slot for all else. */
+ * use. Event i's target is its session's slot for a message (or frame), URS_TARGET_OTHER for all else. */
 int urs_reactor_turn(struct urs_reactor *reactor, int64_t timeout_ms, bool echo);
 
 struct urs_event *urs_reactor_events(struct urs_reactor *reactor);

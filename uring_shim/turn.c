@@ -50,7 +50,7 @@ void urs_turn_event(struct urs_reactor *reactor, uint32_t slot, const struct urs
 {
     if (reactor->dispatching && reactor->event_count < URS_EVENTS_MAX) {
         reactor->events[reactor->event_count] = (struct urs_event){.item = *item, .slot = slot};
-        reactor->targets[reactor->event_count++] = -1 - (int32_t)slot;
+        reactor->targets[reactor->event_count++] = URS_TARGET_OTHER;
         reactor->visible++;
     } else if (reactor->late_count < reactor->late_room) {
         reactor->late[reactor->late_count++] = (struct urs_event){.item = *item, .slot = slot};
@@ -407,7 +407,7 @@ static void feed(struct urs_reactor *reactor, struct urs_session *session, struc
             item->block = block;
         }
         event->slot = session->slot;
-        reactor->targets[index] = message ? (int32_t)session->slot : -1 - (int32_t)session->slot;
+        reactor->targets[index] = message ? (int32_t)session->slot : URS_TARGET_OTHER;
         reactor->offsets[index] = item->block == NULL ? (uint32_t)(item->payload - reactor->pool.memory) : UINT32_MAX;
         reactor->lengths[index] = (uint32_t)item->bytes;
         reactor->opcodes[index] = item->opcode;
@@ -667,7 +667,7 @@ static void take_late(struct urs_reactor *reactor)
     uint32_t count = (uint32_t)urs_min(reactor->late_count, URS_EVENTS_MAX - URS_MESSAGES_MAX - URS_COMPLETIONS);
     for (uint32_t index = 0; index < count; index++) {
         reactor->events[index] = reactor->late[index];
-        reactor->targets[index] = -1 - (int32_t)reactor->late[index].slot;
+        reactor->targets[index] = URS_TARGET_OTHER;
         struct urs_session *session = urs_core_session(reactor, reactor->late[index].slot);
         session->late_events--;
         if (reactor->late[index].item.kind == URS_EVENT_DRAIN)

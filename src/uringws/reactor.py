@@ -59,6 +59,10 @@ _LOST_REASONS: Final = {0: "the peer closed the TCP connection without a close f
 _ZERO_COPY: Final = ("never", "auto", "always")
 _ON_FULL: Final = ("close", "drop", "error")
 
+# Looked up once: an attribute of the module costs as much as a small call.
+_turn_shim: Final = lib.urs_reactor_turn
+_EVENTS_MAX: Final = lib.URS_EVENTS_MAX
+
 
 def _nothing(*_: object) -> None:
     """Stand in for a callback that a handler lacks."""
@@ -91,10 +95,12 @@ class Reactor:
         self._opened = self._open(backend, frames=on_frame is not None)
         self._core: Any = self._opened.core
         self._message = Message(self, self._core, self._pool, self._verdicts)
-        self._targets = lib.urs_reactor_columns(self._core).targets
+        targets = lib.urs_reactor_columns(self._core).targets
+        self._targets = memoryview(ffi.buffer(targets, ffi.sizeof("int32_t") * _EVENTS_MAX)).cast("i")
         self._events = lib.urs_reactor_events(self._core)
 
-        self._connections: list[Connection | None] = []  # by slot, those that take messages
+        # By slot, those that take messages. The last one is None always: the target of all that is no message is -1.
+        self._connections: list[Connection | None] = [None]
         self._ending: dict[int, Connection] = {}  # by slot, those that await only on_close
         self._listeners: list[socket.socket] = []
         self._addresses: list[Address] = []
@@ -125,7 +131,7 @@ class Reactor:
         # Python owns this memory: a view that a handler keeps shows stale bytes, never freed memory.
         pool = mmap.mmap(-1, pool_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self._pool = memoryview(pool)
-        self._verdicts = bytearray(lib.URS_EVENTS_MAX)
+        self._verdicts = bytearray(_EVENTS_MAX)
         self._anchors = (ffi.from_buffer("uint8_t[]", pool), ffi.from_buffer("uint8_t[]", self._verdicts))
         shim = ffi.new("struct urs_reactor_options *")
         shim.pool_memory, shim.verdicts = self._anchors
@@ -295,7 +301,7 @@ class Reactor:
         with self._core_lock:
             core, self._core = self._core, ffi.NULL
         self._message._core = ffi.NULL
-        self._message._index = lib.URS_EVENTS_MAX  # nothing of it is there to be read any more
+        self._message._index = _EVENTS_MAX  # nothing of it is there to be read any more
         lib.urs_reactor_close(core)
         self._close_listeners()
         with self._commands_lock:
@@ -407,8 +413,9 @@ class Reactor:
         try:
             with self._signals() if signals else contextlib.nullcontext():
                 while not self._stopping and self._has_work():
+                    patience = self._patience()  # without end, unless there is a drain, which asks for attention
                     # While turns bring events there is work, and nothing else to look at.
-                    while self._turn(self._patience(), echo=echo) and not self._attention():
+                    while self._turn(patience, echo=echo) and not self._attention():
                         pass
         finally:
             self._running = False
@@ -420,15 +427,17 @@ class Reactor:
     def _turn(self, timeout: float | None, *, echo: bool) -> int:
         if self._batch is not None:
             self._dispatch(self._batch, echo=echo)  # what an exception left over
-        count: int = lib.urs_reactor_turn(self._core, -1 if timeout is None else int(timeout * 1000 + 0.999), echo)
+        count: int = _turn_shim(self._core, -1 if timeout is None else int(timeout * 1000 + 0.999), echo)
         if count > 0:
-            self._dispatch(enumerate(ffi.unpack(self._targets, count)), echo=echo)
-            self._message._index = lib.URS_EVENTS_MAX
-        elif count < 0 and count != -_EINTR:
-            check(count, f"{self.backend} turn")
+            self._dispatch(enumerate(self._targets[:count].tolist()), echo=echo)
+            self._message._index = _EVENTS_MAX
+        elif count < 0:
+            if count != -_EINTR:
+                check(count, f"{self.backend} turn")
+            count = 0
         if self._commands:
             self._run_commands()
-        return max(0, count)
+        return count
 
     def _dispatch(self, batch: Iterator[tuple[int, int]], *, echo: bool) -> None:
         """Hand the rest of the batch to the handler. An exception that is not an error (KeyboardInterrupt) gets out;
@@ -441,16 +450,12 @@ class Reactor:
         connection: Connection | None = None
         while True:
             try:
-                for index, slot in batch:
-                    if slot < 0:
-                        connection = message._connection = None
-                        message._index = index + 1  # this event is carried out before what its handler asks for
-                        self._on_event(index, -1 - slot)
-                        continue
+                for message._index, slot in batch:
                     connection = connections[slot]
                     if connection is None:
+                        if slot < 0:
+                            self._on_other()
                         continue
-                    message._index = index
                     message._connection = connection
                     on_message(connection, message)
                     if message._view is not None:
@@ -461,14 +466,24 @@ class Reactor:
                 self._failed(connection, error)
             finally:
                 message._connection = None
-                message._release()
+                if message._view is not None:
+                    message._release()
 
     def _skip(self, connection: Connection, message: Message) -> None:
         """Do nothing: the shim echoes."""
 
-    def _on_event(self, index: int, slot: int) -> None:
-        """Handle what is not a message. Callbacks of the application that fail are dealt with here."""
-        item = self._events[index].item
+    def _on_other(self) -> None:
+        """Handle the event at the message's index, which is no message."""
+        message = self._message
+        event = self._events[message._index]
+        message._connection = None
+        message._index += 1  # this event is carried out before what its handler asks for
+        self._on_event(event.slot, event.item)
+        if message._view is not None:  # of a message kept past its turn: never the next one's
+            message._release()
+
+    def _on_event(self, slot: int, item: Any) -> None:
+        """Call back for what is no message. Callbacks of the application that fail are dealt with here."""
         kind = item.kind
         if kind == lib.URS_EVENT_UPGRADE:
             self._on_upgrade(slot, item)
@@ -499,7 +514,7 @@ class Reactor:
     def _open_connection(self, identity: int, subprotocol: str | None, data: object) -> None:
         slot = identity & 0xFFFFFFFF
         connection = Connection(self._message, identity, subprotocol, data)
-        while slot >= len(self._connections):
+        while slot + 1 >= len(self._connections):
             self._connections.append(None)
         self._connections[slot] = connection
         self._sessions_made += 1
