@@ -7,6 +7,7 @@ fault (fault.h), {"look": true} tells how the server is, {"hold": seconds} block
 """
 
 import dataclasses
+import functools
 import json
 import socket
 import sys
@@ -78,7 +79,8 @@ def control(connection: socket.socket, reactor: Reactor, sender: Sender, books: 
             else:
                 answer.set_result(look(reactor, books))
 
-        sender.call(act)
+        # A turn later than the command: only the next turn gives back what a turn's messages occupied.
+        sender.call(functools.partial(sender.call, act))
         connection.sendall(json.dumps(answer.result(30)).encode() + b"\n")
     sender.release()
     reactor.stop()

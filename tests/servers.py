@@ -196,7 +196,11 @@ class ReactorThread:
         return self.addresses[0]
 
     def ask(self, function: Callable[[], T]) -> T:
-        """Run ``function`` on the reactor's thread and return what it returned."""
+        """Run ``function`` on the reactor's thread and return what it returned.
+
+        It runs a turn after the one that it comes in, for only the next turn gives back what a turn's messages
+        occupied.
+        """
         answer: Future[T] = Future()
 
         def run() -> None:
@@ -205,7 +209,7 @@ class ReactorThread:
             except BaseException as error:  # noqa: BLE001 - raised again by result()
                 answer.set_exception(error)
 
-        self.sender.call(run)
+        self.sender.call(lambda: self.sender.call(run))
         return answer.result(STOP_SECONDS)
 
 
