@@ -28,8 +28,8 @@ class SendResult(IntEnum):
     """It would have exceeded `backlog_bytes_max`: nothing of it was or will be sent."""
 
 
-_RESULTS: Final = tuple(SendResult)
-_DROPPED: Final = int(SendResult.DROPPED)
+_SENT: Final = SendResult.SENT
+_ELSEWHERE: Final[int] = lib.URS_ERROR_STATE  # its payload is not, or no longer, that of an event
 _TEXT: Final = int(Opcode.TEXT)
 _BINARY: Final = int(Opcode.BINARY)
 _PING: Final = int(Opcode.PING)
@@ -116,23 +116,19 @@ class Connection:
         `on_full="error"`, ConnectionClosed, WrongThread.
         """
         message = self._message
-        is_data = opcode == _BINARY or opcode == _TEXT
-        if is_data and payload is message._view and payload is not None and message._connection is not None:
-            # The message's own payload: the shim knows where it is.
-            result = _send_event(message._core, self.id, message._index, opcode)
-        elif is_data and type(payload) is bytes:
-            result = _send(message._core, self.id, message._index, opcode, payload, len(payload))
-        else:
+        result = _ELSEWHERE
+        if opcode == _BINARY or opcode == _TEXT:
+            if payload is message._view is not None:
+                # The message's own payload: the shim knows where it is.
+                result = _send_event(message._core, self.id, message._index, opcode)
+            elif type(payload) is bytes:
+                result = _send(message._core, self.id, message._index, opcode, payload, len(payload))
+        if result == _ELSEWHERE:
             buffer = check_send(opcode, payload)
             result = _send(
                 message._core, self.id, message._index, opcode, ffi.from_buffer("uint8_t[]", buffer), len(buffer)
             )
-        if result >= 0:
-            if result == _DROPPED and not self.is_open:  # on_full="close"
-                message._reactor._closing(self)
-            sent: SendResult = _RESULTS[result]
-            return sent
-        raise self._error(result, "send")
+        return _SENT if result == 0 else self._not_sent(result)
 
     def send_text(self, text: str) -> SendResult:
         """Send a str as a text message. See `send`; raises TypeError for anything but a str."""
@@ -198,6 +194,13 @@ class Connection:
         if not self.is_open:
             return ConnectionClosed(f"echo on connection {self.id:#x}: the connection is closing")
         return RuntimeError("echo() is for the connection whose message is being handled, while it is")
+
+    def _not_sent(self, result: int) -> SendResult:
+        if result < 0:
+            raise self._error(result, "send")
+        if result == SendResult.DROPPED and not self.is_open:  # on_full="close"
+            self._message._reactor._closing(self)
+        return SendResult(result)
 
     def _error(self, result: int, what: str) -> Exception:
         try:

@@ -118,6 +118,7 @@ class Reactor:
         self._running = False
         self._stopping = False
         self._signalled = False
+        self._attention = False  # there is more to look at than events
         self._drained_until: float | None = None
         self._was_cut = False
         self._inherited = False
@@ -253,7 +254,7 @@ class Reactor:
         _check_seconds(timeout)
         self._enter()
         try:
-            return self._turn(timeout, echo=False)
+            return self._turns(timeout, once=True)
         finally:
             self._running = False
 
@@ -262,7 +263,7 @@ class Reactor:
 
         Sessions stay open until `close`; `run` may be called again.
         """
-        self._stopping = True
+        self._stopping = self._attention = True
         self._wake()
 
     def drain(self, timeout: float | None = None, *, code: int = CloseCode.GOING_AWAY) -> None:
@@ -285,6 +286,7 @@ class Reactor:
             self._closing(connection)
         seconds = self.options.drain_seconds_max if timeout is None else timeout
         self._drained_until = time.monotonic() + seconds
+        self._attention = True
         if not self._running:
             self._run(echo=False, signals=False)
 
@@ -412,41 +414,45 @@ class Reactor:
         self._enter()
         try:
             with self._signals() if signals else contextlib.nullcontext():
-                while not self._stopping and self._has_work():
-                    patience = self._patience()  # without end, unless there is a drain, which asks for attention
-                    # While turns bring events there is work, and nothing else to look at.
-                    while self._turn(patience, echo=echo) and not self._attention():
-                        pass
+                while self._goes_on():
+                    self._turns(self._patience(), echo=echo)
         finally:
             self._running = False
             self._stopping = False
 
-    def _attention(self) -> bool:
-        return self._stopping or self._signalled or self._drained_until is not None
+    def _goes_on(self) -> bool:
+        # First, so that what asks for attention meanwhile is not forgotten. A drain watches its deadline each turn.
+        self._attention = self._drained_until is not None
+        return not self._stopping and self._has_work()
 
-    def _turn(self, timeout: float | None, *, echo: bool) -> int:
+    def _turns(self, timeout: float | None, *, echo: bool = False, once: bool = False) -> int:
+        """Take turns for as long as they bring events and nothing asks for attention; return the last one's events."""
+        milliseconds = -1 if timeout is None else int(timeout * 1000 + 0.999)
+        core, targets, message = self._core, self._targets, self._message
+        on_message: Callable[..., object] = self._skip if echo else self._on_message
         if self._batch is not None:
-            self._dispatch(self._batch, echo=echo)  # what an exception left over
-        count: int = _turn_shim(self._core, -1 if timeout is None else int(timeout * 1000 + 0.999), echo)
-        if count > 0:
-            self._dispatch(enumerate(self._targets[:count].tolist()), echo=echo)
-            self._message._index = _EVENTS_MAX
-        elif count < 0:
-            if count != -_EINTR:
-                check(count, f"{self.backend} turn")
-            count = 0
-        if self._commands:
-            self._run_commands()
-        return count
+            self._dispatch(self._batch, on_message)  # what an exception left over
+        while True:
+            count: int = _turn_shim(core, milliseconds, echo)
+            if count > 0:
+                self._dispatch(enumerate(targets[:count].tolist()), on_message)
+                message._index = _EVENTS_MAX
+            elif count < 0:
+                if count != -_EINTR:
+                    check(count, f"{self.backend} turn")
+                count = 0
+            if self._commands:
+                self._run_commands()
+            if once or not count or self._attention:
+                return count
 
-    def _dispatch(self, batch: Iterator[tuple[int, int]], *, echo: bool) -> None:
+    def _dispatch(self, batch: Iterator[tuple[int, int]], on_message: Callable[..., object]) -> None:
         """Hand the rest of the batch to the handler. An exception that is not an error (KeyboardInterrupt) gets out;
         the events after it wait for the next turn.
         """
         self._batch = batch
         message = self._message
         connections = self._connections
-        on_message: Callable[..., object] = self._skip if echo else self._on_message
         connection: Connection | None = None
         while True:
             try:
@@ -458,8 +464,13 @@ class Reactor:
                         continue
                     message._connection = connection
                     on_message(connection, message)
-                    if message._view is not None:
-                        message._release()
+                    view = message._view
+                    if view is not None:  # Message._release, written out: the call would cost more than all of it
+                        message._view = None
+                        try:  # noqa: SIM105 - as there
+                            view.release()
+                        except BufferError:
+                            pass
                 self._batch = None
                 return
             except Exception as error:  # noqa: BLE001 - whatever it is, it is logged and ends its connection only
@@ -630,7 +641,7 @@ class Reactor:
         def on_signal(number: int, frame: FrameType | None) -> None:
             if self._drained_until is not None or self._signalled:
                 self._stopping = True
-            self._signalled = True
+            self._signalled = self._attention = True
 
         # A signal that comes just before the wait would otherwise be seen only after it.
         descriptor = signal.set_wakeup_fd(lib.urs_reactor_wake_descriptor(self._core), warn_on_full_buffer=False)
