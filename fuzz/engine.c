@@ -1,7 +1,8 @@
-/* Fuzzes the engine with outbound: one stream, delivered whole, in chunks, and in chunks while memory fails.
+/* Fuzzes the engine with outbound: one stream, delivered whole, in chunks, in chunks to urs_engine_echo, and in chunks
+ * while memory fails.
  *
  * The input is two bytes of rules, two that seed the answers, one of chunk sizes, three of memory, and the stream: raw, or
- * as records that describe frames. Held to: whole and chunked delivery give the same items and the same answers;
+ * as records that describe frames. Held to: all deliveries give the same items, whole and chunked ones the same answers;
  * answers are what an independent writer makes of the items; a peer pays for memory with bytes it has sent; whatever
  * happens, all memory comes back. */
 #include "allocate.h"
@@ -20,6 +21,7 @@ struct delivery {
                                             255: all in one */
     size_t memory_bytes_max;             /* 0: none */
     uint32_t allocation_to_fail;         /* 0: none */
+    bool echo;                           /* every message is answered as it is, by urs_engine_echo where it can */
 };
 
 /* One connection, and all that it gave. */
@@ -117,11 +119,34 @@ static void expect_owed(struct run *run, const struct urs_item *item)
         add_unmasked(&run->expected, 0x88, close, bytes);
 }
 
+/* Frames that are answers already, one by one. */
+static void on_answers(struct run *run, struct urs_item *item)
+{
+    const uint8_t *end = item->payload + item->bytes;
+    CHECK(item->count > 0 && item->block == NULL);
+    for (uint8_t *frame = item->payload; frame < end; frame += 2 + frame[1]) {
+        const struct urs_item message = {
+            .kind = run->delivery->rules->frames ? URS_ITEM_FRAME : URS_ITEM_MESSAGE, .opcode = frame[0] & 0xf,
+            .fin = frame[0] >> 7, .payload = frame + 2, .bytes = frame[1]};
+        CHECK(frame[1] <= URS_FRAME_CONTROL_BYTES_MAX && frame + 2 + frame[1] <= end && item->count-- > 0);
+        check_item(run, &message);
+        record_item(run, &message);
+        add_unmasked(&run->expected, frame[0], message.payload, message.bytes);
+    }
+    CHECK(item->count == 0);
+}
+
 static void on_item(struct run *run, struct urs_item *item, uint32_t *seed)
 {
+    if (item->kind == URS_ITEM_ANSWERS) {
+        struct urs_item answers = *item;
+        on_answers(run, &answers);
+        note_result(run, urs_outbound_answers(&run->outbox, &run->outbound, item));
+        return;
+    }
     check_item(run, item);
     record_item(run, item);
-    uint32_t choice = next_number(seed);
+    uint32_t choice = run->delivery->echo ? 1 : next_number(seed);
     if (item->kind == URS_ITEM_MESSAGE || item->kind == URS_ITEM_FRAME) {
         answer_message(run, item, choice);
         return;
@@ -160,6 +185,15 @@ static void check_memory(const struct run *run)
     CHECK(run->engine.phase != URS_ENGINE_ENDED || (held == 0 && used == 0));
 }
 
+static int next_item(struct run *run, struct urs_input *input, struct urs_item *item)
+{
+    const struct urs_engine_rules *rules = run->delivery->rules;
+    const uint8_t *before = input->next;
+    int kind = run->delivery->echo ? urs_engine_echo(&run->engine, rules, input, item) : URS_ITEM_NONE;
+    CHECK(kind == URS_ITEM_ANSWERS || input->next == before);
+    return kind != URS_ITEM_NONE ? kind : urs_engine_next(&run->engine, rules, &run->memory, input, item);
+}
+
 static void feed(struct run *run, const uint8_t *data, size_t bytes, uint32_t *seed)
 {
     uint8_t *copy = exact_copy(data, bytes);
@@ -168,7 +202,7 @@ static void feed(struct run *run, const uint8_t *data, size_t bytes, uint32_t *s
     bool ended = run->engine.phase == URS_ENGINE_ENDED;
     int kind;
     run->fed += bytes;
-    while ((kind = urs_engine_next(&run->engine, run->delivery->rules, &run->memory, &input, &item)) != 0) {
+    while ((kind = next_item(run, &input, &item)) != URS_ITEM_NONE) {
         CHECK(!ended && kind == item.kind);
         ended = kind == URS_ITEM_CLOSE || kind == URS_ITEM_FAILED;
         CHECK(ended == (run->engine.phase == URS_ENGINE_ENDED));
@@ -240,6 +274,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
     deliver(&second, &chunked, &stream);
     CHECK(strings_equal(&first.items, &second.items));
     CHECK(strings_equal(&first.sent, &second.sent));
+    forget(&second);
+    struct delivery echoed = chunked;
+    echoed.echo = true;
+    deliver(&second, &echoed, &stream);
+    CHECK(strings_equal(&first.items, &second.items));
     forget(&second);
     deliver(&second, &failing, &stream);
     forget(&second);

@@ -223,6 +223,22 @@ static void on_message(struct world *world, struct peer *peer, const struct urs_
         queue_add(&peer->owed, echo);
 }
 
+/* Messages that are their answers already, one by one. */
+static void on_answers(struct world *world, const struct urs_event *event)
+{
+    const uint8_t *end = event->item.payload + event->item.bytes;
+    uint32_t count = 0;
+    CHECK(world->echo);
+    for (uint8_t *frame = event->item.payload; frame < end; frame += 2 + frame[1], count++) {
+        const struct urs_event message = {
+            .slot = event->slot,
+            .item = {.kind = world->options.rules.frames ? URS_ITEM_FRAME : URS_ITEM_MESSAGE, .payload = frame + 2,
+                     .bytes = frame[1], .opcode = frame[0] & 0xf, .fin = frame[0] >> 7}};
+        on_message(world, on_item(world, &message), &message.item, 0);
+    }
+    CHECK(count == event->item.count && world->options.verdicts[world->index] == 1);
+}
+
 static void on_event(struct world *world, uint32_t number)
 {
     const struct urs_event *event = &world->reactor->events[world->index];
@@ -238,6 +254,9 @@ static void on_event(struct world *world, uint32_t number)
     case URS_ITEM_MESSAGE:
     case URS_ITEM_FRAME:
         on_message(world, on_item(world, event), item, number);
+        break;
+    case URS_ITEM_ANSWERS:
+        on_answers(world, event);
         break;
     case URS_ITEM_PING:
         queue_add(&on_item(world, event)->owed, hash_of_answer(URS_OPCODE_PONG, true, item->payload, item->bytes));

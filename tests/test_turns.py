@@ -8,10 +8,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from servers import EchoRecorder, run_until
+from servers import EchoRecorder, ReactorThread, Silent, run_until
 from uringws import Opcode, Reactor
 from uringws.backend import Backend
-from wire import BINARY, TEXT, Frame, Peer, frame
+from wire import BINARY, PING, PONG, TEXT, Frame, Peer, frame
 
 
 @pytest.fixture
@@ -67,3 +67,20 @@ def test_a_connection_aborted_over_and_over_takes_no_others_end_away(reactor: Re
         recorder.connections[second].abort()
         run_until(reactor, lambda: reactor.stats().sessions == 0)
     assert [event[1:3] for event in recorder.of("close")] == [(first, 1006), (second, 1006)]
+
+
+def test_run_echo_answers_what_came_before_what_it_cannot_echo(backend: Backend) -> None:
+    """Small messages that lie one behind the other are answered all at once: up to what is none, or is a bad one."""
+    good = [Frame(BINARY, b"one"), Frame(TEXT, "zwölf".encode()), Frame(BINARY, b""), Frame(BINARY, b"x" * 125)]
+    sent = [frame(item.opcode, item.payload) for item in good]
+    stream = b"".join([*sent, frame(PING, b"?"), *sent, frame(BINARY, b"y" * 126), *sent, frame(TEXT, b"\xff")])
+    expected = [*good, Frame(PONG, b"?"), *good, Frame(BINARY, b"y" * 126), *good]
+    with ReactorThread(Silent(), backend=backend, run=Reactor.run_echo) as server:
+        for chunk_bytes in (len(stream), 1, 7, 100):
+            with Peer.connect(server.address) as peer:
+                for start in range(0, len(stream), chunk_bytes):
+                    peer.write(stream[start : start + chunk_bytes])
+                assert peer.read_frames(len(expected)) == expected
+                assert peer.read_frame().payload[:2] == (1007).to_bytes(2, "big")
+        stats = server.ask(server.reactor.stats)
+        assert stats.messages_in == stats.messages_out == 4 * 13

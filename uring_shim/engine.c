@@ -324,3 +324,52 @@ int urs_engine_next(struct urs_engine *engine, const struct urs_engine_rules *ru
     item->kind = URS_ITEM_NONE;
     return URS_ITEM_NONE;
 }
+
+/* The payload of a whole text message, unmasked at `target`; or false, and the text as it was, if it is bad: the one
+ * who fails the connection over it then finds it so. */
+static bool move_text(struct urs_engine *engine, uint8_t *target, uint8_t *payload, size_t bytes, const uint8_t *key)
+{
+    urs_mask_move(payload, payload, bytes, key, 0);
+    engine->utf8.state = 0;
+    if (!text_ok(engine, payload, bytes, true)) {
+        urs_mask_move(payload, payload, bytes, key, 0);
+        return false;
+    }
+    memmove(target, payload, bytes);
+    return true;
+}
+
+int urs_engine_echo(struct urs_engine *engine, const struct urs_engine_rules *rules, struct urs_input *input,
+                    struct urs_item *item)
+{
+    enum { HEADER = 6, ANSWER = 2, TEXT = URS_FRAME_FIN | URS_OPCODE_TEXT, BINARY = URS_FRAME_FIN | URS_OPCODE_BINARY };
+    const size_t bytes_max = urs_min(rules->message_bytes_max, URS_FRAME_CONTROL_BYTES_MAX);
+    uint8_t *frame = input->next;
+    uint8_t *start = frame + HEADER - ANSWER;
+    uint8_t *target = start;
+    uint32_t count = 0;
+    if (engine->phase != URS_ENGINE_AWAIT_HEADER || engine->header_have > 0 || engine->message_opcode != 0)
+        return URS_ITEM_NONE;
+    for (; input->end - frame >= HEADER; count++) {
+        uint8_t first = frame[0];
+        size_t bytes = frame[1] & ~(size_t)URS_FRAME_MASKED;
+        bool small = (frame[1] & URS_FRAME_MASKED) != 0 && bytes <= bytes_max;
+        if (!small || (size_t)(input->end - frame) < HEADER + bytes)
+            break;
+        if (first == BINARY && !rules->refuse_binary)
+            urs_mask_move(target + ANSWER, frame + HEADER, bytes, frame + ANSWER, 0);
+        else if (first != TEXT || rules->refuse_text
+                 || !move_text(engine, target + ANSWER, frame + HEADER, bytes, frame + ANSWER))
+            break;
+        target[0] = first;
+        target[1] = (uint8_t)bytes;
+        target += ANSWER + bytes;
+        frame += HEADER + bytes;
+    }
+    if (count == 0)
+        return URS_ITEM_NONE;
+    input->next = frame;
+    *item = (struct urs_item){
+        .kind = URS_ITEM_ANSWERS, .payload = start, .bytes = (size_t)(target - start), .count = count};
+    return URS_ITEM_ANSWERS;
+}

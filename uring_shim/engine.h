@@ -23,7 +23,8 @@ enum urs_item_kind {
     URS_ITEM_PING = 3,
     URS_ITEM_PONG = 4,
     URS_ITEM_CLOSE = 5,                  /* close_code is the peer's (1005 for none), the payload is the reason */
-    URS_ITEM_FAILED = 6                  /* the peer broke a rule: error says which, close_code what to answer */
+    URS_ITEM_FAILED = 6,                 /* the peer broke a rule: error says which, close_code what to answer */
+    URS_ITEM_ANSWERS = 7                 /* of urs_engine_echo: `count` messages, as the frames that answer them */
 };
 
 /* What holds for every connection of a server. */
@@ -69,6 +70,7 @@ struct urs_item {
     uint8_t kind;                        /* enum urs_item_kind */
     uint8_t opcode;                      /* of the message or, under rules.frames, of the frame */
     bool fin;
+    uint32_t count;                      /* only in URS_ITEM_ANSWERS */
 };
 
 /* Takes the next item out of the input and returns its kind; call it until it returns URS_ITEM_NONE. What does not
@@ -76,6 +78,12 @@ struct urs_item {
  * validated as it comes and fails at its first bad byte. After URS_ITEM_CLOSE and URS_ITEM_FAILED nothing follows. */
 int urs_engine_next(struct urs_engine *engine, const struct urs_engine_rules *rules, struct urs_memory *memory,
                     struct urs_input *input, struct urs_item *item);
+
+/* For an echo: where the input begins with whole messages of at most 125 bytes, turns all of them into the frames that
+ * answer them, one behind the other, in place, and returns URS_ITEM_ANSWERS; the payload is those frames. Else leaves
+ * the input as it is and returns URS_ITEM_NONE: what comes next is for urs_engine_next. */
+int urs_engine_echo(struct urs_engine *engine, const struct urs_engine_rules *rules, struct urs_input *input,
+                    struct urs_item *item);
 
 /* The close code that answers an error of the engine, RFC 6455 7.4.1. */
 uint16_t urs_engine_close_code(int error);

@@ -4,12 +4,10 @@
 #include <string.h>
 
 enum {
-    FIN = 0x80,
     RSV = 0x70,
     RSV1 = 0x40,
     OPCODE = 0x0F,
     OPCODE_CONTROL = 0x08,
-    MASKED = 0x80,
     LENGTH = 0x7F,
     LENGTH_16 = 126, /* the next 2 bytes hold the length */
     LENGTH_64 = 127, /* the next 8 do */
@@ -37,16 +35,16 @@ static inline int check_first_byte(unsigned byte, int rules)
         return URS_ERROR_RSV;
     if (!(opcodes_known >> opcode & 1))
         return URS_ERROR_OPCODE;
-    if ((opcode & OPCODE_CONTROL) && !(byte & FIN))
+    if ((opcode & OPCODE_CONTROL) && !(byte & URS_FRAME_FIN))
         return URS_ERROR_CONTROL_FRAGMENTED;
     return 0;
 }
 
 static inline int check_second_byte(unsigned byte, unsigned opcode, int rules)
 {
-    if ((rules & URS_FRAME_FROM_CLIENT) && !(byte & MASKED))
+    if ((rules & URS_FRAME_FROM_CLIENT) && !(byte & URS_FRAME_MASKED))
         return URS_ERROR_UNMASKED;
-    if ((rules & URS_FRAME_FROM_SERVER) && (byte & MASKED))
+    if ((rules & URS_FRAME_FROM_SERVER) && (byte & URS_FRAME_MASKED))
         return URS_ERROR_MASKED;
     if ((opcode & OPCODE_CONTROL) && (byte & LENGTH) > URS_FRAME_CONTROL_BYTES_MAX)
         return URS_ERROR_CONTROL_LENGTH;
@@ -80,7 +78,7 @@ int urs_frame_parse(const uint8_t *data, size_t bytes, int rules, struct urs_fra
 
     unsigned length = data[1] & LENGTH;
     size_t length_bytes = length < LENGTH_16 ? 0 : length == LENGTH_16 ? 2 : 8;
-    bool masked = data[1] & MASKED;
+    bool masked = data[1] & URS_FRAME_MASKED;
     size_t header_bytes = 2 + length_bytes + (masked ? KEY_BYTES : 0);
 
     header->header_bytes = (uint8_t)header_bytes;
@@ -93,7 +91,7 @@ int urs_frame_parse(const uint8_t *data, size_t bytes, int rules, struct urs_fra
         return 0;
 
     header->payload_bytes = length_bytes == 0 ? length : length_bytes == 2 ? load_16(data + 2) : load_64(data + 2);
-    header->fin = data[0] & FIN;
+    header->fin = data[0] & URS_FRAME_FIN;
     header->rsv = (data[0] & RSV) >> 4;
     header->opcode = data[0] & OPCODE;
     header->masked = masked;
@@ -112,7 +110,7 @@ size_t urs_frame_write(uint8_t *target, uint8_t opcode, bool fin, uint64_t paylo
 {
     size_t header_bytes = urs_frame_answer_bytes(payload_bytes);
 
-    target[0] = (uint8_t)((fin ? FIN : 0) | opcode);
+    target[0] = (uint8_t)((fin ? URS_FRAME_FIN : 0) | opcode);
     target[1] = (uint8_t)(header_bytes == 2 ? payload_bytes : header_bytes == 4 ? LENGTH_16 : LENGTH_64);
     for (size_t i = header_bytes; i > 2; i--) {
         target[i - 1] = (uint8_t)payload_bytes;

@@ -13,6 +13,9 @@ enum urs_frame_limit {
     URS_FRAME_CONTROL_BYTES_MAX = 125
 };
 
+/* In a header's first byte, and in its second. */
+enum urs_frame_bit { URS_FRAME_FIN = 0x80, URS_FRAME_MASKED = 0x80 };
+
 enum urs_frame_rule {
     URS_FRAME_FROM_CLIENT = 1,           /* the mask bit must be set */
     URS_FRAME_FROM_SERVER = 2,           /* the mask bit must not be set */

@@ -77,6 +77,16 @@ int urs_outbound_answer(struct urs_outbox *outbox, struct urs_outbound *outbound
                                                          .block = block, .until = item->payload + item->bytes});
 }
 
+int urs_outbound_answers(struct urs_outbox *outbox, struct urs_outbound *outbound, struct urs_item *item)
+{
+    /* Each answer is four bytes shorter than its message, the masking key; those of the first lie in front. */
+    size_t keys_behind = 4 * (size_t)(item->count - 1);
+    struct urs_block *block = item->block;
+    item->block = NULL;
+    return append(outbox, outbound, (struct urs_segment){.data = item->payload, .bytes = item->bytes, .block = block,
+                                                         .until = item->payload + item->bytes + keys_behind});
+}
+
 /* Room for `bytes` contiguous bytes in the arena, or NULL. */
 static uint8_t *arena_take(struct urs_outbox *outbox, size_t bytes)
 {

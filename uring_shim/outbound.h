@@ -50,6 +50,9 @@ struct urs_outbound {
 int urs_outbound_answer(struct urs_outbox *outbox, struct urs_outbound *outbound, struct urs_item *item,
                         uint8_t opcode, bool fin);
 
+/* Sends what urs_engine_echo made, where it lies. Takes over item->block, also on failure. Returns 0 or -ENOMEM. */
+int urs_outbound_answers(struct urs_outbox *outbox, struct urs_outbound *outbound, struct urs_item *item);
+
 /* Copies a frame into the arena. Returns 0 or -ENOMEM. */
 int urs_outbound_frame(struct urs_outbox *outbox, struct urs_outbound *outbound, uint8_t opcode, bool fin,
                        const uint8_t *payload, size_t bytes);

@@ -60,12 +60,12 @@ void urs_turn_event(struct urs_reactor *reactor, uint32_t slot, const struct urs
 
 /* ---- apply ------------------------------------------------------------------------------------------------- */
 
-/* False, and the session's fate decided, if `bytes` more would overfill the backlog. */
-static bool has_room(struct urs_reactor *reactor, struct urs_session *session, size_t bytes)
+/* False, and the session's fate decided, if `count` messages of `bytes` bytes in all would overfill the backlog. */
+static bool has_room(struct urs_reactor *reactor, struct urs_session *session, uint32_t count, size_t bytes)
 {
     if (URS_LIKELY(session->backlog_bytes + session->outbound.bytes + bytes <= reactor->options.backlog_bytes_max))
         return true;
-    reactor->stats.drops++;
+    reactor->stats.drops += count;
     if (reactor->options.on_full != URS_ON_FULL_DROP)
         urs_life_fail(reactor, session, URS_CLOSE_POLICY_VIOLATION, "backlog full");
     return false;
@@ -73,10 +73,14 @@ static bool has_room(struct urs_reactor *reactor, struct urs_session *session, s
 
 static void apply_message(struct urs_reactor *reactor, struct urs_session *session, struct urs_item *item, bool echo)
 {
-    if (echo && session->state == URS_SESSION_OPEN && has_room(reactor, session, item->bytes)) {
-        reactor->stats.messages_out++;
-        if (urs_outbound_answer(&reactor->outbox, &session->outbound, item, item->opcode, item->fin) != 0)
-            urs_life_lose(reactor, session, -ENOMEM);
+    bool many = item->kind == URS_ITEM_ANSWERS;
+    uint32_t count = many ? item->count : 1;
+    if (echo && session->state == URS_SESSION_OPEN && has_room(reactor, session, count, item->bytes)) {
+        reactor->stats.messages_out += count;
+        int error = many ? urs_outbound_answers(&reactor->outbox, &session->outbound, item)
+                         : urs_outbound_answer(&reactor->outbox, &session->outbound, item, item->opcode, item->fin);
+        if (error != 0)
+            urs_life_lose(reactor, session, error);
         urs_turn_dirty(reactor, session);
     } else if (item->block != NULL) {
         urs_block_drop(item->block);
@@ -119,6 +123,7 @@ void urs_turn_apply(struct urs_reactor *reactor, uint32_t until)
         switch (event->item.kind) {
         case URS_ITEM_MESSAGE:
         case URS_ITEM_FRAME:
+        case URS_ITEM_ANSWERS:
             apply_message(reactor, session, &event->item, reactor->options.verdicts[reactor->applied] != 0);
             break;
         case URS_ITEM_PING:
@@ -387,14 +392,17 @@ static void feed(struct urs_reactor *reactor, struct urs_session *session, struc
                  struct urs_block *block)
 {
     uint32_t until = (uint32_t)urs_min(reactor->event_count + URS_SESSION_MESSAGES_MAX, URS_MESSAGES_MAX);
+    bool echo = reactor->echo && session->state == URS_SESSION_OPEN;
     while (reactor->event_count < until) {
         uint32_t index = reactor->event_count;
         struct urs_event *event = &reactor->events[index];
         struct urs_item *item = &event->item;
-        int kind = urs_engine_next(&session->engine, &reactor->options.rules, &reactor->memory, input, item);
+        int kind = echo ? urs_engine_echo(&session->engine, &reactor->options.rules, input, item) : URS_ITEM_NONE;
+        if (kind == URS_ITEM_NONE)
+            kind = urs_engine_next(&session->engine, &reactor->options.rules, &reactor->memory, input, item);
         if (kind == URS_ITEM_NONE)
             return;
-        bool message = kind == URS_ITEM_MESSAGE || kind == URS_ITEM_FRAME;
+        bool message = kind == URS_ITEM_MESSAGE || kind == URS_ITEM_FRAME || kind == URS_ITEM_ANSWERS;
         if (kind == URS_ITEM_PONG)
             urs_life_pong(reactor, session, item);
         /* After our close frame no message is delivered any more. */
@@ -412,7 +420,7 @@ static void feed(struct urs_reactor *reactor, struct urs_session *session, struc
         reactor->lengths[index] = (uint32_t)item->bytes;
         reactor->opcodes[index] = item->opcode;
         reactor->options.verdicts[index] = reactor->echo;
-        reactor->stats.messages_in += message;
+        reactor->stats.messages_in += kind == URS_ITEM_ANSWERS ? item->count : message;
         reactor->visible += message ? !reactor->echo : kind != URS_ITEM_PING;
         reactor->event_count++;
     }
