@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import socket
 from enum import IntEnum
-from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Any, Final
 
 from uringws.errors import ConnectionClosed, UringWSError, check
@@ -33,6 +33,8 @@ _ELSEWHERE: Final[int] = lib.URS_ERROR_STATE  # its payload is not, or no longer
 _TEXT: Final = int(Opcode.TEXT)
 _BINARY: Final = int(Opcode.BINARY)
 _PING: Final = int(Opcode.PING)
+_MAPPED: Final = bytes(10) + b"\xff\xff"
+"""How the address of an IPv4 peer begins on a socket that takes both, RFC 4291 2.5.5.2."""
 
 
 # Looked up once: an attribute of the module costs as much as a small call.
@@ -214,8 +216,9 @@ def peer_of(peer: Any) -> Peer:
     """Return the address that the shim has of a peer, as Python writes it."""
     address = bytes(ffi.buffer(peer.address))
     if peer.family == 4:
-        return str(IPv4Address(address[:4])), int(peer.port)
+        return socket.inet_ntop(socket.AF_INET, address[:4]), int(peer.port)
     if peer.family == 6:
-        mapped = IPv6Address(address).ipv4_mapped
-        return str(mapped or IPv6Address(address)), int(peer.port)
+        if address.startswith(_MAPPED):
+            return socket.inet_ntop(socket.AF_INET, address[len(_MAPPED) :]), int(peer.port)
+        return socket.inet_ntop(socket.AF_INET6, address), int(peer.port)
     return None

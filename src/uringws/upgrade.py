@@ -36,6 +36,8 @@ __all__ = ["Answer", "Upgrade", "answer_upgrade"]
 
 logger = logging.getLogger("uringws")
 
+_ACCEPT = Accept()
+
 
 @dataclass(slots=True)
 class Upgrade:
@@ -135,7 +137,8 @@ def _ask_handler(reactor: Reactor, request: Request, key: bytes) -> Answer:
     try:
         verdict = None if on_upgrade is None else on_upgrade(request)
         if verdict is None:
-            verdict = Accept(select_subprotocol(request.subprotocols, options.subprotocols))
+            supported = options.subprotocols
+            verdict = Accept(select_subprotocol(request.subprotocols, supported)) if supported else _ACCEPT
         if isinstance(verdict, Reject):
             response = encode_response(verdict, server_header=options.server_header)
             return Answer(response, reason="handler")
