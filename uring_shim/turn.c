@@ -449,9 +449,9 @@ static void take_input(struct urs_reactor *reactor, struct urs_session *session,
         session->turn = reactor->turn;
         session->turn_bytes = 0;
     }
-    /* What goes on with a frame begun costs no more to take in than to hold. */
+    /* What only goes on with a frame costs no more to take in than to hold, and brings no message. */
     bool in_share = session->turn_bytes < reactor->options.session_turn_bytes_max
-        || session->engine.phase == URS_ENGINE_AWAIT_PAYLOAD;
+        || (session->engine.phase == URS_ENGINE_AWAIT_PAYLOAD && bytes < session->engine.frame_left);
     bool may = session->held == NULL && may_feed(session) && in_share;
     session->turn_bytes += (uint32_t)bytes;
     if (URS_LIKELY(may))
