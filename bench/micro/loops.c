@@ -1,6 +1,7 @@
 /* Nothing but loops and a clock: what they call is the shim's own source, compiled beside this file. */
 #include "loops.h"
 
+#include "clock.h"
 #include "engine.h"
 #include "frame.h"
 #include "mask.h"
@@ -8,22 +9,12 @@
 #include "utf8.h"
 
 #include <string.h>
-#include <time.h>
 
 /* Memory may have changed: the compiler can neither move a call out of its loop nor drop it. */
 #define BARRIER() __asm__ volatile("" ::: "memory")
 
 /* Called through a pointer that the compiler cannot see through, or it would put code of its own in memcpy's place. */
 static void *(*volatile library_memcpy)(void *, const void *, size_t) = memcpy;
-
-/* The thread's own time: what others run meanwhile does not count. */
-static int64_t now(void)
-{
-    struct timespec time;
-
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
-    return (int64_t)time.tv_sec * 1000000000 + time.tv_nsec;
-}
 
 int64_t loop_memcpy(const struct loop_payloads *payloads, size_t repeats)
 {

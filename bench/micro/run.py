@@ -1,10 +1,11 @@
-"""Microbenchmarks: unmasking beside memcpy, UTF-8 beside bytes.decode, frame headers, the engine, Python's dispatch.
+"""Microbenchmarks: unmasking beside memcpy, UTF-8 beside bytes.decode, frame headers, the engine, dispatch, sends.
 
 Run `python bench/micro/run.py`; `--help` shows how to run a part of it. It compiles the shim's sources, as the package
-does, with the timing loops of loops.c; only dispatch needs the package. Time is the thread's own CPU time, and the
-rounds visit the candidates of a table in turn, so that a slow moment of the machine falls on all of them. Each figure
-is the median of its rounds. The last column is the median of the rounds' ratios to the table's first candidate (2.00x
-is twice as fast), or of their differences to the shim doing the same alone.
+does, with the timing loops of loops.c and sends.c; only dispatch needs the package. Time is the thread's own CPU time,
+and the rounds visit the candidates of a table in turn, so that a slow moment of the machine falls on all of them. Each
+figure is the median of its rounds. The last column is the median of the rounds' ratios to the table's first candidate
+(2.00x is twice as fast), or of their differences to the shim doing the same alone; a line of send also says what the
+kernel's notifications said.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ sys.path[:0] = [str(HERE.parent), str(SHIM)]
 import build_ffi  # noqa: E402
 import machine  # noqa: E402
 from dispatch import dispatch_tables  # noqa: E402
-from tables import Candidate, Effort, Table, report  # noqa: E402
+from sends import send_tables  # noqa: E402
+from tables import Candidate, Effort, Table, UnavailableError, report  # noqa: E402
 
 COMPILED = ("mask", "utf8", "frame", "block", "engine", "outbound")
 DECLARED = ("mask", "utf8", "frame")  # what is called from here; loops.c calls the rest
@@ -53,16 +55,17 @@ TEXTS = {
 
 def compile_loops(directory: str) -> Any:
     """The loops and what they call as a cffi module, compiled into `directory`."""
-    headers = [HERE / "loops.h", *(SHIM / f"{name}.h" for name in DECLARED)]
+    headers = [HERE / "loops.h", HERE / "sends.h", *(SHIM / f"{name}.h" for name in DECLARED)]
     builder = cffi.FFI()
     for header in headers:
         builder.cdef(build_ffi.cut_cdef(header.read_text(encoding="utf-8"), header.name))
     builder.set_source(
         "micro_loops",
         "".join(f'#include "{header.name}"\n' for header in headers),
-        sources=[str(HERE / "loops.c"), *(str(SHIM / f"{name}.c") for name in COMPILED)],
+        sources=[*map(str, sorted(HERE.glob("*.c"))), *(str(SHIM / f"{name}.c") for name in COMPILED)],
         include_dirs=[str(HERE), str(SHIM)],
         extra_compile_args=list(build_ffi.COMPILE_FLAGS),
+        libraries=["uring"],
     )
     spec = importlib.util.spec_from_file_location("micro_loops", builder.compile(tmpdir=directory))
     if spec is None or spec.loader is None:
@@ -184,12 +187,15 @@ TABLES = {
     "headers": header_tables,
     "engine": engine_tables,
     "dispatch": dispatch_tables,
+    "send": send_tables,
 }
 
 
 def main() -> None:
     """Runs what the command line asks for."""
-    parser = argparse.ArgumentParser(description="Microbenchmarks of the shim's parts and of Python's dispatch.")
+    parser = argparse.ArgumentParser(
+        description="Microbenchmarks of the shim's parts, of Python's dispatch and of sends."
+    )
     parser.add_argument("what", nargs="*", help=f"some of {', '.join(TABLES)} (default: all)")
     parser.add_argument("--rounds", type=int, default=21, help="default: %(default)s")
     parser.add_argument(
@@ -203,8 +209,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         module = compile_loops(directory)
         for name in options.what or TABLES:
-            for table in TABLES[name](module):
-                report(table, Effort(options.rounds, options.seconds))
+            try:
+                for table in TABLES[name](module):
+                    report(table, Effort(options.rounds, options.seconds))
+            except UnavailableError as reason:
+                print(f"\n{name}: not on this machine: {reason}")
 
 
 if __name__ == "__main__":

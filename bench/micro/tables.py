@@ -1,10 +1,14 @@
-"""How a table is measured and printed. What is in the tables is run.py's and dispatch.py's."""
+"""How a table is measured and printed. What is in the tables is run.py's, dispatch.py's and sends.py's."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
 from typing import NamedTuple
+
+
+class UnavailableError(Exception):
+    """This machine cannot run a candidate; the message says why, in a line."""
 
 
 class Candidate(NamedTuple):
@@ -16,6 +20,8 @@ class Candidate(NamedTuple):
     items: int = 1
     base: int = 0
     """The line that this one is compared with."""
+    note: Callable[[], str] = str
+    """What else the line says, asked once it is measured; nothing by default."""
 
 
 class Table(NamedTuple):
@@ -79,4 +85,5 @@ def report(table: Table, effort: Effort) -> None:
         nanoseconds = statistics.median(result)
         rate = table.rate / nanoseconds
         last = compared(table, results[candidate.base], result)
-        print(f"  {candidate.name:<18}{nanoseconds:>14,.1f} ns{rate:>10.2f} {table.unit}{last}")
+        line = f"  {candidate.name:<18}{nanoseconds:>14,.1f} ns{rate:>10.2f} {table.unit}{last}  {candidate.note()}"
+        print(line.rstrip())

@@ -1,0 +1,40 @@
+/* Sends on one ring, timed: what is measured is a burst, from its first entry in the submission queue until the last
+ * buffer may be written again. The receiver is read outside of the clock. */
+#ifndef URS_SENDS_H
+#define URS_SENDS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* cdef: begin */
+
+/* Sixteen small packets fit into the receive buffer that a connection begins with. */
+enum { LOOP_SENDS_MAX = 16, LOOP_SENDS_BYTES_MAX = 1048576 };
+
+enum loop_send_kind { LOOP_SEND, LOOP_SEND_ZC, LOOP_SEND_ZC_FIXED };
+
+/* A burst: `count` sends of `bytes` bytes, each from a part of the buffer that is its own, in one turn of the ring. At
+ * most LOOP_SENDS_MAX and, together, LOOP_SENDS_BYTES_MAX bytes. */
+struct loop_sends {
+    int sender;                          /* the two ends of a TCP connection */
+    int receiver;
+    enum loop_send_kind kind;
+    size_t bytes;
+    size_t count;
+    uint64_t notified;                   /* notifications so far, */
+    uint64_t copied;                     /* and how many of them said that the kernel had copied after all */
+};
+
+struct loop_ring;
+
+/* These two return 0 or -errno. Without the second there is no LOOP_SEND_ZC_FIXED. */
+int loop_ring_open(struct loop_ring **ring);
+int loop_ring_register(struct loop_ring *ring);
+void loop_ring_close(struct loop_ring *ring);
+
+/* The nanoseconds that so many bursts took, or -errno; -ENOBUFS: a burst does not fit into the sockets' buffers. */
+int64_t loop_send(struct loop_ring *ring, struct loop_sends *sends, size_t repeats);
+
+/* cdef: end */
+
+#endif
