@@ -99,11 +99,20 @@ class Burst:
 
     def alone(self, repeats: int) -> int:
         """Without Python: what answers, if any, is the shim."""
-        from uringws.shim import lib  # noqa: PLC0415 - see above
+        from uringws.shim import ffi, lib  # noqa: PLC0415 - see above
 
         core = self._reactor._core  # noqa: SLF001 - run_echo runs until it is stopped; this is a turn of it
         self._reactor.run_once(0)  # starts it, the first time
-        return self.run(lambda: int(lib.urs_reactor_turn(core, 0, bool(self._answer))), repeats)
+        stats = ffi.new("struct urs_reactor_stats *")
+
+        def turn() -> int:
+            before = int(stats.messages_in)  # one event may be many messages
+            lib.urs_reactor_turn(core, 0, bool(self._answer))
+            lib.urs_reactor_read_stats(core, stats)
+            return int(stats.messages_in) - before
+
+        lib.urs_reactor_read_stats(core, stats)
+        return self.run(turn, repeats)
 
     def _took(self, peer: socket.socket) -> bool:
         """Whether the peer got its answers; they are gone then."""
