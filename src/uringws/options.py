@@ -147,7 +147,8 @@ class Options:
     """One buffer of the pool, the most a single receive brings. A message that fits whole is never copied."""
 
     session_turn_bytes_max: Annotated[int, _Range(1 * KIB, _BYTES_MAX)] = 256 * KIB
-    """What one session may bring in one turn before the others have theirs."""
+    """What one session may bring in one turn before the others have theirs. The middle of a large message does not
+    count: putting it aside would cost as much as taking it in."""
 
     ring_entries: Annotated[int, _Range(8, 32_768)] = 512
     """Submission queue entries. The kernel rounds up to a power of two; fewer are taken if locked memory is short."""
