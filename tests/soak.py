@@ -484,10 +484,13 @@ class Report:
 
     @property
     def growth(self) -> int:
-        """Bytes by which the second half of the rounds stood above the first, warming up aside."""
+        """
+        Bytes by which the second half of the rounds stood above the first, warming up aside. The least of each half
+        counts: what leaks stays, what one round happens to hold a while longer does not.
+        """
         settled = self.resident[max(1, len(self.resident) // 4) :]
         half = len(settled) // 2
-        return max(settled[half:]) - max(settled[:half]) if half else 0
+        return min(settled[half:]) - min(settled[:half]) if half else 0
 
     def __str__(self) -> str:
         return (
