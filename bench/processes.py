@@ -1,4 +1,4 @@
-"""Starting, finding, measuring and ending processes: the servers, and the loop that takes a share of their CPU."""
+"""Starting, finding, measuring and ending processes: the servers, and the loops beside them on their CPUs."""
 
 import os
 import shlex
@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -147,12 +147,22 @@ while os.getppid() == parent:
 
 
 @contextmanager
-def busy_loop(core: int) -> Iterator[None]:
+def busy_loop(core: int, policy: int = os.SCHED_OTHER) -> Iterator[None]:
     """Within it, half of the CPU is taken, whatever else wants it; ends by itself if its parent does."""
     with tempfile.TemporaryFile("w+") as output:
         process = start([sys.executable, "-S", "-c", BUSY_LOOP], core, output)
         try:
+            os.sched_setscheduler(process.pid, policy, os.sched_param(0))
             yield
         finally:
             process.kill()
             process.wait()
+
+
+@contextmanager
+def kept_awake(*cores: int) -> Iterator[None]:
+    """Within it, the CPUs never halt: loops run on them while nothing else wants to, and make way at once, sched(7)."""
+    with ExitStack() as stack:
+        for core in sorted(set(cores)):
+            stack.enter_context(busy_loop(core, os.SCHED_IDLE))
+        yield

@@ -339,6 +339,14 @@ class TestProcesses:
             assert os.sched_getaffinity(pid) == {CORES[-1]}
         assert processes.family(os.getpid()) == before
 
+    def test_cpus_are_kept_awake_by_who_makes_way(self) -> None:
+        before = processes.family(os.getpid())
+        with processes.kept_awake(*CORES[:2], CORES[0]):
+            loops = set(processes.family(os.getpid())) - set(before)
+            assert sorted(min(os.sched_getaffinity(pid)) for pid in loops) == sorted(set(CORES[:2]))
+            assert {os.sched_getscheduler(pid) for pid in loops} == {os.SCHED_IDLE}
+        assert processes.family(os.getpid()) == before
+
 
 class TestContenders:
     @pytest.mark.parametrize("name", contenders.CONTENDERS)
