@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import pytest
 
 from servers import EchoRecorder, ReactorThread, Recorder, Silent, wait_until
-from uringws import ConnectionClosed, Options, SendResult
+from uringws import Connection, ConnectionClosed, Options, SendResult
 from uringws.backend import Backend
 from wire import BINARY, CLOSE, PING, PONG, TEXT, Frame, Peer, frame, upgrade_request
 
@@ -158,6 +158,51 @@ def test_a_message_after_the_ping_is_a_sign_of_life_too(backend: Backend, record
                 pass
             time.sleep(0.05)
         assert recorder.of("close") == []
+
+
+def paused(server: ReactorThread, recorder: Recorder) -> Connection:
+    conn = recorder.connections[recorder.wait_for("open")[0][1]]
+    server.ask(conn.pause_reading)
+    return conn
+
+
+def test_a_peer_that_is_not_listened_to_is_not_silent(backend: Backend) -> None:
+    recorder = Recorder()
+    options = only(idle_seconds_max=0.3, ping_interval_seconds=0.1, ping_timeout_seconds=0.2)
+    with serving(backend, options, recorder) as server, Peer.connect(server.address) as peer:
+        conn = paused(server, recorder)
+        peer.send(TEXT, b"to be kept")
+        time.sleep(LONG_SECONDS)
+        assert recorder.of("close") == []
+        server.ask(conn.resume_reading)
+        assert recorder.wait_for("message")[0][3] == b"to be kept"
+        assert answer_pings(peer, 0.8) >= 4
+        assert recorder.of("close") == []
+
+
+@pytest.mark.parametrize(
+    ("limits", "code"),
+    [({"idle_seconds_max": 0.3}, 1001), ({"ping_interval_seconds": 0.1, "ping_timeout_seconds": 0.2}, 1006)],
+    ids=["idle", "ping"],
+)
+def test_deadlines_count_again_after_a_pause(backend: Backend, limits: dict[str, float], code: int) -> None:
+    recorder = Recorder()
+    options = only(**limits, close_seconds_max=SHORT_SECONDS)
+    with serving(backend, options, recorder) as server, Peer.connect(server.address):
+        conn = paused(server, recorder)
+        time.sleep(0.5)
+        watch = Stopwatch()
+        server.ask(conn.resume_reading)
+        assert recorder.wait_for("close")[0][2] == code
+        assert_struck(watch.seconds(), 0.2)
+
+
+def test_session_seconds_max_ends_a_paused_session_too(backend: Backend) -> None:
+    recorder = Recorder()
+    options = only(session_seconds_max=0.4, close_seconds_max=SHORT_SECONDS)
+    with serving(backend, options, recorder) as server, Peer.connect(server.address) as peer:
+        paused(server, recorder)
+        assert peer.read_close() == 1001
 
 
 def test_without_a_time_out_pings_go_on_unanswered(backend: Backend, recorder: EchoRecorder) -> None:

@@ -236,6 +236,7 @@ void urs_life_deadline(struct urs_reactor *reactor, struct urs_session *session,
 
 /* Sets the session's timer to the next moment at which something is due. */
 void urs_life_schedule(struct urs_reactor *reactor, struct urs_session *session);
+void urs_life_resumed(struct urs_reactor *reactor, struct urs_session *session);
 void urs_life_timers(struct urs_reactor *reactor);
 
 /* Sees to it that memory stays within its budget: the greediest sessions are closed. */

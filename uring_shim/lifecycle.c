@@ -271,13 +271,13 @@ void urs_life_schedule(struct urs_reactor *reactor, struct urs_session *session)
     if (session->has_deadline)
         next = until(reactor, session->deadline_ms);
     if (session->state == URS_SESSION_OPEN) {
-        if (options->idle_ms != 0)
+        if (options->idle_ms != 0 && !session->paused)
             next = (uint32_t)urs_min(next, until(reactor, session->last_input_ms + options->idle_ms));
         if (options->session_ms != 0)
             next = (uint32_t)urs_min(next, until(reactor, session->opened_ms + options->session_ms));
         if (options->ping_interval_ms != 0)
             next = (uint32_t)urs_min(next, until(reactor, session->ping_due_ms));
-        if (session->ping_sent_us != 0 && options->ping_timeout_ms != 0) {
+        if (session->ping_sent_us != 0 && options->ping_timeout_ms != 0 && !session->paused) {
             uint32_t sent_ms = (uint32_t)(session->ping_sent_us / 1000);
             next = (uint32_t)urs_min(next, until(reactor, sent_ms + options->ping_timeout_ms));
         }
@@ -286,6 +286,14 @@ void urs_life_schedule(struct urs_reactor *reactor, struct urs_session *session)
         urs_wheel_cancel(&reactor->wheel, session->slot);
     else
         urs_wheel_set(&reactor->wheel, session->slot, reactor->now_ms + next);
+}
+
+/* A peer is not silent for not being listened to: idleness counts from now, and no pong is missed. */
+void urs_life_resumed(struct urs_reactor *reactor, struct urs_session *session)
+{
+    session->last_input_ms = (uint32_t)reactor->now_ms;
+    session->ping_sent_us = 0;
+    urs_life_schedule(reactor, session);
 }
 
 /* A ping carries the moment it was sent: its pong tells the round trip. */
@@ -330,7 +338,7 @@ static void open_timer(struct urs_reactor *reactor, struct urs_session *session)
 {
     const struct urs_reactor_options *options = &reactor->options;
     uint32_t ping_sent_ms = (uint32_t)(session->ping_sent_us / 1000);
-    if (session->ping_sent_us != 0 && options->ping_timeout_ms != 0
+    if (session->ping_sent_us != 0 && options->ping_timeout_ms != 0 && !session->paused
         && until(reactor, ping_sent_ms + options->ping_timeout_ms) == 0) {
         /* Anything that came since the ping shows that the peer lives, only busy. */
         if ((int32_t)(session->last_input_ms - ping_sent_ms) <= 0) {
@@ -344,7 +352,7 @@ static void open_timer(struct urs_reactor *reactor, struct urs_session *session)
         expire(reactor, session, "session time is over");
         return;
     }
-    if (options->idle_ms != 0 && until(reactor, session->last_input_ms + options->idle_ms) == 0) {
+    if (options->idle_ms != 0 && !session->paused && until(reactor, session->last_input_ms + options->idle_ms) == 0) {
         expire(reactor, session, "idle");
         return;
     }

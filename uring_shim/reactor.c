@@ -476,10 +476,13 @@ int urs_session_resume(struct urs_reactor *reactor, uint64_t id)
         return refused;
     if (session->state != URS_SESSION_OPEN || session->lost)
         return URS_ERROR_CLOSING;
-    session->paused = false;
-    if (session->held != NULL)
-        urs_turn_ready(reactor, session);
-    urs_turn_receive(reactor, session);
+    if (session->paused) {
+        session->paused = false;
+        urs_life_resumed(reactor, session);
+        if (session->held != NULL)
+            urs_turn_ready(reactor, session);
+        urs_turn_receive(reactor, session);
+    }
     return 0;
 }
 

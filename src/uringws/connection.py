@@ -179,7 +179,8 @@ class Connection:
     def pause_reading(self) -> None:
         """Stop taking the peer's bytes: they wait in its socket and, once that is full, with the peer.
 
-        What had already come is kept. A peer's close and the answers to pings are not seen either. Raises
+        What had already come is kept. A peer's close and the answers to pings are not seen either, so
+        `Options.idle_seconds_max` and `ping_timeout_seconds` do not count until `resume_reading`. Raises
         ConnectionClosed, WrongThread.
         """
         check(lib.urs_session_pause(self._message._core, self.id), "pause_reading")

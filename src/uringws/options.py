@@ -118,13 +118,14 @@ class Options:
     """From our close frame to the peer's, and then to the end of its stream."""
 
     idle_seconds_max: Annotated[float | None, _Seconds] = None
-    """Without a byte from the peer. What we send does not count."""
+    """Without a byte from the peer. What we send does not count, nor does the time while reading is paused."""
 
     ping_interval_seconds: Annotated[float | None, _Seconds] = 20.0
     """Between pings of the server; None sends none."""
 
     ping_timeout_seconds: Annotated[float | None, _Seconds] = 20.0
-    """From such a ping to its pong; None pings without consequence. Of no effect where no pings are sent."""
+    """From such a ping to its pong; None pings without consequence. Of no effect where no pings are sent, and while
+    reading is paused."""
 
     session_seconds_max: Annotated[float | None, _Seconds] = None
     """The age at which a session is closed with 1001, so that long-lived clients spread over new servers."""
