@@ -24,12 +24,10 @@ SHIM = ROOT / "uring_shim"
 # Every header with a cdef zone, each after those whose types it uses. One that is not listed stops the build.
 HEADERS = (
     "base.h",
-    "fault.h",
     "block.h",
     "mask.h",
     "utf8.h",
     "frame.h",
-    "block.h",
     "engine.h",
     "outbound.h",
     "pool.h",
