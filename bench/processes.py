@@ -148,7 +148,7 @@ while os.getppid() == parent:
 
 @contextmanager
 def busy_loop(core: int, policy: int = os.SCHED_OTHER) -> Iterator[None]:
-    """Within it, half of the CPU is taken, whatever else wants it; ends by itself if its parent does."""
+    """Within it, half of the CPU is taken, or by SCHED_IDLE what nobody wants; ends by itself if its parent does."""
     with tempfile.TemporaryFile("w+") as output:
         process = start([sys.executable, "-S", "-c", BUSY_LOOP], core, output)
         try:
