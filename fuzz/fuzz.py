@@ -29,7 +29,15 @@ SHIM = ROOT / "uring_shim"
 BUILD = ROOT / "build" / "fuzz"
 
 SANITIZERS = "address,undefined"
-FLAGS = ("-std=gnu11", "-g", "-O1", "-fno-omit-frame-pointer", "-fno-sanitize-recover=undefined", f"-I{SHIM}")
+FLAGS = (
+    "-std=gnu11",
+    "-DURS_ASSERTIONS",
+    "-g",
+    "-O1",
+    "-fno-omit-frame-pointer",
+    "-fno-sanitize-recover=undefined",
+    f"-I{SHIM}",
+)
 WARNINGS = ("-Wall", "-Wextra", "-Werror")
 COVERAGE = ("-fprofile-instr-generate", "-fcoverage-mapping")
 

@@ -71,6 +71,16 @@ enum urs_close_code {
 #define URS_UNLIKELY(x) __builtin_expect(!!(x), 0)
 #define URS_COUNT(array) (sizeof(array) / sizeof((array)[0]))
 
+/* States what must hold at this point, whatever a peer or the caller does. A build that looks for faults (sanitizers,
+ * fault injection, fuzzing) defines URS_ASSERTIONS and aborts where it does not hold; others evaluate nothing. */
+#ifdef URS_ASSERTIONS
+#undef NDEBUG
+#include <assert.h>
+#define URS_ASSERT(condition) assert(condition)
+#else
+#define URS_ASSERT(condition) ((void)sizeof(condition))
+#endif
+
 static inline size_t urs_min(size_t a, size_t b) { return a < b ? a : b; }
 static inline size_t urs_max(size_t a, size_t b) { return a > b ? a : b; }
 

@@ -4,7 +4,8 @@ Imported by the build backend for wheels and editable installs; run as a script,
 builds the module in place, into src/uringws. The declarations are cut out of the C headers: none is written here.
 
 Environment: URING_SHIM_SANITIZE=1 builds with AddressSanitizer and UndefinedBehaviorSanitizer, URING_SHIM_FAULTS=1
-with the fault injection that some tests need. CC, CFLAGS and LDFLAGS are heeded as setuptools does.
+with the fault injection that some tests need; both check the shim's assertions. CC, CFLAGS and LDFLAGS are heeded as
+setuptools does.
 """
 
 import os
@@ -166,6 +167,8 @@ def ffibuilder() -> cffi.FFI:
     macros: list[tuple[str, str | None]] = [("Py_LIMITED_API", LIMITED_API)]
     if flag("URING_SHIM_FAULTS"):
         macros.append(("URS_FAULTS", None))
+    if flag("URING_SHIM_FAULTS") or flag("URING_SHIM_SANITIZE"):
+        macros.append(("URS_ASSERTIONS", None))
     ffi.set_source(
         "uringws._shim",
         preamble(headers),

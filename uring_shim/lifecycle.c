@@ -117,7 +117,7 @@ void urs_life_head(struct urs_reactor *reactor, struct urs_session *session, uin
         return;
     }
     session->held = NULL;
-    session->state = URS_SESSION_AWAIT_VERDICT;
+    urs_session_set_state(session, URS_SESSION_AWAIT_VERDICT);
     if (head > 0) {
         item.payload = data;
         item.bytes = (size_t)head;
@@ -144,7 +144,7 @@ static void end_handshake(struct urs_reactor *reactor, struct urs_session *sessi
 void urs_life_open(struct urs_reactor *reactor, struct urs_session *session)
 {
     end_handshake(reactor, session);
-    session->state = URS_SESSION_OPEN;
+    urs_session_set_state(session, URS_SESSION_OPEN);
     session->has_deadline = false;
     session->opened_ms = session->last_input_ms = (uint32_t)reactor->now_ms;
     session->ping_due_ms = session->opened_ms + reactor->options.ping_interval_ms;
@@ -164,7 +164,7 @@ int urs_life_close(struct urs_reactor *reactor, struct urs_session *session, uns
         urs_life_lose(reactor, session, error);
         return error;
     }
-    session->state = URS_SESSION_AWAIT_CLOSE;
+    urs_session_set_state(session, URS_SESSION_AWAIT_CLOSE);
     urs_life_deadline(reactor, session, reactor->options.close_ms);
     urs_turn_dirty(reactor, session);
     urs_turn_receive(reactor, session);  /* paused or not: the peer's close frame is wanted */
@@ -184,7 +184,7 @@ void urs_life_finish(struct urs_reactor *reactor, struct urs_session *session)
     if (session->state >= URS_SESSION_AWAIT_FLUSH)
         return;
     end_handshake(reactor, session);
-    session->state = URS_SESSION_AWAIT_FLUSH;
+    urs_session_set_state(session, URS_SESSION_AWAIT_FLUSH);
     urs_block_drop(session->held);
     session->held = NULL;
     urs_engine_clear(&session->engine);
@@ -199,7 +199,7 @@ void urs_life_flushed(struct urs_reactor *reactor, struct urs_session *session)
         return;
     /* The peer reads to our end of stream, we to its: closing with unread input would reset the connection, and
      * destroy what the peer has not read yet. The system call, for the opcode would start a worker thread. */
-    session->state = URS_SESSION_AWAIT_END;
+    urs_session_set_state(session, URS_SESSION_AWAIT_END);
     if (session->input_ended || session->lost || shutdown(session->fd, SHUT_WR) != 0)
         urs_life_end(reactor, session);
 }
@@ -233,7 +233,7 @@ void urs_life_end(struct urs_reactor *reactor, struct urs_session *session)
     if (session->state == URS_SESSION_AWAIT_REQUESTS || session->state == URS_SESSION_FREE)
         return;
     end_handshake(reactor, session);
-    session->state = URS_SESSION_AWAIT_REQUESTS;
+    urs_session_set_state(session, URS_SESSION_AWAIT_REQUESTS);
     session->lost = true;
     urs_outbound_clear(&reactor->outbox, &session->outbound);
     urs_session_drop_memory(session);

@@ -17,6 +17,30 @@ struct urs_session *urs_session_find(const struct urs_sessions *sessions, uint64
     return in_use && session->generation == (uint32_t)(id >> 32) ? session : NULL;
 }
 
+#define BIT(state) (1u << (state))
+
+void urs_session_set_state(struct urs_session *session, enum urs_session_state state)
+{
+    /* What may follow each state. A session moves down this list only; any of them may lose its socket. */
+    static const uint8_t next[] = {
+        [URS_SESSION_FREE] = BIT(URS_SESSION_AWAIT_HEAD),
+        [URS_SESSION_AWAIT_HEAD] = BIT(URS_SESSION_AWAIT_VERDICT) | BIT(URS_SESSION_OPEN)  /* adopted */
+            | BIT(URS_SESSION_AWAIT_FLUSH) | BIT(URS_SESSION_AWAIT_REQUESTS) | BIT(URS_SESSION_FREE),
+        [URS_SESSION_AWAIT_VERDICT] = BIT(URS_SESSION_OPEN) | BIT(URS_SESSION_AWAIT_FLUSH)
+            | BIT(URS_SESSION_AWAIT_REQUESTS),
+        [URS_SESSION_OPEN] = BIT(URS_SESSION_AWAIT_CLOSE) | BIT(URS_SESSION_AWAIT_FLUSH)
+            | BIT(URS_SESSION_AWAIT_REQUESTS),
+        [URS_SESSION_AWAIT_CLOSE] = BIT(URS_SESSION_AWAIT_FLUSH) | BIT(URS_SESSION_AWAIT_REQUESTS),
+        [URS_SESSION_AWAIT_FLUSH] = BIT(URS_SESSION_AWAIT_END) | BIT(URS_SESSION_AWAIT_REQUESTS),
+        [URS_SESSION_AWAIT_END] = BIT(URS_SESSION_AWAIT_REQUESTS),
+        [URS_SESSION_AWAIT_REQUESTS] = BIT(URS_SESSION_FREE),
+    };
+    URS_ASSERT(session->state < URS_COUNT(next));
+    URS_ASSERT((next[session->state] & BIT(state)) != 0);
+    (void)next;
+    session->state = (uint8_t)state;
+}
+
 static int add_slab(struct urs_sessions *sessions)
 {
     if ((sessions->slab_count & (sessions->slab_count - 1)) == 0) {
@@ -50,7 +74,7 @@ struct urs_session *urs_session_new(struct urs_sessions *sessions, int fd)
     }
     uint32_t generation = session->generation + 1;
     *session = (struct urs_session){.fd = fd, .slot = slot, .generation = generation, .latency_seconds = -1.0f};
-    session->state = URS_SESSION_AWAIT_HEAD;
+    urs_session_set_state(session, URS_SESSION_AWAIT_HEAD);
     sessions->in_use++;
     if (sessions->in_use > sessions->in_use_max)
         sessions->in_use_max = sessions->in_use;
@@ -61,7 +85,7 @@ void urs_session_free(struct urs_sessions *sessions, struct urs_session *session
 {
     urs_session_drop_memory(session);
     session->fd = -1;
-    session->state = URS_SESSION_FREE;
+    urs_session_set_state(session, URS_SESSION_FREE);
     session->generation++;
     session->next_free = sessions->free_first;
     sessions->free_first = session->slot + 1;

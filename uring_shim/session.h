@@ -111,6 +111,9 @@ void urs_session_free(struct urs_sessions *sessions, struct urs_session *session
 
 void urs_sessions_close(struct urs_sessions *sessions);
 
+/* Moves the session to a state that may follow its present one; session.c has the table of what may follow what. */
+void urs_session_set_state(struct urs_session *session, enum urs_session_state state);
+
 /* Moves this turn's segments, from byte `from` of them on, behind the backlog: whole blocks of their own by
  * reference, all else as a copy. Returns 0, URS_ERROR_MEMORY_BUDGET or -ENOMEM; the list is empty afterwards. */
 int urs_session_store(struct urs_session *session, struct urs_outbox *outbox, struct urs_memory *memory, size_t from);
