@@ -31,6 +31,7 @@ C_LAYERS = (
     {"io_epoll", "io_uring"},
     {"session"},
     {"core", "reactor"},
+    {"invariants"},
     {"admission", "lifecycle", "turn", "zero_copy"},
 )
 

@@ -13,6 +13,8 @@
 #include <string.h>
 #include <time.h>
 
+#include "invariants.h"
+
 void urs_turn_clock(struct urs_reactor *reactor)
 {
     struct timespec now;
@@ -667,6 +669,7 @@ static int finish(struct urs_reactor *reactor)
     reactor->used_count = 0;
     urs_outbox_reset(&reactor->outbox);
     free_dead(reactor);
+    urs_invariants_check(reactor);
     return 0;
 }
 
@@ -751,6 +754,7 @@ int urs_reactor_turn(struct urs_reactor *reactor, int64_t timeout_ms, bool echo)
         if (error != 0)
             return error == -EINTR && reactor->event_count > 0 ? (int)reactor->event_count : error;
         dispatch(reactor);
+        urs_invariants_check(reactor);
         reactor->stats.events += reactor->event_count;
         if (reactor->visible > 0 || reactor->woken || (until_ms >= 0 && (int64_t)reactor->now_ms >= until_ms)) {
             reactor->woken = false;

@@ -1,0 +1,131 @@
+/* The reactor's invariants, one assertion each. The counts of lists and flags are taken twice, from the lists and from
+ * the sessions, and must agree. */
+#include "invariants.h"
+
+#ifdef URS_ASSERTIONS
+
+/* With more sessions than this, only each N-th call looks at them: tests with ten thousand stay quick. */
+enum { SESSIONS_EACH_CALL = 256, CALLS_SKIPPED = 64 };
+
+static void check_block(const struct urs_block *block)
+{
+    URS_ASSERT(__atomic_load_n(&block->references, __ATOMIC_RELAXED) >= 1);
+    URS_ASSERT(block->start <= block->end && block->end <= block->capacity);
+}
+
+static void check_memory(const struct urs_session *session)
+{
+    size_t backlog_bytes = 0;
+    const struct urs_block *last = NULL;
+    for (const struct urs_block *block = session->backlog; block != NULL; block = block->next) {
+        check_block(block);
+        backlog_bytes += urs_block_bytes(block);
+        last = block;
+    }
+    URS_ASSERT(last == session->backlog_last);
+    URS_ASSERT(backlog_bytes == session->backlog_bytes);
+    URS_ASSERT(session->held == NULL || urs_block_bytes(session->held) > 0);
+    if (session->held != NULL)
+        check_block(session->held);
+    if (session->engine.partial != NULL)
+        check_block(session->engine.partial);
+}
+
+static void check_free(const struct urs_session *session)
+{
+    URS_ASSERT(session->fd < 0 && session->backlog == NULL && session->held == NULL);
+    URS_ASSERT(session->engine.partial == NULL && session->engine.control == NULL);
+    URS_ASSERT(session->outbound.first == 0 && session->late_events == 0);
+    URS_ASSERT(!session->dirty && !session->ready && !session->parked && !session->delayed);
+    URS_ASSERT(!session->receiving && !session->polling && !session->sending);
+    URS_ASSERT((session->generation & 1) == 0);
+}
+
+static void check_session(const struct urs_session *session)
+{
+    if (session->state == URS_SESSION_FREE) {
+        check_free(session);
+        return;
+    }
+    URS_ASSERT(session->state <= URS_SESSION_AWAIT_REQUESTS);
+    URS_ASSERT((session->generation & 1) == 1);
+    check_memory(session);
+    /* Nothing in flight once everything was submitted, and nothing left to send that no list would bring up again. */
+    URS_ASSERT(!session->sending);
+    URS_ASSERT(session->outbound.first == 0 || session->dirty || session->lost);
+    URS_ASSERT(session->backlog == NULL || session->dirty || session->polling || session->delayed);
+    URS_ASSERT(!session->stopping || session->receiving);
+    URS_ASSERT(!session->parked || !session->receiving);
+    /* A descriptor is closed only when no completion of it can come any more. */
+    URS_ASSERT(session->fd >= 0 || session->state == URS_SESSION_AWAIT_REQUESTS);
+    URS_ASSERT(session->fd >= 0 || (!session->receiving && !session->polling));
+    URS_ASSERT(session->state != URS_SESSION_AWAIT_REQUESTS || session->lost);
+}
+
+/* What the sessions say of themselves, summed up. */
+struct sums {
+    uint32_t dirty;
+    uint32_t ready;
+    uint32_t parked;
+    uint32_t delayed;
+    uint32_t in_use;
+    uint32_t handshakes;
+    uint32_t late_events;
+};
+
+static void check_sessions(const struct urs_reactor *reactor)
+{
+    struct sums sums = {0};
+    for (uint32_t slot = 0; slot < reactor->sessions.slots; slot++) {
+        const struct urs_session *session = urs_core_session(reactor, slot);
+        URS_ASSERT(session->slot == slot);
+        check_session(session);
+        sums.dirty += session->dirty;
+        sums.ready += session->ready;
+        sums.parked += session->parked;
+        sums.delayed += session->delayed;
+        sums.in_use += session->state != URS_SESSION_FREE;
+        sums.handshakes += session->state == URS_SESSION_AWAIT_HEAD || session->state == URS_SESSION_AWAIT_VERDICT;
+        sums.late_events += session->late_events;
+    }
+    URS_ASSERT(sums.dirty == reactor->dirty.count);
+    URS_ASSERT(sums.ready == reactor->ready.count);
+    URS_ASSERT(sums.parked == reactor->parked.count);
+    URS_ASSERT(sums.delayed == reactor->delayed.count);
+    URS_ASSERT(sums.in_use == reactor->sessions.in_use);
+    URS_ASSERT(sums.handshakes == reactor->handshakes);
+    URS_ASSERT(sums.late_events == reactor->late_count);
+}
+
+/* A slot that stands on a list has that list's flag; with the equal counts above, it stands there once. */
+static void check_lists(const struct urs_reactor *reactor)
+{
+    for (uint32_t index = 0; index < reactor->dirty.count; index++)
+        URS_ASSERT(urs_core_session(reactor, reactor->dirty.slots[index])->dirty);
+    for (uint32_t index = 0; index < reactor->ready.count; index++)
+        URS_ASSERT(urs_core_session(reactor, reactor->ready.slots[index])->ready);
+    for (uint32_t index = 0; index < reactor->parked.count; index++)
+        URS_ASSERT(urs_core_session(reactor, reactor->parked.slots[index])->parked);
+    for (uint32_t index = 0; index < reactor->delayed.count; index++)
+        URS_ASSERT(urs_core_session(reactor, reactor->delayed.slots[index])->delayed);
+    for (uint32_t index = 0; index < reactor->dead.count; index++)
+        URS_ASSERT(urs_core_session(reactor, reactor->dead.slots[index])->state == URS_SESSION_AWAIT_REQUESTS);
+}
+
+void urs_invariants_check(const struct urs_reactor *reactor)
+{
+    URS_ASSERT(reactor->sends == 0 && reactor->vector_count == 0);
+    URS_ASSERT(reactor->applied <= reactor->event_count && reactor->event_count <= URS_EVENTS_MAX);
+    URS_ASSERT(reactor->visible <= reactor->event_count);
+    URS_ASSERT(reactor->late_count <= reactor->late_room);
+    URS_ASSERT(reactor->completion_next <= reactor->completion_count);
+    URS_ASSERT(reactor->completion_count <= reactor->completion_room);
+    URS_ASSERT(reactor->used_count <= reactor->pool.in_use && reactor->pool.in_use <= reactor->pool.buffers);
+    URS_ASSERT(reactor->handshakes <= reactor->sessions.in_use);
+    if (reactor->sessions.slots > SESSIONS_EACH_CALL && reactor->turn % CALLS_SKIPPED != 0)
+        return;
+    check_sessions(reactor);
+    check_lists(reactor);
+}
+
+#endif
