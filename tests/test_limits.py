@@ -6,6 +6,7 @@ import contextlib
 import socket
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -236,6 +237,34 @@ def test_a_request_that_never_ends_is_cut_off(backend: Backend, recorder: EchoRe
             assert upgraded.read_frame() == Frame(TEXT, b"unharmed")
 
 
+def padded_request(size: int) -> bytes:
+    """An opening request whose head, the empty line included, has that many bytes."""
+    bare = len(upgrade_request(headers=[("X-Padding", "")]))
+    return upgrade_request(headers=[("X-Padding", "p" * (size - bare))])
+
+
+@pytest.mark.parametrize("at", [None, 10, 1023], ids=["whole", "cut", "cut-before-the-last-byte"])
+def test_header_bytes_max_is_the_size_of_the_largest_head(
+    backend: Backend, recorder: EchoRecorder, at: int | None
+) -> None:
+    options = Options(header_bytes_max=1024)
+    with ReactorThread(recorder, backend=backend, options=options) as server:
+        for size, status in ((1024, 101), (1025, 431)):
+            with Peer.dial(server.address) as peer:
+                request = padded_request(size)
+                assert len(request) == size
+                peer.write(request[:at])
+                if at is not None:
+                    assert peer.quiet()
+                    peer.write(request[at:])
+                assert peer.read_response().status == status
+        # What follows the head is no part of it.
+        with Peer.dial(server.address) as peer:
+            peer.write(padded_request(1024), frame(BINARY, bytes(2000)))
+            assert peer.read_response().status == 101
+            assert peer.read_frame() == Frame(BINARY, bytes(2000))
+
+
 def test_sessions_over_the_limit_are_answered_503(backend: Backend, recorder: EchoRecorder) -> None:
     with (
         ReactorThread(recorder, backend=backend, options=Options(sessions_max=2)) as server,
@@ -280,18 +309,39 @@ def test_upgrades_in_progress_over_their_limit_are_answered_503(backend: Backend
             assert next_one.shake_hands() == 1000
 
 
-@pytest.mark.parametrize(
-    ("field", "refused", "taken"), [("refuse_text", TEXT, BINARY), ("refuse_binary", BINARY, TEXT)]
-)
-def test_a_type_of_message_may_be_refused(backend: Backend, field: str, refused: int, taken: int) -> None:
+RUNS = pytest.mark.parametrize("run", [Reactor.run, Reactor.run_echo], ids=["handler", "c"])
+
+
+@RUNS
+@pytest.mark.parametrize("size", [4, 1000], ids=["small", "large"])
+@pytest.mark.parametrize("field", ["refuse_text", "refuse_binary"])
+def test_a_type_of_message_may_be_refused(
+    backend: Backend, field: str, size: int, run: Callable[[Reactor], None]
+) -> None:
     options = Options(**{field: True})  # type: ignore[arg-type]
+    refused, taken = (TEXT, BINARY) if field == "refuse_text" else (BINARY, TEXT)
     with (
-        ReactorThread(EchoRecorder(), backend=backend, options=options) as server,
+        ReactorThread(EchoRecorder(), backend=backend, options=options, run=run) as server,
         Peer.connect(server.address) as peer,
     ):
-        peer.write(frame(taken, b"fine"), frame(refused, b"not that"))
-        assert peer.read_frame() == Frame(taken, b"fine")
+        peer.write(frame(taken, b"f" * size), frame(refused, b"n" * size))
+        assert peer.read_frame() == Frame(taken, b"f" * size)
         assert peer.read_close() == CloseCode.UNSUPPORTED_DATA
+
+
+@RUNS
+@pytest.mark.parametrize("largest", [1, 100, 125, 126, 65_535, 65_536, 100_000])
+def test_message_bytes_max_is_the_size_of_the_largest_message(
+    backend: Backend, largest: int, run: Callable[[Reactor], None]
+) -> None:
+    options = Options(message_bytes_max=largest)
+    payload = bytes(largest)
+    with ReactorThread(EchoRecorder(), backend=backend, options=options, run=run) as server:
+        for opcode in (TEXT, BINARY):
+            with Peer.connect(server.address) as peer:
+                peer.write(frame(opcode, payload), frame(opcode, payload + b"x"))
+                assert peer.read_frame() == Frame(opcode, payload)
+                assert peer.read_close() == CloseCode.MESSAGE_TOO_BIG
 
 
 HEADER_BYTES = 8  # of a frame with 126 to 65,535 bytes of payload and a masking key

@@ -47,6 +47,44 @@ def test_on_frame_sees_fragments_as_they_come(backend: Backend) -> None:
     assert recorder.of("message") == []
 
 
+EURO = "€".encode()  # three bytes
+BAD_TEXTS = {
+    "a bad byte in the first": ([b"\xff", b"b", b"c"], 0),
+    "a bad byte in a continuation": ([b"a", b"\xff", b"c"], 1),
+    "a bad byte in the last": ([b"a", b"b", b"\xff"], 2),
+    "a character that goes on wrongly": ([b"a" + EURO[:1], b"b", b"c"], 1),
+    "a character that never ends": ([b"a", EURO[:1], EURO[1:2]], 2),
+}
+"""Fragments, and which of them is the first that no UTF-8 text can have there (RFC 6455 8.1)."""
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 1000])
+@pytest.mark.parametrize("name", BAD_TEXTS)
+def test_text_is_utf8_in_every_fragment(backend: Backend, name: str, chunk_bytes: int) -> None:
+    class Frames(Recorder):
+        def on_frame(self, conn: Connection, frame: Message) -> None:
+            self.record("frame", bytes(frame))
+
+    parts, bad = BAD_TEXTS[name]
+    recorder = Frames()
+    with ReactorThread(recorder, backend=backend) as server:
+        for fragments in ([EURO[:1], EURO[1:2], EURO[2:]], parts):
+            opcodes = [TEXT, CONTINUATION, CONTINUATION]
+            stream = b"".join(map(frame_of_three, opcodes, fragments, range(3)))
+            with Peer.connect(server.address) as peer:
+                for start in range(0, len(stream), chunk_bytes):
+                    peer.write(stream[start : start + chunk_bytes])
+                if fragments is parts:
+                    assert peer.read_close() == CloseCode.INVALID_PAYLOAD
+                else:
+                    assert [event[1] for event in recorder.wait_for("frame", 3)] == fragments
+    assert [event[1] for event in recorder.of("frame")[3:]] == parts[:bad]
+
+
+def frame_of_three(opcode: int, payload: bytes, number: int) -> bytes:
+    return frame(opcode, payload, fin=number == 2)
+
+
 @pytest.mark.parametrize("size", [1, 200, 16_000, 70_000, 1 << 20])
 def test_echo_sends_the_payload_as_the_handler_changed_it(backend: Backend, size: int) -> None:
     def shout(conn: Connection, message: Message) -> None:
