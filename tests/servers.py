@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -20,7 +21,7 @@ import pytest
 
 from uringws import Connection, Handler, Message, Options, Reactor, Sender, Stats
 from uringws.backend import Backend
-from wire import Address
+from wire import Address, Peer
 
 T = TypeVar("T")
 
@@ -233,6 +234,20 @@ def run_until(reactor: Reactor, condition: Callable[[], object], *, timeout: flo
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         reactor.run_once(timeout)
+
+
+def tcp_pair() -> tuple[socket.socket, socket.socket]:
+    """Both ends of a TCP connection over loopback."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        theirs = socket.create_connection(listener.getsockname())
+        return listener.accept()[0], theirs
+
+
+def connected(reactor: Reactor) -> Peer:
+    """The peer of a session over TCP that the reactor, in the caller's thread, has just taken over."""
+    ours, theirs = tcp_pair()
+    reactor.add_session(ours)
+    return Peer(theirs)
 
 
 def wait_until(condition: Callable[[], object]) -> None:

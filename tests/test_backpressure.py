@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from servers import EchoRecorder, ReactorThread, Recorder, Silent, run_until, wait_until
+from servers import EchoRecorder, ReactorThread, Recorder, Silent, connected, run_until, wait_until
 from uringws import (
     BacklogFull,
     Connection,
@@ -481,19 +481,6 @@ def test_a_flood_has_its_share_of_each_turn_and_no_more(backend: Backend) -> Non
             first = handler.of(identity).index(4000)
             flooded = sum(handler.of(handler.opened[0])[: first + 1])
             assert flooded <= 2 * share, "a neighbour waits for the flood's share, not for the flood"
-
-
-def connected(reactor: Reactor) -> Peer:
-    """A peer of a reactor that runs in this thread, upgraded."""
-    ours, theirs = tcp_pair()
-    reactor.add_session(ours)
-    return Peer(theirs)
-
-
-def tcp_pair() -> tuple[socket.socket, socket.socket]:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        theirs = socket.create_connection(listener.getsockname())
-        return listener.accept()[0], theirs
 
 
 # Many that do not read

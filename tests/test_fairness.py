@@ -1,0 +1,89 @@
+"""Floods of small messages beside a neighbour: every turn has room for everybody's messages.
+
+What a neighbour waits for is counted, not timed: the messages of others that are handled before its own.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from contextlib import ExitStack
+
+from servers import Recorder, connected, run_until
+from uringws import Connection, Message, Options, Reactor
+from uringws.backend import Backend
+from wire import BINARY, TEXT, frame
+
+TINY = frame(BINARY, b"x")
+FLOOD_MESSAGES = 9000  # as many as fit one receive buffer of the default size
+SHARE_MESSAGES = 512
+"""Of one session's input at a time: what came in one receive, or what was held of it (README, "How a turn works")."""
+
+
+class Turns(Recorder):
+    """Counts the binary messages of each turn by connection, and notes the turn of the text messages."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.turns: list[Counter[int]] = []
+        self.heard: list[int] = []
+
+    def on_message(self, conn: Connection, message: Message) -> None:
+        if message.is_text:
+            self.heard.append(len(self.turns) - 1)
+        else:
+            self.turns[-1][conn.id] += 1
+
+    def take(self, reactor: Reactor) -> None:
+        self.turns.append(Counter())
+        reactor.run_once(0)
+
+    def total(self) -> int:
+        return sum(turn.total() for turn in self.turns)
+
+
+def test_a_flood_of_tiny_messages_has_its_share_of_each_turn_and_no_more(backend: Backend) -> None:
+    handler = Turns()
+    with (
+        Reactor(handler, Options(ping_interval_seconds=None), backend=backend) as reactor,
+        connected(reactor) as flood,
+        connected(reactor) as lively,
+    ):
+        flood.write(TINY * FLOOD_MESSAGES)
+        lively.send(TEXT, b"me too")
+
+        def all_handled() -> bool:
+            handler.take(reactor)
+            return handler.total() == FLOOD_MESSAGES and bool(handler.heard)
+
+        run_until(reactor, all_handled, timeout=0)
+        assert max(turn.total() for turn in handler.turns) <= 2 * SHARE_MESSAGES
+        before = sum(turn.total() for turn in handler.turns[: handler.heard[0] + 1])
+        assert before <= 2 * SHARE_MESSAGES, "a neighbour waits for the flood's share, not for the flood"
+
+
+def test_floods_that_are_held_leave_room_for_what_comes_since(backend: Backend) -> None:
+    """Twenty floods have more messages held than a turn takes; a message that comes then is heard all the same."""
+    floods = 20
+    handler = Turns()
+    with ExitStack() as stack:
+        reactor = stack.enter_context(Reactor(handler, Options(ping_interval_seconds=None), backend=backend))
+        peers = [stack.enter_context(connected(reactor)) for _ in range(floods)]
+        lively = stack.enter_context(connected(reactor))
+        for peer in peers:
+            peer.write(TINY * FLOOD_MESSAGES)
+
+        def all_have_begun() -> bool:
+            handler.take(reactor)
+            return len(sum(handler.turns, Counter())) == floods
+
+        run_until(reactor, all_have_begun, timeout=0)
+        begun = len(handler.turns)
+        assert handler.total() < floods * FLOOD_MESSAGES // 2, "there is plenty held"
+        lively.send(TEXT, b"me too")
+
+        def heard() -> bool:
+            handler.take(reactor)
+            return bool(handler.heard)
+
+        run_until(reactor, heard, timeout=0)
+        assert handler.heard[0] - begun <= 3, "a neighbour waits for a turn or two, not for the floods"
