@@ -1,0 +1,75 @@
+"""The mutants of mutate.py: changes that break one promise each, and the tests that hold it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One change of the source."""
+
+    name: str
+    file: str
+    snippet: str
+    """Stands in the file exactly once."""
+    replacement: str
+    promise: str
+    """What is no longer true."""
+    tests: tuple[str, ...]
+    """Each of them must fail, in at least one of its parameters."""
+
+
+MUTANTS = (
+    # The engine
+    Mutant(
+        "run-echo-refuse-binary",
+        "uring_shim/engine.c",
+        "if (first == BINARY && !rules->refuse_binary)",
+        "if (first == BINARY)",
+        "`refuse_binary` holds for `run_echo` too",
+        ("tests/test_limits.py::test_a_type_of_message_may_be_refused",),
+    ),
+    Mutant(
+        "run-echo-message-limit",
+        "uring_shim/engine.c",
+        "const size_t bytes_max = urs_min(rules->message_bytes_max, URS_FRAME_CONTROL_BYTES_MAX);",
+        "const size_t bytes_max = URS_FRAME_CONTROL_BYTES_MAX;",
+        "`message_bytes_max` holds for `run_echo` too",
+        ("tests/test_limits.py::test_message_bytes_max_is_the_size_of_the_largest_message",),
+    ),
+    Mutant(
+        "frames-continuation-utf8",
+        "uring_shim/engine.c",
+        "if (message_opcode == URS_OPCODE_TEXT && !text_ok(engine, payload, bytes, header->fin))",
+        "if (header->opcode == URS_OPCODE_TEXT && !text_ok(engine, payload, bytes, header->fin))",
+        "Text is valid UTF-8 in every fragment that `on_frame` is given",
+        ("tests/test_messages.py::test_text_is_utf8_in_every_fragment",),
+    ),
+    # The opening request
+    Mutant(
+        "head-limit-off-by-one",
+        "uring_shim/lifecycle.c",
+        "if (have > reactor->options.header_bytes_max)",
+        "if (have >= reactor->options.header_bytes_max)",
+        "A head of exactly `header_bytes_max` is taken",
+        ("tests/test_limits.py::test_header_bytes_max_is_the_size_of_the_largest_head",),
+    ),
+    # Turns and fairness
+    Mutant(
+        "session-fills-a-turn",
+        "uring_shim/turn.c",
+        "(uint32_t)urs_min(reactor->event_count + URS_SESSION_MESSAGES_MAX, URS_MESSAGES_MAX)",
+        "URS_MESSAGES_MAX",
+        "One session's messages never fill a turn",
+        ("tests/test_fairness.py::test_a_flood_of_tiny_messages_has_its_share_of_each_turn_and_no_more",),
+    ),
+    Mutant(
+        "held-input-fills-a-turn",
+        "uring_shim/turn.c",
+        "while (done < count && reactor->event_count < URS_MESSAGES_MAX / 2)",
+        "while (done < count && reactor->event_count < URS_MESSAGES_MAX)",
+        "Held input leaves half of each turn to what has come since",
+        ("tests/test_fairness.py::test_floods_that_are_held_leave_room_for_what_comes_since",),
+    ),
+)

@@ -1,0 +1,224 @@
+"""Breaks the library on purpose, one line at a time, and sees whether the tests notice.
+
+    python tests/mutate.py                      every mutant, about ten seconds each
+    python tests/mutate.py --only echo-limit    one of them; --only may be given several times
+    python tests/mutate.py --list               what there is
+    python tests/mutate.py --table FILE         also write the results as a Markdown table
+
+Each mutant in mutants.py is one change of the source that breaks one promise, and the tests that hold the promise.
+The tree is copied to a temporary directory. There the tests of the chosen mutants are run once on the sources as they
+are, where all must pass. Then each mutant is applied alone, the shim is rebuilt if it is written in C, and each test
+named must fail, or it cannot fail. Tests that need fault points build their own shim from the copy.
+
+The exit status is 0 if every mutant was killed, 1 if one survived, 2 if one could not be tried: its line is no longer
+in the source, it does not compile, or its tests do not pass without it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from mutants import MUTANTS, Mutant
+
+ROOT = Path(__file__).resolve().parent.parent
+COPIED = ("src", "uring_shim", "tests", "examples", "pyproject.toml", "README.md", "LICENSE")
+LEFT_OUT = shutil.ignore_patterns("*.so", "__pycache__", "node_modules", "*.egg-info", "_shim.c", "build")
+BUILD_SECONDS_MAX = 180.0
+TEST_SECONDS_MAX = 120.0
+PASSED, FAILED = 0, 1
+"""What pytest exits with; a crash of the interpreter is a negative number, everything else a test that did not run."""
+
+
+class NotTriedError(Exception):
+    """A mutant that says nothing about its tests."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of a mutant."""
+
+    mutant: Mutant
+    verdict: str
+    """"killed", "SURVIVED" or "not tried"."""
+    detail: str
+    seconds: float
+
+
+class Tree:
+    """A copy of the repository that may be broken."""
+
+    def __init__(self, directory: Path) -> None:
+        """Copy what building and testing need."""
+        self.directory = directory
+        for name in COPIED:
+            source = ROOT / name
+            if source.is_dir():
+                shutil.copytree(source, directory / name, ignore=LEFT_OUT)
+            else:
+                shutil.copy(source, directory)
+
+    def run(self, *arguments: str, seconds: float) -> subprocess.CompletedProcess[str]:
+        """Run Python in the copy. Raises subprocess.TimeoutExpired."""
+        return subprocess.run(
+            [sys.executable, *arguments],
+            cwd=self.directory,
+            env={**os.environ, "PYTHONPATH": str(self.directory / "src"), "PYTHONDONTWRITEBYTECODE": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            timeout=seconds,
+            check=False,
+        )
+
+    def build(self) -> None:
+        """Build the shim in place. Raises NotTriedError with the compiler's last lines."""
+        built = self.run("uring_shim/build_ffi.py", seconds=BUILD_SECONDS_MAX)
+        if built.returncode != 0:
+            raise NotTriedError("the shim does not compile:\n" + last_lines(built.stdout, 12))
+
+    def failure(self, test: str) -> str | None:
+        """Run one test, all its parameters; return how it failed, or None if it passed.
+
+        Raises NotTriedError if it was not run.
+        """
+        try:
+            run = self.run("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", test, seconds=TEST_SECONDS_MAX)
+        except subprocess.TimeoutExpired:
+            return "time-out"
+        if run.returncode == PASSED:
+            if " passed" not in run.stdout:
+                raise NotTriedError(f"{test} was skipped:\n{last_lines(run.stdout, 5)}")
+            return None
+        if run.returncode < 0:
+            return f"crash (signal {-run.returncode})"
+        if run.returncode == FAILED:
+            failed = [line for line in run.stdout.splitlines() if line.startswith(("FAILED ", "ERROR "))]
+            return failed[0].partition(" - ")[0].partition("::")[2] if failed else "failed"
+        if "Timeout" in run.stdout:  # pytest-timeout in thread mode ends the process
+            return "time-out"
+        raise NotTriedError(f"{test} could not be run:\n{last_lines(run.stdout, 12)}")
+
+
+def last_lines(text: str, count: int) -> str:
+    """Return the end of a program's output, indented."""
+    return "\n".join(f"    {line}" for line in text.splitlines()[-count:])
+
+
+def mutated(mutant: Mutant) -> str:
+    """Return the mutant's source file with its change. Raises NotTriedError unless its snippet is there once."""
+    source = (ROOT / mutant.file).read_text()
+    count = source.count(mutant.snippet)
+    if count != 1:
+        raise NotTriedError(f"the snippet is in {mutant.file} {count} times, not once: {mutant.snippet!r}")
+    return source.replace(mutant.snippet, mutant.replacement)
+
+
+def try_mutant(tree: Tree, mutant: Mutant) -> tuple[str, str]:
+    """Apply a mutant, run its tests, undo it; return the verdict and its detail."""
+    target = tree.directory / mutant.file
+    is_c = mutant.file.startswith("uring_shim/")
+    try:
+        target.write_text(mutated(mutant))
+        if is_c:
+            tree.build()
+        failures = {test: tree.failure(test) for test in mutant.tests}
+    except NotTriedError as error:
+        return "not tried", str(error)
+    finally:
+        shutil.copy(ROOT / mutant.file, target)
+    passed = [test for test, failure in failures.items() if failure is None]
+    if passed:
+        return "SURVIVED", "passes all the same: " + ", ".join(passed)
+    return "killed", "; ".join(failure for failure in failures.values() if failure is not None)
+
+
+def check_unbroken(tree: Tree, mutants: list[Mutant]) -> None:
+    """Run every test of the mutants on the sources as they are. Raises NotTriedError if one does not pass."""
+    tree.build()
+    tests = sorted({test for mutant in mutants for test in mutant.tests})
+    print(f"{len(mutants)} mutants; their {len(tests)} tests on the sources as they are:", flush=True)
+    for number, test in enumerate(tests, 1):
+        failure = tree.failure(test)
+        print(f"  [{number}/{len(tests)}] {test}: {failure or 'passed'}", flush=True)
+        if failure is not None:
+            raise NotTriedError(f"{test} does not pass without a mutant: {failure}")
+
+
+def markdown(results: list[Result]) -> str:
+    """Return the results as a table for docs/mutants.md."""
+    lines = ["| mutant | where | broken promise | outcome |", "|---|---|---|---|"]
+    for result in results:
+        mutant = result.mutant
+        failed = ", ".join(f"`{test.removeprefix('tests/')}`" for test in mutant.tests)
+        outcome = f"killed by {failed}" if result.verdict == "killed" else f"**{result.verdict}**"
+        lines.append(f"| `{mutant.name}` | `{mutant.file}` | {mutant.promise} | {outcome} |")
+    return "\n".join(lines) + "\n"
+
+
+def chosen(names: list[str]) -> list[Mutant]:
+    """Return the mutants of these names, or all. Exits with a message for a name that there is not."""
+    known = {mutant.name: mutant for mutant in MUTANTS}
+    if len(known) != len(MUTANTS):
+        sys.exit("two mutants have the same name")
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        sys.exit(f"no such mutant: {', '.join(unknown)} (see --list)")
+    return [known[name] for name in names] if names else list(MUTANTS)
+
+
+def arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description="Break the library one line at a time; every mutant must be noticed.")
+    parser.add_argument("--only", action="append", default=[], metavar="NAME", help="try this mutant; may be repeated")
+    parser.add_argument("--list", action="store_true", help="list the mutants and stop")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="write the results there as a Markdown table")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Try the mutants; return the exit status."""
+    options = arguments()
+    mutants = chosen(options.only)
+    if options.list:
+        for mutant in mutants:
+            print(f"{mutant.name:32} {mutant.file:28} {mutant.promise}")
+        return 0
+    results = []
+    with tempfile.TemporaryDirectory(prefix="uringws-mutants-") as directory:
+        tree = Tree(Path(directory))
+        try:
+            check_unbroken(tree, mutants)
+        except NotTriedError as error:
+            print(error)
+            return 2
+        for number, mutant in enumerate(mutants, 1):
+            start = time.monotonic()
+            verdict, detail = try_mutant(tree, mutant)
+            results.append(Result(mutant, verdict, detail, time.monotonic() - start))
+            print(
+                f"[{number}/{len(mutants)}] {mutant.name}: {verdict} in {results[-1].seconds:.1f} s ({detail})",
+                flush=True,
+            )
+    counts = {
+        verdict: sum(result.verdict == verdict for result in results) for verdict in ("killed", "SURVIVED", "not tried")
+    }
+    print("\n" + ", ".join(f"{count} {verdict}" for verdict, count in counts.items()))
+    for result in results:
+        if result.verdict != "killed":
+            print(f"{result.mutant.name} ({result.mutant.promise}): {result.verdict}: {result.detail}")
+    if options.table is not None:
+        options.table.write_text(markdown(results))
+    return 2 if counts["not tried"] else 1 if counts["SURVIVED"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
