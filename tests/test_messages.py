@@ -195,12 +195,139 @@ def test_everything_that_can_be_sent(backend: Backend) -> None:
         ]
 
 
+def test_a_payload_alone_is_sent_as_what_it_is(backend: Backend) -> None:
+    """A str is text, a message what it was, and all else binary."""
+    numpy = pytest.importorskip("numpy")
+    payloads = [b"bytes", bytearray(b"bytearray"), memoryview(b"memoryview"), numpy.arange(5, dtype=numpy.uint8), b""]
+
+    def answer(conn: Connection, message: Message) -> None:
+        conn.send("str ✓")
+        conn.send("")
+        for payload in payloads:
+            conn.send(payload)
+        conn.send(message)
+        conn.send(message.data)
+
+    with ReactorThread(handler_fn(answer), backend=backend) as server, Peer.connect(server.address) as peer:
+        for opcode in (TEXT, BINARY):
+            peer.send(opcode, b"go")
+            assert peer.read_frames(9) == [
+                Frame(TEXT, "str ✓".encode()),
+                Frame(TEXT, b""),
+                *(Frame(BINARY, bytes(payload)) for payload in payloads),
+                Frame(opcode, b"go"),
+                Frame(BINARY, b"go"),
+            ]
+
+
+@pytest.mark.parametrize("size", [0, 20, 16_000, 70_000, 1 << 20])
+@pytest.mark.parametrize("opcode", [TEXT, BINARY])
+def test_a_message_can_be_the_payload(backend: Backend, opcode: int, size: int) -> None:
+    """With its own opcode or another, read before or not, and as the handler changed it."""
+
+    def answer(conn: Connection, message: Message) -> None:
+        conn.send(message)
+        conn.send(message.opcode, message)
+        conn.send_binary(message)
+        assert len(message.data) == size
+        conn.send(message)
+        message.data[:1] = b"!"[:size]
+        conn.send(Opcode.TEXT, message)
+        conn.send(message)
+
+    payload = b"m" * size
+    changed = (b"!" + payload)[:size]
+    with ReactorThread(handler_fn(answer), backend=backend) as server, Peer.connect(server.address) as peer:
+        for _ in range(2):
+            peer.send(opcode, payload)
+            assert peer.read_frames(6) == [
+                Frame(opcode, payload),
+                Frame(opcode, payload),
+                Frame(BINARY, payload),
+                Frame(opcode, payload),
+                Frame(TEXT, changed),
+                Frame(opcode, changed),
+            ]
+
+
+@pytest.mark.parametrize("size", [20, 70_000])
+def test_a_message_can_be_sent_to_another_reactor_and_through_a_sender(backend: Backend, size: int) -> None:
+    payload = b"p" * size
+    pushed = Recorder()
+    with (
+        ReactorThread(pushed, backend=backend) as target,
+        Peer.connect(target.address) as listener,
+    ):
+        ((_, listener_id),) = pushed.wait_for("open")
+        with target.reactor.sender() as sender:
+
+            def relay(conn: Connection, message: Message) -> None:
+                sender.send(listener_id, message)
+                sender.send(listener_id, Opcode.TEXT, message)
+                sender.send(listener_id, "str")
+                sender.send(listener_id, message.data)
+
+            with ReactorThread(handler_fn(relay), backend=backend) as source, Peer.connect(source.address) as peer:
+                for opcode in (TEXT, BINARY):
+                    peer.send(opcode, payload)
+                    assert listener.read_frames(4) == [
+                        Frame(opcode, payload),
+                        Frame(TEXT, payload),
+                        Frame(TEXT, b"str"),
+                        Frame(BINARY, payload),
+                    ]
+
+
+@pytest.mark.parametrize("size", [10, 200_000])
+def test_a_message_that_is_no_longer_at_hand_is_never_sent(backend: Backend, size: int) -> None:
+    """Also where the next event of the turn has bytes of its own: another client's request."""
+    kept: list[Message] = []
+    refused: list[str] = []
+
+    class Keeper(Recorder):
+        def on_open(self, conn: Connection) -> None:
+            super().on_open(conn)
+            for message in kept:
+                with pytest.raises(RuntimeError, match="until its handler returns"):
+                    conn.send(message)
+                refused.append("open")
+
+        def on_message(self, conn: Connection, message: Message) -> None:
+            super().on_message(conn, message)
+            kept.append(message)
+
+    recorder = Keeper()
+    with ReactorThread(recorder, backend=backend) as server, Peer.connect(server.address) as peer:
+        peer.send(BINARY, bytes(size))
+        recorder.wait_for("message")
+        server.ask(lambda: None)
+        with Peer.connect(server.address), Peer.connect(server.address):
+            recorder.wait_for("open", 3)
+            assert refused == ["open", "open"]
+
+
+def test_a_continuation_has_no_type_to_be_sent_as(backend: Backend) -> None:
+    class Frames(Recorder):
+        def on_frame(self, conn: Connection, frame: Message) -> None:
+            if frame.opcode == Opcode.CONTINUATION:
+                with pytest.raises(ValueError, match=r"send\(opcode, frame\)"):
+                    conn.send(frame)
+                conn.send(Opcode.TEXT, frame)
+            else:
+                conn.send(frame)
+
+    with ReactorThread(Frames(), backend=backend) as server, Peer.connect(server.address) as peer:
+        peer.send(TEXT, b"begun", fin=False)
+        peer.send(CONTINUATION, b"ended")
+        assert peer.read_frames(2) == [Frame(TEXT, b"begun"), Frame(TEXT, b"ended")]
+
+
 def test_what_cannot_be_sent_raises_and_harms_nothing(backend: Backend) -> None:
     errors: list[type[BaseException]] = []
 
     def attempt(conn: Connection, _: Message) -> None:
         attempts: list[Callable[[], object]] = [
-            lambda: conn.send(Opcode.BINARY, 5),
+            lambda: conn.send(Opcode.BINARY, 5),  # type: ignore[call-overload]
             lambda: conn.send_text(None),  # type: ignore[arg-type]
             lambda: conn.send(3, b""),
             lambda: conn.ping(b"x" * 126),

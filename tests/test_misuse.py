@@ -87,8 +87,14 @@ def test_wrong_arguments_of_the_constructor(backend: Backend) -> None:
 
 
 WRONG_FOR_CONNECTION: dict[str, tuple[Callable[[Any], object], type[Exception]]] = {
+    "payload-missing": (lambda conn: conn.send(Opcode.TEXT), TypeError),
+    "payload-alone-int": (lambda conn: conn.send(1), TypeError),
+    "payload-alone-None": (lambda conn: conn.send(None), TypeError),
+    "payload-alone-strided": (lambda conn: conn.send(memoryview(b"abcdef")[::2]), TypeError),
+    "payload-None": (lambda conn: conn.send(Opcode.TEXT, None), TypeError),
+    "payload-before-opcode": (lambda conn: conn.send("text", Opcode.TEXT), ValueError),
     "payload-int": (lambda conn: conn.send_binary(5), TypeError),
-    "payload-None": (lambda conn: conn.send_binary(None), TypeError),
+    "payload-binary-None": (lambda conn: conn.send_binary(None), TypeError),
     "payload-str-as-binary": (lambda conn: conn.send_binary("text"), TypeError),
     "payload-strided": (lambda conn: conn.send_binary(memoryview(b"abcdef")[::2]), TypeError),
     "text-bytes": (lambda conn: conn.send_text(b"bytes"), TypeError),
@@ -131,6 +137,15 @@ def test_wrong_arguments_of_a_connection(backend: Backend, name: str) -> None:
         assert peer.read_frame() == Frame(TEXT, b"unharmed")
 
 
+def test_a_forgotten_payload_is_asked_for(backend: Backend) -> None:
+    with pairs(1) as ((ours, _),), Reactor(recorder := Recorder(), QUIET, backend=backend) as reactor:
+        reactor.add_session(ours)
+        ((_, id_),) = recorder.of("open")
+        for forgotten in (Opcode.TEXT, 1, 5):
+            with pytest.raises(TypeError, match=r"no payload: call send\(payload\) or send\(opcode, payload\)"):
+                recorder.connections[id_].send(forgotten)  # type: ignore[call-overload]
+
+
 CODES_NOT_TO_BE_SENT = (-1, 0, 999, 1004, 1005, 1006, 1015, 1016, 2999, 5000, 65_536, 1 << 70)
 
 
@@ -153,6 +168,8 @@ def test_close_codes_that_may_not_be_sent(backend: Backend) -> None:
 WRONG_FOR_SENDER: dict[str, tuple[Callable[[Any, int], object], type[Exception]]] = {
     "send-opcode": (lambda sender, id: sender.send(id, 8, b""), ValueError),
     "send-payload": (lambda sender, id: sender.send(id, Opcode.BINARY, 5), TypeError),
+    "send-no-payload": (lambda sender, id: sender.send(id, Opcode.BINARY), TypeError),
+    "send-no-id": (lambda sender, _: sender.send("payload"), TypeError),
     "send-id": (lambda sender, _: sender.send("id", Opcode.BINARY, b""), TypeError),
     "close-code": (lambda sender, id: sender.close(id, 1005), ValueError),
     "close-reason": (lambda sender, id: sender.close(id, 1000, "x" * 124), ValueError),

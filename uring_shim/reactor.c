@@ -427,9 +427,14 @@ int urs_session_send(struct urs_reactor *reactor, uint64_t id, uint32_t index, u
 
 int urs_session_send_event(struct urs_reactor *reactor, uint64_t id, uint32_t index, uint8_t opcode)
 {
-    if (reactor == NULL || index >= reactor->event_count || index < reactor->applied)
+    if (reactor == NULL || index >= reactor->event_count || index < reactor->applied
+        || reactor->targets[index] == URS_TARGET_OTHER)
         return URS_ERROR_STATE;
     const struct urs_item *item = &reactor->events[index].item;
+    if (opcode == 0)
+        opcode = item->opcode;
+    if (opcode == URS_OPCODE_CONTINUATION)
+        return URS_ERROR_STATE;
     return urs_session_send(reactor, id, index, opcode, item->payload, item->bytes);
 }
 

@@ -185,7 +185,8 @@ int urs_session_reject(struct urs_reactor *reactor, uint64_t id, const uint8_t *
 int urs_session_send(struct urs_reactor *reactor, uint64_t id, uint32_t index, uint8_t opcode, const uint8_t *data,
                      size_t bytes);
 
-/* The same with the payload of event `index` itself. */
+/* The same with the payload of event `index` itself, and with its opcode where `opcode` is 0. URS_ERROR_STATE if that
+ * event is no message, has been applied already, or is the continuation of one and `opcode` is 0. */
 int urs_session_send_event(struct urs_reactor *reactor, uint64_t id, uint32_t index, uint8_t opcode);
 
 /* Sends a close frame, after all that events before `index` owe. Returns 0 or a negative result. */

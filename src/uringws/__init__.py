@@ -4,7 +4,7 @@ from uringws import Handler, Reactor
 
 class Echo(Handler):
     def on_message(self, conn, message):
-        conn.send(message.opcode, message.data)
+        conn.send(message)
 
 with Reactor(Echo()) as reactor:
     reactor.bind("127.0.0.1", 9001)

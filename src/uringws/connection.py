@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import socket
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, overload
 
 from uringws.errors import ConnectionClosed, UringWSError, check
 from uringws.frames import CloseCode, Opcode
-from uringws.sending import Payload, check_close, check_send
+from uringws.sending import ABSENT, check_close, check_send, name_opcode
 from uringws.shim import ffi, lib
 
 if TYPE_CHECKING:
     from uringws.handshake import Peer
+    from uringws.sending import Payload
 
 __all__ = ["Connection", "SendResult"]
 
@@ -29,7 +30,8 @@ class SendResult(IntEnum):
 
 
 _SENT: Final = SendResult.SENT
-_ELSEWHERE: Final[int] = lib.URS_ERROR_STATE  # its payload is not, or no longer, that of an event
+_NOT_EVENT: Final[int] = lib.URS_ERROR_STATE  # the payload is not, or no longer, that of the event being handled
+_OWN_OPCODE: Final = 0
 _TEXT: Final = int(Opcode.TEXT)
 _BINARY: Final = int(Opcode.BINARY)
 _PING: Final = int(Opcode.PING)
@@ -40,6 +42,7 @@ _MAPPED: Final = bytes(10) + b"\xff\xff"
 # Looked up once: an attribute of the module costs as much as a small call.
 _send: Final = lib.urs_session_send
 _send_event: Final = lib.urs_session_send_event
+_BYTES: Final = ffi.typeof("uint8_t[]")
 
 
 class Connection:
@@ -106,30 +109,57 @@ class Connection:
             raise self._cannot_echo()
         message._verdicts[message._index] = 1
 
-    def send(self, opcode: int, payload: Payload) -> SendResult:
-        """Send a message of TEXT or BINARY, a PING or a PONG (RFC 6455 5.6, 5.5), in one frame. Never waits.
+    @overload
+    def send(self, payload: Payload, /) -> SendResult: ...
 
-        `payload` is bytes, a str where text is sent, or any C-contiguous buffer, whose bytes are sent as they lie in
-        memory; it is copied, or already with the kernel, on return. Whether bytes sent as TEXT are UTF-8 is not looked
-        at. What leaves in one turn to one connection leaves together.
+    @overload
+    def send(self, opcode: int, payload: Payload) -> SendResult: ...
+
+    def send(self, opcode: Any, payload: Any = ABSENT) -> SendResult:
+        """Send a message: `send(payload)`, or `send(opcode, payload)`, in one frame. Never waits.
+
+        `payload` is a str, bytes, any C-contiguous buffer (its bytes are sent as they lie in memory), or a Message.
+        It is copied, or already with the kernel, on return. `send(payload)` sends a str as text, a Message with its
+        own opcode, and all else as binary. `opcode` is TEXT, BINARY, PING or PONG (RFC 6455 5.6, 5.5). Whether bytes
+        sent as TEXT are UTF-8 is not checked. What leaves in one turn to one connection leaves together.
+
+        To send the message that is being handled, pass the Message: `send(message)` costs half of
+        `send(message.opcode, message.data)`, which makes a view of the payload first.
 
         What happens where `Options.backlog_bytes_max` would be exceeded is `Options.on_full`. Raises ValueError for
         another opcode or more than 125 bytes of ping or pong, TypeError for what is no such payload, BacklogFull with
         `on_full="error"`, ConnectionClosed, WrongThread.
         """
         message = self._message
-        result = _ELSEWHERE
-        if opcode == _BINARY or opcode == _TEXT:
-            if payload is message._view is not None:
-                # The message's own payload: the shim knows where it is.
+        result = _NOT_EVENT
+        if payload is ABSENT:
+            if opcode is message:
+                result = _send_event(message._core, self.id, message._index, _OWN_OPCODE)
+            elif type(opcode) is bytes:
+                result = _send(message._core, self.id, message._index, _BINARY, opcode, len(opcode))
+            elif type(opcode) is str:
+                text = opcode.encode()
+                result = _send(message._core, self.id, message._index, _TEXT, text, len(text))
+        elif opcode == _BINARY or opcode == _TEXT:
+            if payload is message._view is not None or payload is message:
+                # The payload of the message at hand: the shim knows where it is.
                 result = _send_event(message._core, self.id, message._index, opcode)
             elif type(payload) is bytes:
                 result = _send(message._core, self.id, message._index, opcode, payload, len(payload))
-        if result == _ELSEWHERE:
-            buffer = check_send(opcode, payload)
-            result = _send(
-                message._core, self.id, message._index, opcode, ffi.from_buffer("uint8_t[]", buffer), len(buffer)
-            )
+        if result == 0:
+            return _SENT
+        return self._send_any(opcode, payload) if result == _NOT_EVENT else self._not_sent(result)
+
+    def _send_any(self, opcode: Any, payload: Any) -> SendResult:
+        """Send what `send` has no shorter way for."""
+        message = self._message
+        if payload is ABSENT:
+            opcode, payload = name_opcode(opcode)
+        data = check_send(opcode, payload)
+        size = len(data)
+        if type(data) is not bytes:
+            data = ffi.from_buffer(_BYTES, data)
+        result = _send(message._core, self.id, message._index, opcode, data, size)
         return _SENT if result == 0 else self._not_sent(result)
 
     def send_text(self, text: str) -> SendResult:
@@ -141,7 +171,7 @@ class Connection:
         return self.send(_TEXT, text.encode())
 
     def send_binary(self, payload: Payload) -> SendResult:
-        """Send a binary message. See `send`; a str raises TypeError."""
+        """Send a binary message, whatever the opcode of a Message. See `send`; a str raises TypeError."""
         return self.send(_BINARY, payload)
 
     def ping(self, payload: Payload = b"") -> SendResult:

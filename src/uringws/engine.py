@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 from uringws.errors import ConnectionClosed, check
 from uringws.frames import CloseCode, Opcode
-from uringws.sending import Payload, check_close, check_send
+from uringws.sending import ABSENT, check_close, check_send, name_opcode
 from uringws.shim import ffi, lib
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from uringws.sending import Payload
 
 __all__ = ["EngineMessage", "OutboundSegment", "ServerEngine"]
 
@@ -61,7 +63,13 @@ class EngineMessage:
         """
         self._engine._echo(self)
 
-    def send(self, opcode: int, payload: Payload) -> None:
+    @overload
+    def send(self, payload: Payload, /) -> None: ...
+
+    @overload
+    def send(self, opcode: int, payload: Payload) -> None: ...
+
+    def send(self, opcode: Any, payload: Any = ABSENT) -> None:
         """Send a message or control frame. See `ServerEngine.send`."""
         self._engine.send(opcode, payload)
 
@@ -186,12 +194,20 @@ class ServerEngine:
         lib.urs_outbox_reset(self._outbox)
         self._data = None
 
-    def send(self, opcode: int, payload: Payload) -> None:
-        """Queue a message of TEXT or BINARY, a PING or a PONG, in one frame.
+    @overload
+    def send(self, payload: Payload, /) -> None: ...
 
-        The payload, as for `Connection.send`, is copied. Raises TypeError or ValueError for what cannot be sent,
-        ConnectionClosed after a close frame.
+    @overload
+    def send(self, opcode: int, payload: Payload) -> None: ...
+
+    def send(self, opcode: Any, payload: Any = ABSENT) -> None:
+        """Queue a message, a PING or a PONG, in one frame: `send(payload)`, or `send(opcode, payload)`.
+
+        Opcode and payload are as for `Connection.send`; the payload is copied. Raises TypeError or ValueError for what
+        cannot be sent, ConnectionClosed after a close frame.
         """
+        if payload is ABSENT:
+            opcode, payload = name_opcode(opcode)
         buffer = check_send(opcode, payload)
         self._check_open()
         check(

@@ -12,6 +12,7 @@ from uringws.shim import ffi, lib
 __all__ = ["Message"]
 
 _IN_BLOCK: Final = 0xFFFFFFFF
+_NO_COLUMN: Final = memoryview(b"")
 _INVALID: Final = "a message is valid until its handler returns: copy what is to be kept"
 
 
@@ -24,11 +25,13 @@ class Message:
     """
 
     __slots__ = (
+        "_columns",
         "_connection",
         "_core",
         "_events",
         "_index",
         "_lengths",
+        "_memory",
         "_offsets",
         "_opcodes",
         "_pool",
@@ -42,13 +45,17 @@ class Message:
         self._reactor = reactor
         self._core = core
         self._pool = pool
+        self._memory: Any = pool.obj  # the mmap itself: a slice of it is a copy, without a view in between
         self._verdicts = verdicts
         self._events = lib.urs_reactor_events(core)
         count = lib.URS_EVENTS_MAX
         columns = lib.urs_reactor_columns(core)
-        self._offsets = memoryview(ffi.buffer(columns.offsets, 4 * count)).cast("I")
-        self._lengths = memoryview(ffi.buffer(columns.lengths, 4 * count)).cast("I")
-        self._opcodes = memoryview(ffi.buffer(columns.opcodes, count))
+        self._columns = (
+            memoryview(ffi.buffer(columns.offsets, 4 * count)).cast("I"),
+            memoryview(ffi.buffer(columns.lengths, 4 * count)).cast("I"),
+            memoryview(ffi.buffer(columns.opcodes, count)),
+        )
+        self._show()
         self._index: int = count  # beyond the columns: no message yet
         self._connection: Any = None
         self._view: memoryview | None = None
@@ -93,11 +100,19 @@ class Message:
 
     def text(self) -> str:
         """Return a copy of the payload, decoded. Raises UnicodeDecodeError for binary that is not UTF-8."""
-        return str(self.data, "utf-8")
+        return self.__bytes__().decode()
 
     def __bytes__(self) -> bytes:
         """Return a copy of the payload."""
-        return bytes(self.data)
+        index = self._index
+        try:
+            offset = self._offsets[index]
+        except IndexError:
+            raise RuntimeError(_INVALID) from None
+        if offset == _IN_BLOCK:
+            return bytes(self.data)
+        payload: bytes = self._memory[offset : offset + self._lengths[index]]
+        return payload
 
     def __len__(self) -> int:
         """Return the payload's size in bytes."""
@@ -108,9 +123,17 @@ class Message:
 
     def __repr__(self) -> str:
         """Name it for a log."""
-        if self._index == len(self._opcodes):
+        if self._index >= len(self._opcodes):
             return "<Message, no longer valid>"
         return f"<Message opcode={self.opcode} bytes={len(self)}>"
+
+    def _show(self) -> None:
+        """Let the message at the index be read."""
+        self._offsets, self._lengths, self._opcodes = self._columns
+
+    def _hide(self) -> None:
+        """Let nothing be read: the event at hand is no message, and the index may already be that of the next event."""
+        self._offsets = self._lengths = self._opcodes = _NO_COLUMN
 
     def _owed(self, connection: Any) -> int:
         """Return how many of the turn's events are to be carried out before a close frame on a connection (None: on

@@ -489,9 +489,11 @@ class Reactor:
         event = self._events[message._index]
         message._connection = None
         message._index += 1  # this event is carried out before what its handler asks for
-        self._on_event(event.slot, event.item)
-        if message._view is not None:  # of a message kept past its turn: never the next one's
-            message._release()
+        message._hide()
+        try:
+            self._on_event(event.slot, event.item)
+        finally:
+            message._show()
 
     def _on_event(self, slot: int, item: Any) -> None:
         """Call back for what is no message. Callbacks of the application that fail are dealt with here."""

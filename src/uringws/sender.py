@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self, overload
 
 from uringws.errors import ConnectionClosed, ReactorStateError, SenderFull
 from uringws.frames import CloseCode
-from uringws.sending import Payload, check_close, check_send
+from uringws.sending import ABSENT, check_close, check_send, name_opcode
 from uringws.shim import ffi
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from uringws.connection import Connection
     from uringws.reactor import Reactor
+    from uringws.sending import Payload
 
 __all__ = ["Sender"]
 
@@ -43,13 +44,21 @@ class Sender:
         with reactor._commands_lock:
             reactor._senders += 1
 
-    def send(self, id: int, opcode: int, payload: Payload, *, timeout: float | None = None) -> bool:
-        """Send a message on the connection of that id; return False if it is gone or closing.
+    @overload
+    def send(self, id: int, payload: Payload, /, *, timeout: float | None = None) -> bool: ...
 
-        Opcode and payload as for `Connection.send`, whose TypeError and ValueError it raises at once. What a full
-        backlog does is `Options.on_full`; "error" is logged. Raises SenderFull, and ReactorStateError once released or
-        the reactor is closed.
+    @overload
+    def send(self, id: int, opcode: int, payload: Payload, *, timeout: float | None = None) -> bool: ...
+
+    def send(self, id: int, opcode: Any, payload: Any = ABSENT, *, timeout: float | None = None) -> bool:
+        """Send a message on the connection of that id: `send(id, payload)`, or `send(id, opcode, payload)`.
+
+        Return False if the connection is gone or closing. Opcode and payload as for `Connection.send`, whose TypeError
+        and ValueError it raises at once. What a full backlog does is `Options.on_full`; "error" is logged. Raises
+        SenderFull, and ReactorStateError once released or the reactor is closed.
         """
+        if payload is ABSENT:
+            opcode, payload = name_opcode(opcode)
         buffer = check_send(opcode, payload)
         if type(buffer) is not bytes:
             buffer = bytes(buffer)

@@ -2,43 +2,91 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 from uringws.frames import Opcode
 
-__all__ = ["Payload", "check_close", "check_send"]
+if TYPE_CHECKING:
+    from uringws.frames import AnyBuffer
 
-Payload = Any
-"""bytes, bytearray, memoryview, or any C-contiguous buffer (a numpy array); str where text is sent."""
+    class AnyMessage(Protocol):
+        """A `Message` or an `EngineMessage`."""
 
-_SENDABLE: Final = frozenset({Opcode.TEXT, Opcode.BINARY, Opcode.PING, Opcode.PONG})
+        @property
+        def opcode(self) -> int:
+            """TEXT or BINARY; of a frame also CONTINUATION."""
+
+        @property
+        def data(self) -> memoryview:
+            """The payload."""
+
+    Payload: TypeAlias = str | AnyBuffer | AnyMessage
+
+__all__ = ["ABSENT", "check_close", "check_send", "name_opcode"]
+
+ABSENT: Final[Any] = object()
+"""Stands for the payload in `send(payload)`, whose only argument comes first, in the place of the opcode."""
+
+_TEXT: Final = int(Opcode.TEXT)
+_BINARY: Final = int(Opcode.BINARY)
+_PING: Final = int(Opcode.PING)
+_SENDABLE: Final = frozenset({_TEXT, _BINARY, _PING, int(Opcode.PONG)})
+_COPIED_BYTES_MAX: Final = 16 * 1024
+"""Up to this size a copy of a buffer costs less than to lend the buffer itself to C."""
 _CONTROL_BYTES_MAX: Final = 125
 _REASON_BYTES_MAX: Final = 123
 _PRIVATE_CODES: Final = range(3000, 5000)
 _SENDABLE_CODES: Final = frozenset({1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014})
 
 
-def check_send(opcode: int, payload: Payload) -> Payload:
-    """Return a payload as the buffer to send, or raise TypeError or ValueError with what is wrong with it."""
+def name_opcode(payload: Payload) -> tuple[int, Payload]:
+    """Return the opcode of a payload that is sent without one, and the payload. Raises TypeError, ValueError."""
+    if isinstance(payload, str):
+        return _TEXT, payload
+    if isinstance(payload, int):  # most likely an opcode, and the payload was forgotten
+        raise TypeError(f"send({payload!r}) has no payload: call send(payload) or send(opcode, payload)")
+    opcode: int = getattr(payload, "opcode", _BINARY)  # only a message has one
+    if opcode == Opcode.CONTINUATION:
+        raise ValueError("a continuation frame has no type of its own: call send(opcode, frame)")
+    return opcode, payload
+
+
+def check_send(opcode: int, payload: Payload) -> bytes | bytearray | memoryview:
+    """Return a payload as the buffer to send, or raise TypeError or ValueError with what is wrong with it.
+
+    A small buffer is copied: the result is bytes then.
+    """
     if opcode not in _SENDABLE:
         raise ValueError(
             f"opcode {opcode!r} cannot be sent: TEXT, BINARY, PING or PONG can (close() ends a connection)"
         )
+    buffer: Any
     if isinstance(payload, str):
-        if opcode == Opcode.BINARY:
+        if opcode == _BINARY:
             raise TypeError("str is text: send it with send_text, or encode it")
-        payload = payload.encode()
-    elif not isinstance(payload, (bytes, bytearray)):
-        try:
-            view = memoryview(payload)
-        except TypeError:
-            raise TypeError(f"a payload is bytes, str or a buffer, not {type(payload).__name__}") from None
-        if not view.c_contiguous:
-            raise TypeError("a payload must be C-contiguous: copy it first (numpy.ascontiguousarray)")
-        payload = view.cast("B") if view.nbytes else b""
-    if opcode >= Opcode.PING and len(payload) > _CONTROL_BYTES_MAX:
-        raise ValueError(f"a ping or pong holds at most 125 bytes, not {len(payload)} (RFC 6455 5.5)")
-    return payload
+        buffer = payload.encode()
+    elif type(payload) is bytearray:
+        buffer = bytes(payload) if len(payload) <= _COPIED_BYTES_MAX else payload
+    else:
+        buffer = payload if type(payload) is bytes else _flat(payload)
+    if opcode >= _PING and len(buffer) > _CONTROL_BYTES_MAX:
+        raise ValueError(f"a ping or pong holds at most 125 bytes, not {len(buffer)} (RFC 6455 5.5)")
+    return buffer  # type: ignore[no-any-return]
+
+
+def _flat(payload: Any) -> bytes | memoryview:
+    """Return the bytes of a buffer as they lie in memory."""
+    try:
+        view = memoryview(payload)
+    except TypeError:
+        if hasattr(payload, "opcode"):
+            return _flat(payload.data)
+        raise TypeError(f"a payload is str, bytes, a buffer or a message, not {type(payload).__name__}") from None
+    if not view.c_contiguous:
+        raise TypeError("a payload must be C-contiguous: copy it first (numpy.ascontiguousarray)")
+    if view.nbytes <= _COPIED_BYTES_MAX:
+        return view.tobytes()
+    return view.cast("B")
 
 
 def check_close(code: int | None, reason: str) -> tuple[int, bytes]:
