@@ -48,6 +48,7 @@ CONTENDERS = {
         script("uringws_handler_epoll", "uringws_handler", "--backend", "epoll"),
         script("uringws_send", "uringws_send"),
         script("uringws_send_epoll", "uringws_send", "--backend", "epoll"),
+        script("uringws_send_message", "uringws_send_message"),
         script("picows", "picows_echo"),
         script("websockets", "websockets_echo"),
         script("aiohttp", "aiohttp_echo"),

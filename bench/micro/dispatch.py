@@ -17,6 +17,7 @@ from tables import Candidate, Table
 
 KEY = b"\x37\xfa\x21\x3d"
 PAYLOAD_BYTES = 20
+ANSWER = bytes(PAYLOAD_BYTES)
 
 # Connections, and how many messages of each a turn brings. Many make the sockets' share small, and its noise with it;
 # one each is what most servers see, and has the cost of a turn in it, divided by the messages of the turn.
@@ -44,6 +45,22 @@ class Echo:
     def on_message(self, conn: Any, message: Any) -> None:
         """Handle a message."""
         conn.echo()
+
+
+class SendMessage:
+    """A handler that sends the message as its payload, without a view."""
+
+    def on_message(self, conn: Any, message: Any) -> None:
+        """Handle a message."""
+        conn.send(message)
+
+
+class SendBytes:
+    """A handler that sends an answer of its own."""
+
+    def on_message(self, conn: Any, message: Any) -> None:
+        """Handle a message."""
+        conn.send(ANSWER)
 
 
 class Send:
@@ -128,6 +145,8 @@ def dispatch_table(connections: int, pipelined: int) -> Table:
         "nothing": (Burst(Nothing(), connections, pipelined, answers=False), silent),
         "bytes(message)": (Burst(Copy(), connections, pipelined, answers=False), silent),
         "echo()": (Burst(Echo(), connections, pipelined, answers=True), echoing),
+        "send(answer)": (Burst(SendBytes(), connections, pipelined, answers=True), echoing),
+        "send(message)": (Burst(SendMessage(), connections, pipelined, answers=True), echoing),
         "send(data)": (Burst(Send(), connections, pipelined, answers=True), echoing),
     }
     candidates = [
