@@ -72,4 +72,48 @@ MUTANTS = (
         "Held input leaves half of each turn to what has come since",
         ("tests/test_fairness.py::test_floods_that_are_held_leave_room_for_what_comes_since",),
     ),
+    # Backlogs
+    Mutant(
+        "echo-backlog-off-by-one",
+        "uring_shim/turn.c",
+        "session->outbound.bytes + bytes <= reactor->options.backlog_bytes_max))",
+        "session->outbound.bytes + bytes < reactor->options.backlog_bytes_max))",
+        "An echo may fill the backlog to `backlog_bytes_max`",
+        ("tests/test_backpressure.py::test_an_echo_may_fill_the_backlog_and_no_more",),
+    ),
+    Mutant(
+        "pongs-without-reserve",
+        "uring_shim/turn.c",
+        """bool room = session->backlog_bytes + session->outbound.bytes
+        <= reactor->options.backlog_bytes_max + URS_CONTROL_RESERVE_BYTES;""",
+        "bool room = session->backlog_bytes + session->outbound.bytes <= reactor->options.backlog_bytes_max - 10;",
+        "A full backlog still takes pongs",
+        ("tests/test_backpressure.py::test_a_full_backlog_still_takes_a_pong",),
+    ),
+    Mutant(
+        "pongs-without-bound",
+        "uring_shim/turn.c",
+        "if (session->state == URS_SESSION_OPEN && (room || item->kind != URS_ITEM_PING)) {",
+        "if (session->state == URS_SESSION_OPEN) {",
+        "Pongs have a reserve, and it ends",
+        ("tests/test_backpressure.py::test_a_flood_of_pings_to_who_does_not_read_the_pongs_is_bounded",),
+    ),
+    Mutant(
+        "backlog-pauses-each-64-blocks",
+        "uring_shim/turn.c",
+        "else if (sent == session->offered)\n        urs_turn_dirty(reactor, session);\n    else\n",
+        "else\n",
+        "A backlog leaves at once for as long as the socket takes it",
+        ("tests/test_backpressure.py::test_a_backlog_of_many_messages_leaves_as_the_socket_takes_it",),
+    ),
+    Mutant(
+        "messages-after-on-full-close",
+        "src/uringws/connection.py",
+        """if result == SendResult.DROPPED and not self.is_open:  # on_full="close"
+            self._message._reactor._closing(self)
+        return""",
+        "return",
+        'No message is delivered after `on_full="close"` has struck',
+        ("tests/test_backpressure.py::test_on_full_close_delivers_no_more_messages_of_the_same_turn_either",),
+    ),
 )

@@ -25,13 +25,14 @@ from uringws import (
     Stats,
 )
 from uringws.backend import Backend
-from wire import BINARY, CLOSE, PING, PONG, TEXT, Frame, Peer, frame
+from wire import BINARY, CLOSE, PING, PONG, TEXT, Frame, Peer, frame, server_frame
 
 KIB, MIB = 1 << 10, 1 << 20
 CHUNK = bytes(range(256)) * 400
 """Large enough to leave at once, and to be copied to the backlog where the socket takes only a part of it."""
 CONTROL_RESERVE_BYTES = 4096
 HEADER_BYTES_MAX = 10
+PONG_BYTES_MAX = 127
 POOL_BYTES = Options().receive_buffers * Options().receive_buffer_bytes
 
 
@@ -145,6 +146,53 @@ def test_on_full_close_delivers_no_more_messages(backend: Backend) -> None:
         assert [event[0] for event in it.recorder.events] == ["open", "close"]
 
 
+def test_on_full_close_delivers_no_more_messages_of_the_same_turn_either(backend: Backend) -> None:
+    class TooMuch(Recorder):
+        def on_message(self, conn: Connection, message: Message) -> None:
+            self.record("message", bytes(message))
+            self.record("sent", conn.send_binary(bytes(MIB + 1)), conn.is_open)
+
+    with session(backend, Options(backlog_bytes_max=MIB, on_full="close"), TooMuch()) as it:
+        it.peer.write(frame(TEXT, b"one"), frame(TEXT, b"two"), frame(TEXT, b"three"))
+        assert it.peer.shake_hands(1008) == 1008
+        assert it.recorder.events[1:3] == [("message", b"one"), ("sent", SendResult.DROPPED, False)]
+        assert [event[0] for event in it.recorder.events] == ["open", "message", "sent", "close"]
+
+
+def test_a_backlog_of_many_messages_leaves_as_the_socket_takes_it(backend: Backend) -> None:
+    """More of them than one system call can name. `sends_short` counts sends that the socket did not take in full."""
+    ours, theirs = socket.socketpair()
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 200 * KIB)
+    recorder = Recorder()
+    with (
+        Reactor(recorder, Options(ping_interval_seconds=None), backend=backend) as reactor,
+        Peer(theirs) as peer,
+    ):
+        conn = recorder.connections[reactor.add_session(ours)]
+        reactor.run_once(0)
+        sent = b""
+        while not conn.buffered_amount:  # until the socket is full
+            sent += send_alone(reactor, conn, bytes(20_000))
+        for number in range(75):
+            sent += send_alone(reactor, conn, number.to_bytes(4, "big") * 1024)
+        waiting = conn.buffered_amount
+        assert waiting > 74 * 4096
+        before = reactor.stats().sends_short
+        in_socket = len(sent) - waiting
+        assert peer.read_exactly(in_socket) == sent[:in_socket]
+        run_until(reactor, lambda: conn.buffered_amount < waiting)
+        assert conn.buffered_amount == 0
+        assert reactor.stats().sends_short == before
+        assert peer.read_exactly(waiting) == sent[in_socket:]
+
+
+def send_alone(reactor: Reactor, conn: Connection, payload: bytes) -> bytes:
+    """Send a message in a turn of its own; return its bytes on the wire."""
+    conn.send_binary(payload)
+    reactor.run_once(0)
+    return server_frame(BINARY, payload)
+
+
 # Water marks
 
 
@@ -227,16 +275,43 @@ def test_a_full_backlog_has_a_reserve_for_pings_that_ends_too(backend: Backend) 
         assert it.peer.read_close() == 4000
 
 
+def filled(it: Session, limit: int) -> list[Frame]:
+    """Fill the backlog to its limit, to the byte; return all that was sent."""
+    sent = [Frame(BINARY, CHUNK)] * len(it.send_until(SendResult.QUEUED))
+    filler = bytes(limit - it.buffered())
+    assert it.send(filler) is SendResult.QUEUED
+    assert limit <= it.buffered() <= limit + HEADER_BYTES_MAX
+    return [*sent, Frame(BINARY, filler)]
+
+
+def test_a_full_backlog_still_takes_a_pong(backend: Backend) -> None:
+    with session(backend, Options(backlog_bytes_max=MIB, on_full="drop")) as it:
+        sent = filled(it, MIB)
+        full = it.buffered()
+        it.peer.send(PING, b"alive?")
+        wait_until(lambda: it.buffered() > full)
+        assert it.send(b"") is SendResult.DROPPED, "the reserve is for control frames alone"
+        assert it.peer.read_frames(len(sent)) == sent
+        assert it.peer.read_frame() == Frame(PONG, b"alive?")
+
+
 def test_a_flood_of_pings_to_who_does_not_read_the_pongs_is_bounded(backend: Backend) -> None:
-    with session(backend, Options(backlog_bytes_max=64 * KIB, on_full="drop", ping_interval_seconds=None)) as it:
-        it.send_until(SendResult.DROPPED)
+    options = Options(backlog_bytes_max=MIB, on_full="drop", ping_interval_seconds=None)
+    with session(backend, options) as it:
+        sent = filled(it, MIB)
+        flood = frame(PING, b"?" * 125) * 80_000
         before = it.stats().bytes_in
-        flood = frame(PING, b"?" * 125) * 5000
         it.peer.write(flood)
         wait_until(lambda: it.stats().bytes_in == before + len(flood))
-        assert it.buffered() <= 64 * KIB + CONTROL_RESERVE_BYTES + 127
+        stats = it.stats()
+        assert MIB <= stats.queued_bytes <= MIB + CONTROL_RESERVE_BYTES + PONG_BYTES_MAX
+        assert stats.memory_bytes <= 2 * MIB
+        assert stats.pool_in_use == 0
         assert it.server.ask(lambda: it.conn.is_open)
-        assert it.stats().pool_in_use == 0
+        assert it.peer.read_frames(len(sent)) == sent
+        pongs = (stats.queued_bytes - MIB) // PONG_BYTES_MAX
+        assert pongs > 0
+        assert it.peer.read_frames(pongs) == [Frame(PONG, b"?" * 125)] * pongs
 
 
 # Echoes for a slow reader
@@ -283,6 +358,24 @@ def test_echoes_by_a_handler_are_dropped_whole_and_counted(backend: Backend) -> 
         assert echoed == [payloads[number] for number in numbers]
         it.peer.send(TEXT, b"after")
         assert it.peer.read_frame() == Frame(TEXT, b"after")
+
+
+@pytest.mark.parametrize("size", [20, 125, 5000, 70_000])
+def test_an_echo_may_fill_the_backlog_and_no_more(backend: Backend, size: int) -> None:
+    recorder = EchoRecorder()
+    with session(backend, Options(backlog_bytes_max=MIB, on_full="drop"), recorder) as it:
+        sent = [Frame(BINARY, CHUNK)] * len(it.send_until(SendResult.QUEUED))
+        filler = bytes(MIB - it.buffered() - HEADER_BYTES_MAX - size)
+        assert it.send(filler) is SendResult.QUEUED
+        room = MIB - it.buffered()
+        it.peer.send(BINARY, b"!" * (room + 1))
+        recorder.wait_for("message")
+        assert (it.buffered(), it.stats().drops) == (MIB - room, 1)
+        it.peer.send(BINARY, b"." * room)
+        recorder.wait_for("message", 2)
+        wait_until(lambda: it.buffered() >= MIB)
+        assert it.stats().drops == 1
+        assert it.peer.read_frames(len(sent) + 2) == [*sent, Frame(BINARY, filler), Frame(BINARY, b"." * room)]
 
 
 def test_echoes_by_a_handler_close_who_does_not_read_them(backend: Backend, recorder: EchoRecorder) -> None:
