@@ -1,4 +1,4 @@
-"""handshake.py: every shape of opening request by name, and answers that nothing can be smuggled into."""
+"""http.py and handshake.py: every shape of opening request by name, and answers that nothing can be smuggled into."""
 
 from __future__ import annotations
 
@@ -12,20 +12,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from uringws.errors import HandshakeError
-from uringws.handshake import (
-    Accept,
-    Headers,
-    Reject,
-    Request,
-    Response,
-    check_upgrade,
-    encode_accept,
-    encode_refusal,
-    encode_response,
-    parse_request,
-    refusal,
-    select_subprotocol,
-)
+from uringws.handshake import Accept, Reject, check_upgrade, encode_accept, refusal, select_subprotocol
+from uringws.http import Headers, Request, Response, encode_refusal, encode_response, parse_request
 from uringws.options import Options
 
 KEY = b"dGhlIHNhbXBsZSBub25jZQ=="  # RFC 6455 1.3, as is its proof

@@ -38,7 +38,7 @@ C_LAYERS = (
 PYTHON_LAYERS = (
     {"shim"},
     {"errors", "options", "frames", "sending", "sockets", "stats"},
-    {"backend", "engine", "handshake", "message", "metrics", "proxy_protocol"},
+    {"backend", "engine", "handshake", "http", "message", "metrics", "proxy_protocol"},
     {"connection", "handler", "sender", "upgrade"},
     {"reactor"},
     {"workers"},

@@ -29,18 +29,8 @@ from uringws.errors import (
 )
 from uringws.frames import CloseCode, FrameHeader, Incomplete, Opcode, parse_header, unmask
 from uringws.handler import Handler, HandlerProtocol, handler_fn
-from uringws.handshake import (
-    Accept,
-    Headers,
-    Reject,
-    Request,
-    Response,
-    check_upgrade,
-    encode_accept,
-    encode_refusal,
-    encode_response,
-    parse_request,
-)
+from uringws.handshake import Accept, Reject, check_upgrade, encode_accept
+from uringws.http import Headers, Request, Response, encode_refusal, encode_response, parse_request
 from uringws.message import Message
 from uringws.options import Options
 from uringws.reactor import Reactor

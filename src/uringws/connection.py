@@ -12,7 +12,7 @@ from uringws.sending import ABSENT, check_close, check_send, name_opcode
 from uringws.shim import ffi, lib
 
 if TYPE_CHECKING:
-    from uringws.handshake import Peer
+    from uringws.http import Peer
     from uringws.sending import Payload
 
 __all__ = ["Connection", "SendResult"]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from uringws.handshake import Accept, Reject, Request, Response
+from uringws.handshake import Accept, Reject
+from uringws.http import Request, Response
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -1,190 +1,38 @@
-"""The opening handshake (RFC 6455 4.2, RFC 9110, RFC 9112): a request's head in, an answer's bytes out.
+"""The opening handshake (RFC 6455 4.2): a request's WebSocket fields checked, the 101 answer's bytes, and refusals.
 
-No I/O and no clock: who collects the head, and how long that may take, is decided elsewhere. Requests are held to the
-letter where leniency has a history of request smuggling, and every answer but a 101 closes the connection, so that no
-byte after a refused head is ever taken for a request.
+No I/O and no clock: who collects the head, and how long that may take, is decided elsewhere. What is HTTP without
+WebSocket is in http.py.
 """
 
 from __future__ import annotations
 
 import re
 from binascii import b2a_base64
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha1
-from http import HTTPStatus
-from typing import TYPE_CHECKING, Final, TypeVar, overload
-from urllib.parse import parse_qs, unquote
-
-import httptools
+from typing import TYPE_CHECKING, Final
 
 from uringws.errors import HandshakeError, RejectReason
+from uringws.http import TOKEN, HeaderFields, Request, Response, check_status, encode_fields, has_token, list_elements
 
 if TYPE_CHECKING:
     from uringws.options import Options
 
 __all__ = [
     "Accept",
-    "HeaderFields",
-    "Headers",
-    "Peer",
     "Reject",
-    "Request",
-    "Response",
     "check_upgrade",
     "encode_accept",
-    "encode_refusal",
-    "encode_response",
-    "parse_request",
     "refusal",
     "select_subprotocol",
 ]
 
-Peer = tuple[str, int] | tuple[str, int, int, int] | str | None
-"""A peer's address as `socket.getpeername` gives it, or None where it is not known."""
-
-HeaderFields = Mapping[str, str] | Sequence[tuple[str, str]]
-"""Field lines of an answer; a sequence of pairs where a name comes more than once (Set-Cookie)."""
-
-_Default = TypeVar("_Default")
-
-_TOKEN_TEXT: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"  # RFC 9110 5.6.2
-_TOKEN: Final = re.compile(_TOKEN_TEXT)
-# RFC 9112 section 3, one space between the parts. No fragment: RFC 9112 3.2 has none in a target.
-_REQUEST_LINE: Final = re.compile(rb"(" + _TOKEN_TEXT + rb') ([!"$-~]+) HTTP/([0-9]\.[0-9])')
-_ABSOLUTE_FORM: Final = re.compile(r"https?://([^/?@]+)(/[^?]*)?(\?.*)?", re.IGNORECASE)
-_HOST: Final = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z\-._~%!$&'()*+,;=]+)(:[0-9]*)?")  # RFC 3986 3.2.2, 3.2.3
 _KEY: Final = re.compile(rb"[0-9A-Za-z+/]{22}==")  # 16 bytes in base64, RFC 6455 4.2.1
-_FIELD_NAME: Final = re.compile(_TOKEN_TEXT.decode("ascii"))
-_FIELD_VALUE: Final = re.compile(r"[\t -~\x80-\xff]*")  # RFC 9110 5.5; no CR, LF, NUL
-
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 1.3
 _ACCEPT_START: Final = (
     b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: "
 )
-_PLAIN_TEXT: Final = b"Content-Type: text/plain; charset=utf-8\r\n"
-_PHRASES: Final = {status.value: status.phrase for status in HTTPStatus}
-_STATUS_MAX: Final = 599  # RFC 9110 15
-_BODILESS: Final = frozenset({204, 205, 304})  # RFC 9110 15.3.5, 15.3.6, 15.4.5
-
-_MANAGED: Final = frozenset(
-    {
-        "connection",
-        "content-length",
-        "sec-websocket-accept",
-        "sec-websocket-extensions",
-        "sec-websocket-protocol",
-        "server",
-        "transfer-encoding",
-        "upgrade",
-    }
-)
-"""Field names that an answer's other settings decide, so that they cannot be given among its headers."""
-
-
-class Headers(Mapping[str, str]):
-    """The field lines of a request: immutable, names without regard to case, values decoded as Latin-1.
-
-    `headers[name]` joins the values of a repeated name with ", " (RFC 9110 5.3); `get_all` keeps them apart. Iteration
-    gives each name once, in lower case. `raw` is what came, in its order, as pairs of bytes.
-    """
-
-    __slots__ = ("_index", "raw")
-
-    def __init__(self, raw: Iterable[tuple[bytes, bytes]]) -> None:
-        self.raw: Final = tuple(raw)
-        index: dict[bytes, tuple[bytes, ...]] = {}
-        for name, value in self.raw:
-            key = name.lower()
-            index[key] = (*index[key], value) if key in index else (value,)
-        self._index = index
-
-    def __getitem__(self, name: str) -> str:
-        values = self.get_all(name)
-        if not values:
-            raise KeyError(name)
-        return ", ".join(values)
-
-    def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and _key(name) in self._index
-
-    def __iter__(self) -> Iterator[str]:
-        return (name.decode("latin-1") for name in self._index)
-
-    def __len__(self) -> int:
-        return len(self._index)
-
-    def __repr__(self) -> str:
-        return f"Headers({list(self.raw)!r})"
-
-    @overload
-    def get(self, name: str, /) -> str | None: ...
-    @overload
-    def get(self, name: str, /, default: str | _Default) -> str | _Default: ...
-    def get(self, name: str, /, default: str | _Default | None = None) -> str | _Default | None:
-        """Return the value of a name, repeated ones joined with ", ", or `default`."""
-        values = self.get_all(name)
-        return ", ".join(values) if values else default
-
-    def get_all(self, name: str) -> list[str]:
-        """Return the values of a name, one per field line, in their order; empty if it is not there."""
-        return [value.decode("latin-1") for value in self._index.get(_key(name), ())]
-
-    def values_of(self, name: bytes) -> tuple[bytes, ...]:
-        """Return the values of a name that is given in lower case, undecoded."""
-        return self._index.get(name, ())
-
-
-def _key(name: str) -> bytes:
-    # What Latin-1 cannot encode is the name of no field; "?" is one neither.
-    return name.lower().encode("latin-1", "replace")
-
-
-@dataclass(slots=True, eq=False)
-class Request:
-    """An opening request, or a plain HTTP one, as `on_upgrade` and `on_request` see it."""
-
-    method: str
-    """GET or HEAD."""
-    target: str
-    """The request target as it came."""
-    raw_path: str
-    """The target's path, percent-encoded, beginning with "/"."""
-    query: str
-    """What follows the first "?" of the target, percent-encoded; "" if there is none."""
-    headers: Headers
-    http_version: str
-    """1.1 or 1.0."""
-    peer: Peer
-    """Where the request comes from; if a PROXY protocol header said so, the address it named."""
-
-    @property
-    def path(self) -> str:
-        """The path, percent-decoded as UTF-8, invalid bytes replaced.
-
-        "%2F" and "/" become the same here: decide on `raw_path` where that matters.
-        """
-        return unquote(self.raw_path) if "%" in self.raw_path else self.raw_path
-
-    @property
-    def origin(self) -> str | None:
-        """The value of Origin: a browser says here whose page is asking."""
-        return self.headers.get("origin")
-
-    @property
-    def subprotocols(self) -> tuple[str, ...]:
-        """The subprotocols offered, the client's preference first, without duplicates."""
-        offers = _list_elements(self.headers.values_of(b"sec-websocket-protocol"))
-        return tuple(dict.fromkeys(offer.decode("latin-1") for offer in offers))
-
-    @property
-    def is_upgrade(self) -> bool:
-        """Whether it asks for a WebSocket. In HTTP/1.0 an Upgrade field says nothing (RFC 9110 7.8)."""
-        return self.http_version != "1.0" and _has_token(self.headers.values_of(b"upgrade"), b"websocket")
-
-    def query_params(self) -> dict[str, list[str]]:
-        """Return the query's parameters, decoded, blank values kept; each name with all its values."""
-        return parse_qs(self.query, keep_blank_values=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,37 +52,7 @@ class Accept:
 
     def __post_init__(self) -> None:
         if self.headers:
-            object.__setattr__(self, "field_lines", _encode_fields(self.headers))
-
-
-@dataclass(frozen=True, slots=True)
-class Response:
-    """A plain HTTP answer, after which the connection is closed.
-
-    `status` is 200 to 599. A `body` of str is sent as UTF-8, as text/plain unless `headers` say otherwise. Raises
-    ValueError for a status out of range, a header that is malformed or managed by the library, or a body where the
-    status has none (204, 205, 304); TypeError for the wrong types.
-    """
-
-    status: int = 200
-    headers: HeaderFields = ()
-    body: bytes | str = b""
-    field_lines: bytes = field(init=False, repr=False, compare=False, default=b"")
-    """The headers as they go out, encoded once."""
-    body_bytes: bytes = field(init=False, repr=False, compare=False, default=b"")
-    """The body as it goes out."""
-
-    def __post_init__(self) -> None:
-        _check_status(self.status, 200)
-        if not isinstance(self.body, (bytes, str)):
-            raise TypeError(f"body must be bytes or str, not {type(self.body).__name__}")
-        if self.body and self.status in _BODILESS:
-            raise ValueError(f"status {self.status} has no body")
-        lines = _encode_fields(self.headers) if self.headers else b""
-        if self.body and isinstance(self.body, str) and not _names_field(self.headers, "content-type"):
-            lines += _PLAIN_TEXT
-        object.__setattr__(self, "field_lines", lines)
-        object.__setattr__(self, "body_bytes", self.body.encode() if isinstance(self.body, str) else self.body)
+            object.__setattr__(self, "field_lines", encode_fields(self.headers))
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,105 +62,8 @@ class Reject(Response):
     status: int = 403
 
     def __post_init__(self) -> None:
-        _check_status(self.status, 300)
+        check_status(self.status, 300)
         Response.__post_init__(self)  # super() alone does not work in a dataclass with slots
-
-
-class _Collector:
-    """What httptools calls back: keeps the field lines of one request."""
-
-    __slots__ = ("fields",)
-
-    def __init__(self) -> None:
-        self.fields: list[tuple[bytes, bytes]] = []
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        # llhttp leaves the optional whitespace after a value in it, RFC 9112 5.1 does not.
-        self.fields.append((name, value.rstrip(b" \t")))
-
-
-def parse_request(head: bytes, *, header_count_max: int, peer: Peer = None) -> Request:
-    """Parse a request's head: all bytes up to its blank line, that included, and none beyond.
-
-    Raises HandshakeError: 400 for what is not HTTP or not beyond doubt, 405 for methods other than GET and HEAD, 413
-    for a request with a body, 431 for more than `header_count_max` field lines, 505 for versions other than 1.0 and
-    1.1. It says nothing yet about WebSocket: that is `check_upgrade`.
-    """
-    # RFC 9112 2.2: one empty line before the request line is ignored.
-    head = head.removeprefix(b"\r\n")
-    end = head.find(b"\r\n\r\n")
-    if end < 0 or end + 4 != len(head):
-        raise HandshakeError(400, "not an HTTP request")
-    # Counted before any is parsed, so that a head full of them costs nothing.
-    if head.count(b"\n") - 2 > header_count_max:
-        raise HandshakeError(431, "too many header fields")
-    method, target, version = _parse_request_line(head)
-    fields = _parse_fields(head)
-    headers = Headers(fields)
-    _refuse_body(headers)
-    host = _parse_host(headers, version)
-    raw_path, query = _split_target(target, host)
-    return Request(method, target, raw_path, query, headers, version, peer)
-
-
-def _parse_request_line(head: bytes) -> tuple[str, str, str]:
-    # httptools would take more than one space, and HTTP/0.9, HTTP/2.0, RTSP and ICE, for good.
-    line = _REQUEST_LINE.fullmatch(head, 0, head.find(b"\r\n"))
-    if line is None:
-        raise HandshakeError(400, "malformed request line")
-    method, target, version = line[1].decode("ascii"), line[2].decode("ascii"), line[3].decode("ascii")
-    if version not in ("1.1", "1.0"):
-        raise HandshakeError(505, "only HTTP/1.1 is spoken here")
-    if method not in ("GET", "HEAD"):
-        raise HandshakeError(405, "only GET and HEAD are allowed", (("Allow", "GET, HEAD"),))
-    return method, target, version
-
-
-def _parse_fields(head: bytes) -> list[tuple[bytes, bytes]]:
-    collector = _Collector()
-    try:
-        httptools.HttpRequestParser(collector).feed_data(head)
-    except httptools.HttpParserUpgrade:
-        pass  # How it says that the request asks for one.
-    except httptools.HttpParserError as error:
-        raise HandshakeError(400, f"malformed request: {error}") from error
-    return collector.fields
-
-
-def _refuse_body(headers: Headers) -> None:
-    """Refuse what announces a body: nothing reads one here, so its bytes would be taken for frames."""
-    if headers.values_of(b"transfer-encoding"):
-        raise HandshakeError(413, "a request body is not allowed")
-    for length in headers.values_of(b"content-length"):
-        if length.strip(b"0"):
-            raise HandshakeError(413, "a request body is not allowed")
-
-
-def _parse_host(headers: Headers, version: str) -> bytes | None:
-    """RFC 9112 3.2: exactly one valid Host; HTTP/1.0 may leave it out."""
-    hosts = headers.values_of(b"host")
-    if not hosts and version == "1.0":
-        return None
-    if len(hosts) != 1 or not _HOST.fullmatch(hosts[0]):
-        raise HandshakeError(400, "exactly one valid Host field is required")
-    return hosts[0]
-
-
-def _split_target(target: str, host: bytes | None) -> tuple[str, str]:
-    """Return path and query of the origin form or, RFC 9112 3.2.2 demands it, of the absolute form.
-
-    The latter must name the same authority as Host: where the two differ, servers and proxies differ in which they
-    believe.
-    """
-    if target[0] != "/":
-        absolute = _ABSOLUTE_FORM.fullmatch(target)
-        if absolute is None:
-            raise HandshakeError(400, "the request target must be a path")
-        if host is None or absolute[1].lower() != host.decode("ascii").lower():
-            raise HandshakeError(400, "the request target and Host differ")
-        target = (absolute[2] or "/") + (absolute[3] or "")
-    raw_path, _, query = target.partition("?")
-    return raw_path, query
 
 
 def check_upgrade(request: Request, options: Options) -> bytes:
@@ -356,7 +77,7 @@ def check_upgrade(request: Request, options: Options) -> bytes:
         raise HandshakeError(405, "a WebSocket opens with GET", (("Allow", "GET"),))
     if not request.is_upgrade:
         raise _upgrade_required("this is a WebSocket server: Upgrade: websocket over HTTP/1.1 is required")
-    if not _has_token(values_of(b"connection"), b"upgrade"):
+    if not has_token(values_of(b"connection"), b"upgrade"):
         raise HandshakeError(400, "Connection: Upgrade is required (does a proxy take it away?)")
     versions = values_of(b"sec-websocket-version")
     if len(versions) > 1:
@@ -367,7 +88,7 @@ def check_upgrade(request: Request, options: Options) -> bytes:
     if len(keys) != 1 or not _KEY.fullmatch(keys[0]):
         raise HandshakeError(400, "one Sec-WebSocket-Key of 16 bytes in base64 is required")
     offers = values_of(b"sec-websocket-protocol")
-    if offers and not all(map(_TOKEN.fullmatch, _list_elements(offers))):
+    if offers and not all(map(TOKEN.fullmatch, list_elements(offers))):
         raise HandshakeError(400, "malformed Sec-WebSocket-Protocol")
     if options.origins is not None:
         _check_origin(request.headers.get_all("origin"), options.origins)
@@ -435,82 +156,3 @@ def encode_accept(
     if server_header is not None:
         lines += b"Server: %b\r\n" % server_header.encode("ascii")
     return b"%b%b\r\n%b\r\n" % (_ACCEPT_START, proof, lines)
-
-
-def encode_response(response: Response, *, head_only: bool = False, server_header: str | None = None) -> bytes:
-    """Return the bytes of a plain answer, after which the connection is to be closed.
-
-    `head_only` answers HEAD: the body is left out. `server_header` is the value of Server, None for none.
-    """
-    return _encode_answer(
-        response.status, response.field_lines, response.body_bytes, head_only=head_only, server_header=server_header
-    )
-
-
-def encode_refusal(error: HandshakeError, *, head_only: bool = False, server_header: str | None = None) -> bytes:
-    """Return the bytes of the answer that a HandshakeError stands for, after which the connection is to be closed.
-
-    `head_only` answers HEAD: the body is left out. `server_header` is the value of Server, None for none.
-    """
-    lines = b"".join(b"%b: %b\r\n" % (name.encode("ascii"), value.encode("ascii")) for name, value in error.headers)
-    body = f"{error.body}\n".encode()
-    return _encode_answer(error.status, lines + _PLAIN_TEXT, body, head_only=head_only, server_header=server_header)
-
-
-def _encode_answer(status: int, lines: bytes, body: bytes, *, head_only: bool, server_header: str | None) -> bytes:
-    start = f"HTTP/1.1 {status} {_PHRASES.get(status, '')}\r\n".encode("ascii")
-    if server_header is not None:
-        lines += b"Server: %b\r\n" % server_header.encode("ascii")
-    if status != HTTPStatus.NO_CONTENT:  # RFC 9110 8.6 forbids it there
-        lines += b"Content-Length: %d\r\n" % len(body)
-    # RFC 9110 15.5.22 wants Upgrade with a 426, and 7.8 wants it named in Connection.
-    lines += (
-        b"Upgrade: websocket\r\nConnection: Upgrade, close\r\n"
-        if status == HTTPStatus.UPGRADE_REQUIRED
-        else b"Connection: close\r\n"
-    )
-    return b"%b%b\r\n%b" % (start, lines, b"" if head_only else body)
-
-
-def _check_status(status: int, low: int) -> None:
-    if isinstance(status, bool) or not isinstance(status, int):
-        raise TypeError(f"status must be an int, not {type(status).__name__}")
-    if not low <= status <= _STATUS_MAX:
-        raise ValueError(f"status {status} is not in {low} to {_STATUS_MAX}")
-
-
-def _pairs(headers: HeaderFields) -> Iterable[tuple[str, str]]:
-    return headers.items() if isinstance(headers, Mapping) else headers
-
-
-def _names_field(headers: HeaderFields, lower_name: str) -> bool:
-    return any(name.lower() == lower_name for name, _ in _pairs(headers))
-
-
-def _encode_fields(headers: HeaderFields) -> bytes:
-    """Encode an answer's field lines, refusing what would break out of its line (response splitting)."""
-    lines = []
-    for name, value in _pairs(headers):
-        if not isinstance(name, str) or not isinstance(value, str):
-            raise TypeError(f"header {name!r}: name and value must be str")
-        if not _FIELD_NAME.fullmatch(name):
-            raise ValueError(f"header name {name!r} is not a token (RFC 9110 5.1)")
-        if name.lower() in _MANAGED:
-            raise ValueError(f"header {name!r} is managed by the library")
-        if not _FIELD_VALUE.fullmatch(value):
-            raise ValueError(f"header {name!r}: value {value!r} has a control or a non-Latin-1 character")
-        lines.append(f"{name}: {value}\r\n".encode("latin-1"))
-    return b"".join(lines)
-
-
-def _list_elements(values: Iterable[bytes]) -> list[bytes]:
-    """Return the elements of a comma-separated field over all its lines, without empty ones (RFC 9110 5.6.1)."""
-    elements = (element.strip(b" \t") for value in values for element in value.split(b","))
-    return [element for element in elements if element]
-
-
-def _has_token(values: tuple[bytes, ...], token: bytes) -> bool:
-    """Return whether a list field names `token`, given in lower case, without regard to case."""
-    if len(values) == 1 and values[0].lower() == token:
-        return True
-    return any(element.lower() == token for element in _list_elements(values))

@@ -24,7 +24,8 @@ from uringws.backend import Backend, Opened, open_core
 from uringws.connection import Connection, peer_of
 from uringws.errors import ConnectionClosed, ReactorStateError, RejectReason, UringUnavailable, WrongThread, check
 from uringws.frames import CloseCode
-from uringws.handshake import encode_refusal, refusal
+from uringws.handshake import refusal
+from uringws.http import encode_refusal
 from uringws.message import Message
 from uringws.options import Options
 from uringws.sender import Sender
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from types import FrameType, TracebackType
 
     from uringws.handler import HandlerProtocol
-    from uringws.handshake import Peer
+    from uringws.http import Peer
 
 __all__ = ["Reactor"]
 

@@ -11,20 +11,8 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
 from uringws.errors import HandshakeError, ProtocolError, RejectReason
-from uringws.handshake import (
-    Accept,
-    Peer,
-    Reject,
-    Request,
-    Response,
-    check_upgrade,
-    encode_accept,
-    encode_refusal,
-    encode_response,
-    parse_request,
-    refusal,
-    select_subprotocol,
-)
+from uringws.handshake import Accept, Reject, check_upgrade, encode_accept, refusal, select_subprotocol
+from uringws.http import Peer, Request, Response, encode_refusal, encode_response, parse_request
 from uringws.metrics import CONTENT_TYPE, prometheus_text
 from uringws.proxy_protocol import parse_proxy_header
 from uringws.shim import ffi, lib
