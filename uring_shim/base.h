@@ -26,14 +26,14 @@ enum urs_error {
     URS_ERROR_CLOSE_CODE = -4108,        /* a close code that may not be sent, 7.4 */
     URS_ERROR_UTF8 = -4109,              /* text or a close reason that is not UTF-8, 8.1 */
     URS_ERROR_TOO_BIG = -4110,           /* a message over message_bytes_max */
-    URS_ERROR_REFUSED_OPCODE = -4111,    /* text or binary where it was not asked for, 7.4.1 (1003) */
+    URS_ERROR_REFUSED_OPCODE = -4111,    /* a type (text or binary) that the options refuse, 7.4.1 (1003) */
     URS_ERROR_STALE = -4112,             /* the id's session is gone */
     URS_ERROR_CLOSING = -4113,           /* the session's close handshake has begun: nothing may follow */
     URS_ERROR_FULL = -4114,              /* backlog_bytes_max would be exceeded */
     URS_ERROR_LIMIT = -4115,             /* a limit of the options is reached */
     URS_ERROR_MEMORY_BUDGET = -4116,     /* memory_bytes_max would be exceeded */
     URS_ERROR_STATE = -4117,             /* the call is not allowed in this state */
-    URS_ERROR_REQUEST = -4118,           /* what came is no HTTP request */
+    URS_ERROR_REQUEST = -4118,           /* the bytes are not an HTTP request */
     URS_ERROR_THREAD = -4119,            /* a call from a thread that does not own the reactor */
     URS_ERROR_FORKED = -4120             /* the reactor belongs to the parent process */
 };

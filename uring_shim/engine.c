@@ -134,14 +134,14 @@ static int begin_data(struct urs_engine *engine, const struct urs_engine_rules *
     return 0;
 }
 
-/* True if the text so far, `bytes` more bytes of it and, with fin, its end are good UTF-8. */
+/* True if the text so far, extended by `bytes` bytes, is valid UTF-8 and, with fin, may end there. */
 static bool text_ok(struct urs_engine *engine, const uint8_t *data, size_t bytes, bool fin)
 {
     return urs_utf8_feed(&engine->utf8, data, bytes) < 0 && (!fin || urs_utf8_complete(&engine->utf8));
 }
 
-/* The header of the next frame, from the input, or from what an earlier read left of it and the input. Returns what
- * urs_frame_parse does; *in_place says whether the header's own bytes lie in the input, before input->next. */
+/* Reads the header of the next frame: from the input, or from the bytes that an earlier read left and the input. Returns
+ * the same as urs_frame_parse; *in_place says whether the whole header lies in the input, in front of input->next. */
 static int take_header(struct urs_engine *engine, struct urs_input *input, struct urs_frame_header *header,
                        bool *in_place)
 {
@@ -165,8 +165,8 @@ static int take_header(struct urs_engine *engine, struct urs_input *input, struc
     return 0;
 }
 
-/* Copies what the input has of the current frame's payload behind the block, unmasked; returns its first byte, or
- * NULL with *error set. */
+/* Appends the bytes of the current frame's payload that the input has to the block, unmasked. Returns the first of
+ * them, or NULL with *error set. */
 static uint8_t *collect(struct urs_engine *engine, struct urs_memory *memory, struct urs_block **block,
                         struct urs_input *input, size_t *taken, int *error)
 {
@@ -175,6 +175,7 @@ static uint8_t *collect(struct urs_engine *engine, struct urs_memory *memory, st
     size_t expected = have + engine->frame_left;
     if (!engine->frame_fin)
         expected = urs_max(expected, 2 * (have + bytes) + 256);  /* fragments without end: grow by doubling */
+    URS_ASSERT(engine->phase != URS_ENGINE_ENDED && engine->header_have == 0);
     *error = urs_block_reserve(memory, block, bytes, expected);
     if (*error != 0)
         return NULL;
@@ -191,13 +192,14 @@ static uint8_t *collect(struct urs_engine *engine, struct urs_memory *memory, st
 /* Hands a block over to the item. */
 static void give_block(struct urs_item *item, struct urs_block **block)
 {
+    URS_ASSERT(*block != NULL);
     item->payload = urs_block_data(*block);
     item->bytes = urs_block_bytes(*block);
     item->block = *block;
     *block = NULL;
 }
 
-/* More of a data frame that does not lie whole in one input, or of a fragmented message. */
+/* Takes more bytes of a data frame that does not lie whole in one input, or of a fragmented message. */
 static int continue_data(struct urs_engine *engine, const struct urs_engine_rules *rules, struct urs_memory *memory,
                          struct urs_input *input, struct urs_item *item)
 {
@@ -238,7 +240,7 @@ static int continue_control(struct urs_engine *engine, struct urs_memory *memory
     return take_control(engine, input, item, engine->frame_opcode);
 }
 
-/* A frame that lies whole in the input, header and all: nothing is copied. */
+/* Takes a frame that lies whole in the input, header included: nothing is copied. */
 static int whole_frame(struct urs_engine *engine, const struct urs_engine_rules *rules, struct urs_input *input,
                        const struct urs_frame_header *header, struct urs_item *item)
 {
@@ -261,7 +263,7 @@ static int whole_frame(struct urs_engine *engine, const struct urs_engine_rules 
     return item->kind;
 }
 
-/* The start of a frame. */
+/* Takes the header of a frame, and as much of its payload as the input has. */
 static int begin_frame(struct urs_engine *engine, const struct urs_engine_rules *rules, struct urs_memory *memory,
                        struct urs_input *input, struct urs_item *item)
 {
@@ -325,8 +327,8 @@ int urs_engine_next(struct urs_engine *engine, const struct urs_engine_rules *ru
     return URS_ITEM_NONE;
 }
 
-/* The payload of a whole text message, unmasked at `target`; or false, and the text as it was, if it is bad: the one
- * who fails the connection over it then finds it so. */
+/* Unmasks the payload of a whole text message and moves it to `target`. Returns false, with the bytes masked again, if
+ * the text is invalid: urs_engine_next then reports it. */
 static bool move_text(struct urs_engine *engine, uint8_t *target, uint8_t *payload, size_t bytes, const uint8_t *key)
 {
     urs_mask_move(payload, payload, bytes, key, 0);
@@ -368,6 +370,7 @@ int urs_engine_echo(struct urs_engine *engine, const struct urs_engine_rules *ru
     }
     if (count == 0)
         return URS_ITEM_NONE;
+    URS_ASSERT(target <= frame && frame <= input->end);
     input->next = frame;
     *item = (struct urs_item){
         .kind = URS_ITEM_ANSWERS, .payload = start, .bytes = (size_t)(target - start), .count = count};

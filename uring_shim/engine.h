@@ -1,5 +1,5 @@
 /* One connection's protocol, RFC 6455 sections 5 to 8, for the server's side: bytes in, items out, one at a time.
- * No I/O, no clock, no descriptor, no Python. What the items oblige the server to answer is written by outbound. */
+ * No I/O, no clock, no descriptor, no Python. outbound.h writes the replies that items require. */
 #ifndef URS_ENGINE_H
 #define URS_ENGINE_H
 
@@ -40,10 +40,10 @@ struct urs_engine {
     struct urs_block *partial;           /* the message (under rules.frames: the frame) begun */
     struct urs_block *control;           /* a control frame that was cut by the end of a read */
     uint64_t frame_left;                 /* payload bytes of the current frame still to come */
-    uint64_t message_bytes;              /* of the message begun, as announced so far */
+    uint64_t message_bytes;              /* of the message begun: the sum of its frame headers so far */
     struct urs_utf8 utf8;
     uint8_t masking_key[4];
-    uint8_t header[14];                  /* a header that was cut */
+    uint8_t header[14];                  /* the first bytes of a header that the end of a read cut */
     uint8_t header_have;
     uint8_t phase;                       /* enum urs_engine_phase */
     uint8_t message_opcode;              /* of the fragmented message begun; 0 for none */
@@ -59,8 +59,8 @@ struct urs_input {
 };
 
 /* What urs_engine_next found. The payload lies in the input, or in `block`, whose one reference is then the
- * caller's. At least enough bytes in front of the payload for the header of an answer of the same size may be
- * overwritten. */
+ * caller's. The bytes in front of the payload may be overwritten; there are always enough for the header of a reply of
+ * the same size. */
 struct urs_item {
     uint8_t *payload;
     size_t bytes;
@@ -73,15 +73,15 @@ struct urs_item {
     uint32_t count;                      /* only in URS_ITEM_ANSWERS */
 };
 
-/* Takes the next item out of the input and returns its kind; call it until it returns URS_ITEM_NONE. What does not
- * make a whole item is copied out (charged to `memory`), so that the input's buffer is free afterwards. Text is
- * validated as it comes and fails at its first bad byte. After URS_ITEM_CLOSE and URS_ITEM_FAILED nothing follows. */
+/* Takes the next item out of the input and returns its kind; call it until it returns URS_ITEM_NONE. Bytes that do not
+ * make a whole item are copied (charged to `memory`), so that the input's buffer is free afterwards. Text is validated
+ * as it arrives and fails at its first bad byte. No item follows URS_ITEM_CLOSE or URS_ITEM_FAILED. */
 int urs_engine_next(struct urs_engine *engine, const struct urs_engine_rules *rules, struct urs_memory *memory,
                     struct urs_input *input, struct urs_item *item);
 
-/* For an echo: where the input begins with whole messages of at most 125 bytes, turns all of them into the frames that
- * answer them, one behind the other, in place, and returns URS_ITEM_ANSWERS; the payload is those frames. Else leaves
- * the input as it is and returns URS_ITEM_NONE: what comes next is for urs_engine_next. */
+/* For an echo: if the input begins with whole messages of at most 125 bytes, turns all of them into the frames that
+ * answer them, contiguous and in place, and returns URS_ITEM_ANSWERS; the payload is those frames. Otherwise leaves the
+ * input as it is and returns URS_ITEM_NONE: urs_engine_next must take the next item. */
 int urs_engine_echo(struct urs_engine *engine, const struct urs_engine_rules *rules, struct urs_input *input,
                     struct urs_item *item);
 
@@ -94,7 +94,7 @@ const char *urs_engine_error_text(int error);
 /* Bytes of a frame or message begun that the engine holds. */
 size_t urs_engine_partial_bytes(const struct urs_engine *engine);
 
-/* Frees what the engine holds; it is then as new, but for its phase, which is URS_ENGINE_ENDED. */
+/* Frees what the engine holds and resets it, except that phase becomes URS_ENGINE_ENDED: no more input is accepted. */
 void urs_engine_clear(struct urs_engine *engine);
 
 /* cdef: end */

@@ -1,4 +1,4 @@
-/* Frame headers, RFC 6455 5.2. Only what one header says on its own; no memory of the frame before it. */
+/* Frame headers, RFC 6455 5.2: only rules that one header can break by itself. Nothing is kept between two frames. */
 #include "frame.h"
 
 #include <string.h>
@@ -51,7 +51,7 @@ static inline int check_second_byte(unsigned byte, unsigned opcode, int rules)
     return 0;
 }
 
-/* Of an extended length of `length_bytes` bytes, `bytes` are at hand: do they already prove it wrong? */
+/* `bytes` of the `length_bytes` bytes of an extended length are at hand. Returns the error that they prove, or 0. */
 static inline int check_length(const uint8_t *data, size_t bytes, size_t length_bytes)
 {
     if (length_bytes == 2)

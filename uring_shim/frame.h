@@ -1,5 +1,5 @@
-/* One frame header, RFC 6455 5.2: read and written. Pure functions; what a frame means for its connection (fragments,
- * close) is engine's. */
+/* One frame header, RFC 6455 5.2: read and written. Pure functions; the engine knows what a frame means for its
+ * connection (fragments, close). */
 #ifndef URS_FRAME_H
 #define URS_FRAME_H
 
@@ -32,11 +32,12 @@ struct urs_frame_header {
     uint8_t header_bytes;                /* 2 to 14 */
 };
 
-/* Reads the header at the start of `data` under `rules` (or-ed urs_frame_rule; 0 takes either mask bit). What follows
- * the header is not looked at. Returns its size in bytes (2 to 14) with *header filled in; or 0 if it goes on past
- * `bytes`, with header->header_bytes set to the size it will have at least, and nothing else; or an urs_error, from
- * URS_ERROR_RSV to URS_ERROR_MASKED, as soon as the bytes at hand prove a rule broken, even if they are not a whole
- * header: after it *header is meaningless. */
+/* Reads the header at the start of `data` under `rules` (or-ed urs_frame_rule; 0 takes either mask bit). Bytes after the
+ * header are ignored. Returns
+ *   its size in bytes (2 to 14), with *header filled in;
+ *   0 if the header is incomplete: then only header->header_bytes is set, to the minimum total size known so far;
+ *   an urs_error, from URS_ERROR_RSV to URS_ERROR_MASKED, as soon as the bytes at hand prove that a rule is broken, even
+ *   if the header is incomplete: *header is then meaningless. */
 int urs_frame_parse(const uint8_t *data, size_t bytes, int rules, struct urs_frame_header *header);
 
 /* The size of a header without mask for a payload of that size (at most 2^63 - 1): 2, 4 or 10. */

@@ -1,5 +1,5 @@
-/* Masking: one loop over words, compiled for each size of word that a CPU has, and a way around the loop for payloads
- * too short for it. The choice of the implementation is the only state. */
+/* Masking: one loop over words, compiled for each word size that a CPU has, and shorter paths for payloads that are too
+ * short for the loop. The choice of the implementation is the only state. */
 #include "mask.h"
 
 #include <errno.h>
@@ -142,7 +142,7 @@ static void select_fastest(void)
             selected = &implementations[i];
 }
 
-/* As the library is loaded, so that no call has to ask whether the choice has been made. */
+/* Runs when the library is loaded, so that no call has to ask whether the choice has been made. */
 __attribute__((constructor)) static void initialize(void)
 {
 #if defined(__x86_64__)

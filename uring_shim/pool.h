@@ -1,5 +1,5 @@
-/* The receive pool: one small run of equal buffers, so small that it stays in the cache. Who may write into a
- * buffer at a given moment is the I/O backend's business; this file only owns the memory and counts. */
+/* The receive pool: equal buffers in one piece of memory, sized to stay in the CPU cache. This file divides the caller's
+ * memory into buffers and counts them; the I/O backend decides who may write into a buffer at a given moment. */
 #ifndef URS_POOL_H
 #define URS_POOL_H
 
@@ -20,8 +20,8 @@ struct urs_pool {
  * 32768; buffer_bytes: 256 to 16 MiB). */
 size_t urs_pool_bytes(uint32_t buffers, size_t buffer_bytes);
 
-/* Divides `memory` (urs_pool_bytes of it, page-aligned) into buffers. The memory stays its owner's, who keeps it until
- * no kernel request and no view refers to it. Returns 0 or -EINVAL. */
+/* Divides `memory` (urs_pool_bytes of it, page-aligned) into buffers. The memory stays the caller's, who must keep it
+ * until no kernel request and no view refers to it. Returns 0 or -EINVAL. */
 int urs_pool_open(struct urs_pool *pool, uint8_t *memory, uint32_t buffers, size_t buffer_bytes);
 
 /* cdef: end */

@@ -1,5 +1,5 @@
-/* UTF-8 validation: an automaton of nine states, which alone says which byte is the bad one, and in front of it a check
- * of whole vectors that passes over what it proves good. */
+/* UTF-8 validation: an automaton of nine states, which finds the exact bad byte, and in front of it a check of whole
+ * vectors that skips bytes it proves valid. */
 #include "utf8.h"
 
 #include <errno.h>
@@ -58,7 +58,7 @@ static inline uint64_t step(uint64_t state, uint8_t byte) { return rows[byte] >>
 
 enum { BLOCK_BYTES = 16, WIDE_BYTES = 64 };
 
-/* `bytes` is a constant multiple of 8, so that the compiler makes of the loop what its target does best. */
+/* `bytes` is a constant multiple of 8, so that the compiler can turn the loop into its target's best instructions. */
 static inline bool is_ascii(const uint8_t *data, size_t bytes)
 {
     uint64_t seen = 0;
@@ -71,7 +71,7 @@ static inline bool is_ascii(const uint8_t *data, size_t bytes)
     return (seen & UINT64_C(0x8080808080808080)) == 0;
 }
 
-/* The whole contract of urs_utf8_feed, with nothing but the automaton. */
+/* Does all that urs_utf8_feed promises, with the automaton alone. */
 static ptrdiff_t feed_automaton(struct urs_utf8 *utf8, const uint8_t *data, size_t bytes)
 {
     uint64_t state = utf8->state;
@@ -193,7 +193,7 @@ static bool vectors_run_here(void) { return true; }
 
 enum { LOOKBACK_BYTES = 3, VECTOR_BYTES = sizeof(vector) };
 
-/* Not zero wherever one of the VECTOR_BYTES bytes at `data` may not follow the LOOKBACK_BYTES before it. */
+/* Not zero at each of the VECTOR_BYTES bytes at `data` that may not follow the LOOKBACK_BYTES bytes in front of it. */
 VECTOR_FUNCTION vector errors_at(const uint8_t *data)
 {
     vector now = load(data);
@@ -210,8 +210,8 @@ VECTOR_FUNCTION vector errors_at(const uint8_t *data)
     return pair ^ ((third | fourth) & CONTINUED);
 }
 
-/* Checks data[LOOKBACK_BYTES] to the end, at least VECTOR_BYTES. Returns `bytes`, or an index before which no byte is
- * proved bad. */
+/* Checks from data[LOOKBACK_BYTES] to the end, at least VECTOR_BYTES bytes. Returns `bytes`, or an index in front of
+ * which every byte is valid. */
 VECTOR_FUNCTION size_t good_bytes(const uint8_t *data, size_t bytes)
 {
     size_t i = LOOKBACK_BYTES;
@@ -237,9 +237,9 @@ static size_t code_point_before(const uint8_t *data, size_t i)
     return i;
 }
 
-/* The automaton takes the first bytes, whose code point may have begun in the chunk before, and the last code point,
- * which may be cut. What lies between it sees only from the vectors' first error on, and from one code point earlier:
- * that a byte can never be good (C0, F5) shows in vectors only with the byte after it. */
+/* The automaton checks the first bytes, whose code point may have begun in the previous chunk, and the last code point,
+ * which may be cut. The vectors check the bytes in between; at their first error the automaton takes over, one code
+ * point earlier, because the vectors notice a byte that is never valid (C0, F5) only together with the next byte. */
 static ptrdiff_t feed_vectors(struct urs_utf8 *utf8, const uint8_t *data, size_t bytes)
 {
     if (bytes < LOOKBACK_BYTES + VECTOR_BYTES)
@@ -261,7 +261,7 @@ static ptrdiff_t feed_vectors(struct urs_utf8 *utf8, const uint8_t *data, size_t
 
 static ptrdiff_t (*selected)(struct urs_utf8 *utf8, const uint8_t *data, size_t bytes) = feed_automaton;
 
-/* How many bytes at the start are ASCII, rounded down to what was looked at together. */
+/* The number of ASCII bytes at the start, rounded down to whole blocks. */
 static inline size_t ascii_bytes(const uint8_t *data, size_t bytes)
 {
     size_t i = 0;
@@ -272,11 +272,11 @@ static inline size_t ascii_bytes(const uint8_t *data, size_t bytes)
         i += WIDE_BYTES;
     while (bytes - i >= BLOCK_BYTES && is_ascii(data + i, BLOCK_BYTES))
         i += BLOCK_BYTES;
-    /* Where less than a block is left, the last block of all covers it. */
+    /* If less than a block is left, the last BLOCK_BYTES of the text cover it. */
     return bytes - i < BLOCK_BYTES && is_ascii(data + bytes - BLOCK_BYTES, BLOCK_BYTES) ? bytes : i;
 }
 
-/* Most texts are short and all ASCII: those are done here. */
+/* Most texts are short and all ASCII: they end here. */
 ptrdiff_t urs_utf8_feed(struct urs_utf8 *utf8, const uint8_t *data, size_t bytes)
 {
     size_t from = utf8->state == START ? ascii_bytes(data, bytes) : 0;
@@ -307,7 +307,7 @@ int urs_utf8_select(const char *name)
     return 0;
 }
 
-/* As the library is loaded, so that no call has to ask whether the choice has been made. */
+/* Runs when the library is loaded, so that no call has to ask whether the choice has been made. */
 __attribute__((constructor)) static void initialize(void)
 {
 #if defined(__x86_64__)

@@ -1,5 +1,5 @@
-/* Incremental UTF-8 validation, RFC 3629: as strict as RFC 6455 8.1 wants (no surrogates, no overlong forms, nothing
- * above U+10FFFF). Pure functions; the state between two chunks is one value of the caller's. */
+/* Incremental UTF-8 validation, RFC 3629: as strict as RFC 6455 8.1 requires (no surrogates, no overlong forms, nothing
+ * above U+10FFFF). Pure functions; the caller keeps the state between two chunks. */
 #ifndef URS_UTF8_H
 #define URS_UTF8_H
 
@@ -12,8 +12,8 @@ struct urs_utf8 {
     uint32_t state;
 };
 
-/* Validates the next chunk. Returns -1 if all `bytes` bytes are good so far (a code point may be cut at the end: see
- * urs_utf8_complete), else the index of the first byte that proves the text bad. After a bad byte the state is
+/* Validates the next chunk. Returns -1 if all `bytes` bytes are valid so far (a code point may be cut at the end: see
+ * urs_utf8_complete), else the index of the first byte that proves the text invalid. After that the state is
  * meaningless until it is set to 0. */
 ptrdiff_t urs_utf8_feed(struct urs_utf8 *utf8, const uint8_t *data, size_t bytes);
 

@@ -1,5 +1,5 @@
-/* One coarse timer a session, O(1) to set: a wheel of buckets. A timer never fires early but for one that lies beyond
- * the wheel's horizon; whoever is woken looks at the clock and sets it anew. Knows no clock and no session. */
+/* One coarse timer per session, set in O(1): a wheel of buckets. A timer never fires early, except beyond the horizon of
+ * 32 s: check the clock when it fires and set it again. Knows no clock and no session. */
 #ifndef URS_WHEEL_H
 #define URS_WHEEL_H
 
