@@ -116,4 +116,29 @@ MUTANTS = (
         'No message is delivered after `on_full="close"` has struck',
         ("tests/test_backpressure.py::test_on_full_close_delivers_no_more_messages_of_the_same_turn_either",),
     ),
+    # The drain
+    Mutant(
+        "drain-leaves-ports-open",
+        "src/uringws/reactor.py",
+        "        self._close_listeners()  # else the kernel would go on completing connections that nobody takes\n",
+        "",
+        "A drain closes the listening sockets at once",
+        ("tests/test_draining.py::test_a_drain_closes_the_listening_sockets_while_sessions_last",),
+    ),
+    Mutant(
+        "second-signal-ignored",
+        "src/uringws/reactor.py",
+        "                self._stopping = True\n            self._signalled",
+        "                pass\n            self._signalled",
+        "A second signal ends the reactor at once",
+        ("tests/test_draining.py::test_a_second_signal_ends_a_drain_at_once",),
+    ),
+    Mutant(
+        "draining-admits",
+        "uring_shim/admission.c",
+        "    if (reactor->draining) {\n        refuse",
+        "    if (false) {\n        refuse",
+        "Nobody is let in while draining",
+        ("tests/test_draining.py::test_who_was_accepted_but_not_seen_before_a_drain_is_not_let_in",),
+    ),
 )

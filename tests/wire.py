@@ -114,7 +114,11 @@ class Peer:
         """Connect, and say nothing yet."""
         if isinstance(address, str):
             sock = socket.socket(socket.AF_UNIX)
-            sock.connect(address)
+            try:
+                sock.connect(address)
+            except BaseException:
+                sock.close()
+                raise
         else:
             sock = socket.create_connection(address, TIMEOUT_SECONDS)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
