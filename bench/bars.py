@@ -114,50 +114,67 @@ def elsewhere(results: Results) -> None:
 
 
 def bars() -> Iterator[Bar]:
-    """In the order in which they were set."""
+    """All of them: each shape, one's own share, pipelines, latency, and what else is counted."""
     for mode in MODES:
-        yield from (
-            Bar(
-                what=f"run_echo, each shape, {mode}",
-                against=BASELINE,
-                required=1.0,
-                aim=1.1,
-                measure=worst("uringws_echo", BASELINE, SHAPES, mode),
-            ),
-            Bar(
-                what=f"run_echo, geometric mean, {mode}",
-                against=BASELINE,
-                required=1.03,
-                measure=mean("uringws_echo", BASELINE, SHAPES, mode),
-            ),
-            Bar(
-                what=f"run_echo, each 16 KiB shape, {mode}",
-                against=BASELINE,
-                required=1.05,
-                measure=worst("uringws_echo", BASELINE, LARGE_SHAPES, mode),
-            ),
-            Bar(
-                what=f"run_echo on epoll, each shape, {mode}",
-                against=BASELINE,
-                required=0.98,
-                aim=1.03,
-                measure=worst("uringws_echo_epoll", BASELINE, SHAPES, mode),
-            ),
-            Bar(
-                what=f"Python handler, conn.echo(), each shape, {mode}",
-                against=BASELINE,
-                required=0.93,
-                aim=1.0,
-                measure=worst("uringws_handler", BASELINE, SHAPES, mode),
-            ),
-            Bar(
-                what=f"Python handler, conn.send(), each shape, {mode}",
-                against=BASELINE,
-                required=0.88,
-                aim=0.97,
-                measure=worst("uringws_send", BASELINE, SHAPES, mode),
-            ),
-        )
+        yield from shapes(mode)
+    yield from sends()
+    for mode in MODES:
+        yield from against_picows(mode)
+        yield from pipelines(mode)
+    yield from latency()
+    yield from counts()
+    for mode in MODES:
+        yield from large_messages(mode)
+
+
+def shapes(mode: Mode) -> Iterator[Bar]:
+    """The five shapes, against the baseline."""
+    yield from (
+        Bar(
+            what=f"run_echo, each shape, {mode}",
+            against=BASELINE,
+            required=1.0,
+            aim=1.1,
+            measure=worst("uringws_echo", BASELINE, SHAPES, mode),
+        ),
+        Bar(
+            what=f"run_echo, geometric mean, {mode}",
+            against=BASELINE,
+            required=1.03,
+            measure=mean("uringws_echo", BASELINE, SHAPES, mode),
+        ),
+        Bar(
+            what=f"run_echo, each 16 KiB shape, {mode}",
+            against=BASELINE,
+            required=1.05,
+            measure=worst("uringws_echo", BASELINE, LARGE_SHAPES, mode),
+        ),
+        Bar(
+            what=f"run_echo on epoll, each shape, {mode}",
+            against=BASELINE,
+            required=0.98,
+            aim=1.03,
+            measure=worst("uringws_echo_epoll", BASELINE, SHAPES, mode),
+        ),
+        Bar(
+            what=f"Python handler, conn.echo(), each shape, {mode}",
+            against=BASELINE,
+            required=0.93,
+            aim=1.0,
+            measure=worst("uringws_handler", BASELINE, SHAPES, mode),
+        ),
+        Bar(
+            what=f"Python handler, conn.send(), each shape, {mode}",
+            against=BASELINE,
+            required=0.88,
+            aim=0.97,
+            measure=worst("uringws_send", BASELINE, SHAPES, mode),
+        ),
+    )
+
+
+def sends() -> Iterator[Bar]:
+    """A handler that sends what it received, and what Python costs beyond C."""
     for form, server, required, aim in (
         ("send(message.opcode, message.data)", "uringws_send", 0.93, 0.97),
         ("send(message)", "uringws_send_message", 0.97, 1.0),
@@ -178,44 +195,57 @@ def bars() -> Iterator[Bar]:
         at_most=True,
         measure=more_cpu("uringws_handler", "uringws_echo", "100/20"),
     )
-    for mode in MODES:
-        yield from (
-            Bar(
-                what=f"Python handler, 20 and 1,024 bytes, {mode}",
-                against="picows",
-                required=1.15,
-                aim=1.25,
-                measure=worst("uringws_handler", "picows", SMALL_SHAPES, mode),
-            ),
-            Bar(
-                what=f"Python handler, 16 KiB, {mode}",
-                against="picows",
-                required=1.4,
-                aim=1.6,
-                measure=worst("uringws_handler", "picows", LARGE_SHAPES, mode),
-            ),
-            Bar(
-                what=f"run_echo, 16 in flight, {mode}",
-                against=BASELINE,
-                required=1.1,
-                aim=1.5,
-                measure=worst("uringws_echo", BASELINE, ["pipelined-16"], mode),
-            ),
-            Bar(
-                what=f"run_echo, 64 in flight, {mode}",
-                against=BASELINE,
-                required=1.25,
-                aim=1.5,
-                measure=worst("uringws_echo", BASELINE, ["pipelined-64"], mode),
-            ),
-            Bar(
-                what=f"Python handler, 16 in flight, {mode}",
-                against="picows",
-                required=6,
-                aim=10,
-                measure=worst("uringws_handler", "picows", ["pipelined-16"], mode),
-            ),
-        )
+
+
+def against_picows(mode: Mode) -> Iterator[Bar]:
+    """A Python handler, against the fastest server on asyncio."""
+    yield from (
+        Bar(
+            what=f"Python handler, 20 and 1,024 bytes, {mode}",
+            against="picows",
+            required=1.15,
+            aim=1.25,
+            measure=worst("uringws_handler", "picows", SMALL_SHAPES, mode),
+        ),
+        Bar(
+            what=f"Python handler, 16 KiB, {mode}",
+            against="picows",
+            required=1.4,
+            aim=1.6,
+            measure=worst("uringws_handler", "picows", LARGE_SHAPES, mode),
+        ),
+    )
+
+
+def pipelines(mode: Mode) -> Iterator[Bar]:
+    """Several messages in flight on each connection."""
+    yield from (
+        Bar(
+            what=f"run_echo, 16 in flight, {mode}",
+            against=BASELINE,
+            required=1.1,
+            aim=1.5,
+            measure=worst("uringws_echo", BASELINE, ["pipelined-16"], mode),
+        ),
+        Bar(
+            what=f"run_echo, 64 in flight, {mode}",
+            against=BASELINE,
+            required=1.25,
+            aim=1.5,
+            measure=worst("uringws_echo", BASELINE, ["pipelined-64"], mode),
+        ),
+        Bar(
+            what=f"Python handler, 16 in flight, {mode}",
+            against="picows",
+            required=6,
+            aim=10,
+            measure=worst("uringws_handler", "picows", ["pipelined-16"], mode),
+        ),
+    )
+
+
+def latency() -> Iterator[Bar]:
+    """Times instead of rates."""
     yield Bar(
         what="CPU per message of run_echo, each shape",
         against="bare_uring",
@@ -247,6 +277,10 @@ def bars() -> Iterator[Bar]:
         at_most=True,
         measure=times("uringws_echo_busy_poll", BASELINE, "round-trip"),
     )
+
+
+def counts() -> Iterator[Bar]:
+    """Upgrades, memory, and the work of one function."""
     for against, required in (("websockets", 3), ("picows", 2)):
         yield Bar(
             what="upgrades per second",
@@ -270,14 +304,17 @@ def bars() -> Iterator[Bar]:
         aim=1.0,
         measure=elsewhere,
     )
-    for mode in MODES:
-        yield Bar(
-            what=f"64 KiB and 1 MiB messages, {mode}",
-            against=BASELINE,
-            required=1.0,
-            aim=1.1,
-            measure=worst("uringws_echo", BASELINE, ["64KiB", "1MiB"], mode),
-        )
+
+
+def large_messages(mode: Mode) -> Iterator[Bar]:
+    """Messages that are larger than a receive buffer."""
+    yield Bar(
+        what=f"64 KiB and 1 MiB messages, {mode}",
+        against=BASELINE,
+        required=1.0,
+        aim=1.1,
+        measure=worst("uringws_echo", BASELINE, ["64KiB", "1MiB"], mode),
+    )
 
 
 def table(results: Results) -> Table:

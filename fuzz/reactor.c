@@ -455,22 +455,13 @@ static void hang_up(struct peer *peer)
     peer->fd = -1;
 }
 
-static void operate(struct world *world, struct input *input)
+/* What a peer does. */
+static void act_as_peer(struct world *world, struct peer *peer, enum operation operation, struct input *input,
+                        uint32_t seed)
 {
-    uint8_t byte = take_byte(input);
-    struct peer *peer = &world->peers[byte >> 4];
     struct string wire = {0};
     size_t bytes;
-    uint32_t seed = byte;
-    switch ((enum operation)(byte & 15)) {
-    case CONNECT:
-        if (!peer->used)
-            connect_peer(world, peer);
-        break;
-    case ADOPT:
-        if (!peer->used)
-            adopt_peer(world, peer, input);
-        break;
+    switch (operation) {
     case REQUEST:
         write_request(peer, input);
         break;
@@ -490,18 +481,29 @@ static void operate(struct world *world, struct input *input)
         if (peer->fd >= 0)
             shutdown(peer->fd, SHUT_WR);
         break;
-    case HANG_UP:
+    case ANSWER_PING:
+        seed = take_byte(input);
+        add_masked(&wire, 0x80 | (seed & 1 ? URS_OPCODE_PING : URS_OPCODE_PONG), peer->ping, sizeof peer->ping, payload);
+        peer_write(peer, wire.data, wire.bytes, seed / 2);
+        break;
+    default:
         hang_up(peer);
         break;
+    }
+    string_free(&wire);
+}
+
+/* What the server's side does, or what happens to it. */
+static void act_as_server(struct world *world, struct peer *peer, enum operation operation, struct input *input)
+{
+    uint32_t choice;
+    switch (operation) {
     case TURN:
         turn(world, take_16(input));
         break;
-    case TIME_PASSES:
-        clock_ms += 4 * (uint64_t)take_16(input) + byte / 16;
-        break;
     case COMMAND:
-        bytes = take_byte(input);
-        command(world, peer, (uint32_t)bytes, take_16(input));
+        choice = take_byte(input);
+        command(world, peer, choice, take_16(input));
         break;
     case FAULT:
         plan_fault(input);
@@ -510,21 +512,52 @@ static void operate(struct world *world, struct input *input)
         allocations_left = take_byte(input);
         world->faulty = world->faulty || allocations_left > 0;
         break;
-    case END:
-        end_some(world, take_byte(input));
-        break;
     case SETTLE:
         end_faults();
         settle(world, take_16(input));
         check_settled(world);
         break;
-    case ANSWER_PING:
-        seed = take_byte(input);
-        add_masked(&wire, 0x80 | (seed & 1 ? URS_OPCODE_PING : URS_OPCODE_PONG), peer->ping, sizeof peer->ping, payload);
-        peer_write(peer, wire.data, wire.bytes, seed / 2);
+    default:
+        end_some(world, take_byte(input));
         break;
     }
-    string_free(&wire);
+}
+
+static void operate(struct world *world, struct input *input)
+{
+    uint8_t byte = take_byte(input);
+    enum operation operation = (enum operation)(byte & 15);
+    struct peer *peer = &world->peers[byte >> 4];
+    switch (operation) {
+    case CONNECT:
+        if (!peer->used)
+            connect_peer(world, peer);
+        break;
+    case ADOPT:
+        if (!peer->used)
+            adopt_peer(world, peer, input);
+        break;
+    case TIME_PASSES:
+        clock_ms += 4 * (uint64_t)take_16(input) + byte / 16;
+        break;
+    case REQUEST:
+    case FRAME:
+    case RAW:
+    case READ:
+    case HALF_CLOSE:
+    case HANG_UP:
+    case ANSWER_PING:
+        act_as_peer(world, peer, operation, input, byte);
+        break;
+    case TURN:
+    case COMMAND:
+    case FAULT:
+    case NO_MEMORY:
+    case END:
+    case SETTLE:
+        act_as_server(world, peer, operation, input);
+        break;
+    }
 }
 
 /* ---- beginning and end ---- */
