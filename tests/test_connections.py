@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import time
+import weakref
 from collections.abc import Iterator
 
 import pytest
@@ -20,7 +21,7 @@ from uringws import (
     handler_fn,
 )
 from uringws.backend import Backend
-from wire import BINARY, PING, PONG, TEXT, Frame, Peer, close_frame, distinct_payloads, frame
+from wire import BINARY, PING, PONG, TEXT, Frame, Peer, close_frame, distinct_payloads, frame, upgrade_request
 
 QUIET = Options(ping_interval_seconds=None, close_seconds_max=0.2)
 
@@ -375,3 +376,46 @@ def test_an_interrupt_leaves_run_and_loses_no_event(backend: Backend) -> None:
         reactor.run_once(0)
         for _, peer in made:
             assert peer.read_frames(2) == [Frame(TEXT, b"interrupt"), Frame(TEXT, b"then this")]
+
+
+# References to it
+
+
+def test_a_weak_set_of_connections_lets_go_of_those_that_ended(backend: Backend) -> None:
+    members: weakref.WeakSet[Connection] = weakref.WeakSet()
+
+    class Members(Recorder):
+        def on_open(self, conn: Connection) -> None:
+            members.add(conn)
+            self.record("open", conn.id)
+
+        def on_close(self, conn: Connection, code: int, reason: str) -> None:
+            self.record("close", conn.id)
+
+    recorder = Members()
+    options = Options(subprotocols=["chat"])
+    with ReactorThread(recorder, backend=backend, options=options) as server:
+        with Peer.connect(server.address) as first, Peer.dial(server.address) as second:
+            second.write(upgrade_request(subprotocols=["chat"]))
+            second.read_response()
+            recorder.wait_for("open", 2)
+            assert server.ask(lambda: sorted(str(member.subprotocol) for member in members)) == ["None", "chat"]
+            assert server.ask(lambda: [member.is_open for member in members]) == [True, True]
+            first.shake_hands()
+            recorder.wait_for("close")
+            assert server.ask(lambda: [member.subprotocol for member in members]) == ["chat"]
+        recorder.wait_for("close", 2)
+        assert server.ask(lambda: len(members)) == 0
+
+
+def test_an_id_is_written_the_same_everywhere(backend: Backend) -> None:
+    """What a log line shows is what `Sender.send` takes."""
+    with pairs(1) as ((ours, _),), Reactor(recorder := Recorder(), QUIET, backend=backend) as reactor:
+        id_ = reactor.add_session(ours)
+        conn = recorder.connections[id_]
+        assert repr(conn) == f"<Connection {id_} open>"
+        conn.abort()
+        with pytest.raises(ConnectionClosed, match=f"send on connection {id_}: "):
+            conn.send("late")
+        with pytest.raises(ConnectionClosed, match=f"echo on connection {id_}: "):
+            conn.echo()

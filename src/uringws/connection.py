@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from uringws.http import Peer
     from uringws.sending import Payload
 
-__all__ = ["Connection", "SendResult"]
+__all__ = ["Connection", "SendResult", "make_connection"]
 
 
 class SendResult(IntEnum):
@@ -49,23 +49,23 @@ class Connection:
     """One WebSocket connection. Its methods belong to the reactor's thread; `Sender` is for others.
 
     Those that send or close raise ConnectionClosed once the close handshake has begun, and WrongThread in another
-    thread. The object may be kept for as long as you like: it does not keep the connection.
+    thread. The object may be kept for as long as you like: it does not keep the connection. It is hashable, compares by
+    identity and can be referenced weakly: a `weakref.WeakSet` of connections lets go of those that have ended.
     """
 
-    __slots__ = ("_message", "data", "id", "subprotocol")
+    __slots__ = ("__weakref__", "_message", "data", "id")
 
     id: int
     """Unique within the reactor: a number never names another connection later on."""
     data: Any
     """Yours. Begins as what `Accept.data` or `add_session` gave."""
-    subprotocol: str | None
-    """What the upgrade agreed on (RFC 6455 1.9)."""
+    subprotocol: str | None = None
+    """What the upgrade agreed on (RFC 6455 1.9). Only connections that have one spend memory on it."""
 
-    def __init__(self, message: Any, connection_id: int, subprotocol: str | None, data: object) -> None:
+    def __init__(self, message: Any, connection_id: int, data: object) -> None:
         """Only the reactor makes connections."""
         self._message = message
         self.id = connection_id
-        self.subprotocol = subprotocol
         self.data = data
 
     @property
@@ -221,11 +221,11 @@ class Connection:
 
     def __repr__(self) -> str:
         """Name it for a log."""
-        return f"<Connection {self.id:#x} {'open' if self.is_open else 'closed'}>"
+        return f"<Connection {self.id} {'open' if self.is_open else 'closed'}>"
 
     def _cannot_echo(self) -> Exception:
         if not self.is_open:
-            return ConnectionClosed(f"echo on connection {self.id:#x}: the connection is closing")
+            return ConnectionClosed(f"echo on connection {self.id}: the connection is closing")
         return RuntimeError("echo() is for the connection whose message is being handled, while it is")
 
     def _not_sent(self, result: int) -> SendResult:
@@ -237,10 +237,23 @@ class Connection:
 
     def _error(self, result: int, what: str) -> Exception:
         try:
-            check(result, f"{what} on connection {self.id:#x}")
+            check(result, f"{what} on connection {self.id}")
         except (UringWSError, OSError) as error:
             return error
         raise AssertionError(result)
+
+
+class _ConnectionWithSubprotocol(Connection):
+    __slots__ = ("subprotocol",)
+
+
+def make_connection(message: Any, connection_id: int, subprotocol: str | None, data: object) -> Connection:
+    """Return a new connection that points at the reactor's message."""
+    if subprotocol is None:
+        return Connection(message, connection_id, data)
+    connection = _ConnectionWithSubprotocol(message, connection_id, data)
+    connection.subprotocol = subprotocol
+    return connection
 
 
 def peer_of(peer: Any) -> Peer:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from uringws.backend import Backend, Opened, open_core
-from uringws.connection import Connection, peer_of
+from uringws.connection import Connection, make_connection, peer_of
 from uringws.errors import ConnectionClosed, ReactorStateError, RejectReason, UringUnavailable, WrongThread, check
 from uringws.frames import CloseCode
 from uringws.handshake import refusal
@@ -527,7 +527,7 @@ class Reactor:
 
     def _open_connection(self, identity: int, subprotocol: str | None, data: object) -> None:
         slot = identity & 0xFFFFFFFF
-        connection = Connection(self._message, identity, subprotocol, data)
+        connection = make_connection(self._message, identity, subprotocol, data)
         while slot + 1 >= len(self._connections):
             self._connections.append(None)
         self._connections[slot] = connection
