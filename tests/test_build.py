@@ -159,6 +159,7 @@ def test_build_stops_with_one_line(without: Without, tmp_path: Path) -> None:
         shutil.copy(ROOT / name, tmp_path)
     shutil.copytree(SHIM, tmp_path / "uring_shim")
     (tmp_path / "src" / "uringws").mkdir(parents=True)
+    shutil.copy(ROOT / "src" / "uringws" / "version.py", tmp_path / "src" / "uringws")
     without("liburing.h")
     script = tmp_path / "uring_shim" / "build_ffi.py"
     result = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)

@@ -80,7 +80,7 @@ def test_a_reactor_that_is_forgotten_frees_everything_and_says_so(backend: Backe
         else:
             ours.close()
         del reactor
-        with pytest.warns(ResourceWarning, match="unclosed <uringws.reactor.Reactor"):
+        with pytest.warns(ResourceWarning, match=f"unclosed <Reactor {backend}, not running>"):
             gc.collect()
         assert theirs.recv(10) == b""
     assert open_files() == before

@@ -36,7 +36,7 @@ C_LAYERS = (
 )
 
 PYTHON_LAYERS = (
-    {"shim"},
+    {"field_docs", "shim", "version"},
     {"errors", "options", "frames", "sending", "sockets", "stats"},
     {"backend", "engine", "handshake", "http", "message", "metrics", "proxy_protocol"},
     {"connection", "handler", "sender", "upgrade"},

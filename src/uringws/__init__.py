@@ -36,6 +36,7 @@ from uringws.options import Options
 from uringws.reactor import Reactor
 from uringws.sender import Sender
 from uringws.stats import Stats
+from uringws.version import __version__
 
 __all__ = [
     "Accept",
@@ -71,6 +72,7 @@ __all__ = [
     "UringUnavailable",
     "UringWSError",
     "WrongThread",
+    "__version__",
     "check_upgrade",
     "encode_accept",
     "encode_refusal",

@@ -1,4 +1,4 @@
-"""The command line: `python -m uringws doctor` and `python -m uringws echo`.
+"""The command line: `uringws doctor` and `uringws echo`, also as `python -m uringws`.
 
 What goes wrong is one line on stderr and an exit status of 1 (2: the arguments are wrong), never a traceback.
 """
@@ -16,6 +16,7 @@ from uringws.errors import UringUnavailable
 from uringws.handler import Handler
 from uringws.message import Message
 from uringws.reactor import Reactor
+from uringws.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,6 +60,7 @@ def port_number(text: str) -> int:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line; `command` is the function to run."""
     parser = argparse.ArgumentParser(prog="uringws", description="A WebSocket server for Linux on io_uring.")
+    parser.add_argument("--version", action="version", version=f"uringws {__version__}")
     commands = parser.add_subparsers(required=True, metavar="doctor | echo")
     about = "say which backend works here and why, which limits matter, and what to do about it"
     commands.add_parser("doctor", help=about, description=f"{about[0].upper()}{about[1:]}.").set_defaults(run=doctor)

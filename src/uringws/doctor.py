@@ -22,6 +22,7 @@ from uringws.handler import Handler
 from uringws.options import Options
 from uringws.reactor import Reactor
 from uringws.shim import ffi, lib
+from uringws.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -340,7 +341,7 @@ def render(findings: Iterable[Finding]) -> str:
     implementation, python = platform.python_implementation(), platform.python_version()
     machine = os.uname()
     lines = [
-        f"uringws {_version('uringws')} on {implementation} {python}, with {needs}",
+        f"uringws {__version__} on {implementation} {python}, with {needs}",
         f"{machine.sysname} {machine.release} {machine.machine}, {os.cpu_count()} CPUs",
     ]
     section = ""

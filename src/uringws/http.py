@@ -17,6 +17,7 @@ from urllib.parse import parse_qs, unquote
 import httptools
 
 from uringws.errors import HandshakeError
+from uringws.field_docs import document_fields
 
 __all__ = [
     "TOKEN",
@@ -129,6 +130,7 @@ def _key(name: str) -> bytes:
     return name.lower().encode("latin-1", "replace")
 
 
+@document_fields
 @dataclass(slots=True, eq=False)
 class Request:
     """An opening request, or a plain HTTP one, as `on_upgrade` and `on_request` see it."""
@@ -142,6 +144,7 @@ class Request:
     query: str
     """What follows the first "?" of the target, percent-encoded; "" if there is none."""
     headers: Headers
+    """The field lines, by name in upper or lower case."""
     http_version: str
     """1.1 or 1.0."""
     peer: Peer

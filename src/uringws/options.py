@@ -12,6 +12,7 @@ from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_netw
 from typing import Annotated, Any, Final, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from uringws.errors import OptionsError
+from uringws.field_docs import document_fields
 
 __all__ = ["IPNetwork", "Options"]
 
@@ -39,6 +40,7 @@ _FIELD_TEXT: Final = re.compile(r"[!-~]([ !-~]*[!-~])?")  # RFC 9110 5.5, visibl
 _ORIGIN_FORM: Final = re.compile(r"/[!$-;=@-Z_a-z~%&']*")  # RFC 9112 3.2.1, without a query
 
 
+@document_fields
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
     """The settings of a `Reactor`. `dataclasses.replace` makes a changed copy.

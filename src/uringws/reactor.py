@@ -31,7 +31,7 @@ from uringws.options import Options
 from uringws.sender import Sender
 from uringws.sending import check_close
 from uringws.shim import ffi, lib
-from uringws.sockets import Address, address_of, check_listener, check_stream, listen_tcp, listen_unix
+from uringws.sockets import Address, address_of, check_listener, check_stream, listen_tcp, listen_unix, show_address
 from uringws.stats import Stats
 from uringws.upgrade import Upgrade, answer_upgrade
 
@@ -317,6 +317,17 @@ class Reactor:
         if core != ffi.NULL:
             warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
             lib.urs_reactor_close(core)
+
+    def __repr__(self) -> str:
+        """Name it for a log: backend, addresses and state. From any thread, at any time."""
+        if self._core == ffi.NULL:
+            state = "closed"
+        elif self._inherited:
+            state = "of the parent process"
+        else:
+            state = "running" if self._running else "not running"
+        where = " on " + ", ".join(map(show_address, self._addresses)) if self._addresses else ""
+        return f"<Reactor {self.backend}{where}, {state}>"
 
     def __enter__(self) -> Self:
         """Return itself."""

@@ -8,7 +8,7 @@ import ssl
 from pathlib import Path
 from typing import Final
 
-__all__ = ["Address", "address_of", "check_listener", "check_stream", "listen_tcp", "listen_unix"]
+__all__ = ["Address", "address_of", "check_listener", "check_stream", "listen_tcp", "listen_unix", "show_address"]
 
 Address = tuple[str, int] | str
 """(host, port), or the path of a Unix socket."""
@@ -90,3 +90,11 @@ def address_of(sock: socket.socket) -> Address:
     """Return where a socket is bound."""
     name = sock.getsockname()
     return name if isinstance(name, str) else (name[0], name[1])
+
+
+def show_address(address: Address) -> str:
+    """Return an address as a URL has it: host:port, an IPv6 host in brackets; a path as it is."""
+    if isinstance(address, str):
+        return address
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
+
+from uringws.field_docs import document_fields
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["Stats"]
 
 
+@document_fields
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stats:
     """The figures of `Reactor.stats()`.
@@ -78,6 +81,11 @@ class Stats:
     """Turns of the loop."""
     events: int = 0
     """Events that the turns brought to Python."""
+
+    def __repr__(self) -> str:
+        """Show what is not 0, as Python writes it."""
+        shown = ((name, getattr(self, name)) for name in (field.name for field in fields(self)))
+        return f"Stats({', '.join(f'{name}={value!r}' for name, value in shown if value)})"
 
     @property
     def events_per_turn(self) -> float:
