@@ -171,8 +171,8 @@ WRONG_FOR_SENDER: dict[str, tuple[Callable[[Any, int], object], type[Exception]]
     "send-no-payload": (lambda sender, id: sender.send(id, Opcode.BINARY), TypeError),
     "send-no-id": (lambda sender, _: sender.send("payload"), TypeError),
     "send-id": (lambda sender, _: sender.send("id", Opcode.BINARY, b""), TypeError),
-    "close-code": (lambda sender, id: sender.close(id, 1005), ValueError),
-    "close-reason": (lambda sender, id: sender.close(id, 1000, "x" * 124), ValueError),
+    "close-code": (lambda sender, id: sender.close_connection(id, 1005), ValueError),
+    "close-reason": (lambda sender, id: sender.close_connection(id, 1000, "x" * 124), ValueError),
     "call": (lambda sender, _: sender.call("function"), TypeError),
 }
 

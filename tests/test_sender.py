@@ -88,13 +88,21 @@ def test_close_reaches_the_peer_with_code_and_reason(echo: ReactorThread, record
     with Peer.connect(echo.address) as peer:
         ((_, id_),) = recorder.wait_for("open")
         assert echo.sender.send(id_, Opcode.TEXT, b"last words")
-        assert echo.sender.close(id_, CloseCode.GOING_AWAY, "moving")
+        assert echo.sender.close_connection(id_, CloseCode.GOING_AWAY, "moving")
         assert peer.read_frame() == Frame(TEXT, b"last words")
         closing = peer.read_frame()
         assert (closing.close_code, closing.payload[2:]) == (1001, b"moving")
         peer.write(b"\x88\x82\0\0\0\0\x03\xe9")
         peer.read_eof()
     recorder.wait_for("close")
+
+
+def test_the_old_name_of_close_connection_works_and_warns(echo: ReactorThread, recorder: EchoRecorder) -> None:
+    with Peer.connect(echo.address) as peer:
+        ((_, id_),) = recorder.wait_for("open")
+        with pytest.warns(DeprecationWarning, match=r"close_connection\(id\).*release\(\) gives up the Sender"):
+            assert echo.sender.close(id_, CloseCode.GOING_AWAY, "moving")
+        assert peer.read_close() == CloseCode.GOING_AWAY
 
 
 def test_a_session_that_is_gone_is_refused_even_when_its_slot_is_taken_again(
@@ -107,7 +115,7 @@ def test_a_session_that_is_gone_is_refused_even_when_its_slot_is_taken_again(
     with Peer.connect(echo.address) as successor:
         present = recorder.wait_for("open", 2)[1][1]
         assert echo.sender.send(gone, Opcode.TEXT, b"for the dead") is False
-        assert echo.sender.close(gone) is False
+        assert echo.sender.close_connection(gone) is False
         assert echo.sender.send(present, Opcode.TEXT, b"for the living") is True
         assert successor.read_frame() == Frame(TEXT, b"for the living")
         assert echo.sender.send(0, Opcode.TEXT, b"nobody") is False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+import warnings
 from typing import TYPE_CHECKING, Any, Final, Self, overload
 
 from uringws.errors import ConnectionClosed, ReactorStateError, SenderFull
@@ -64,7 +65,7 @@ class Sender:
             buffer = bytes(buffer)
         return self._command(id, lambda connection: connection.send(opcode, buffer), timeout)
 
-    def close(
+    def close_connection(
         self, id: int, code: int | None = CloseCode.NORMAL, reason: str = "", *, timeout: float | None = None
     ) -> bool:
         """Begin the close handshake of the connection of that id; return False if it is gone or closing.
@@ -74,6 +75,15 @@ class Sender:
         """
         check_close(code, reason)
         return self._command(id, lambda connection: connection.close(code, reason), timeout)
+
+    def close(self, id: int, *arguments: Any, **options: Any) -> bool:
+        """Deprecated: the old name of `close_connection`. To give up the Sender itself, call `release`."""
+        warnings.warn(
+            "Sender.close(id) is called close_connection(id) now; release() gives up the Sender",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return self.close_connection(id, *arguments, **options)
 
     def call(self, function: Callable[[], object], *, timeout: float | None = None) -> None:
         """Have a function called on the reactor's thread, between two turns. What it raises is logged.
@@ -141,7 +151,7 @@ class Sender:
         return Sender(self._reactor)
 
     def release(self) -> None:
-        """Give the handle up. What it has commanded is still carried out."""
+        """Give up the Sender, not a connection. What it has commanded is still carried out."""
         reactor = self._reactor
         with reactor._commands_lock:
             if self._released:
@@ -167,6 +177,10 @@ class Sender:
             self._released = True
             self._reactor._abandoned.append(None)
             self._reactor._wake()
+
+    def __repr__(self) -> str:
+        """Name it for a log, from any thread."""
+        return f"<Sender of {self._reactor!r}{', released' if self._released else ''}>"
 
     def _check_live(self) -> None:
         if self._released:
