@@ -141,4 +141,55 @@ MUTANTS = (
         "Nobody is let in while draining",
         ("tests/test_draining.py::test_who_was_accepted_but_not_seen_before_a_drain_is_not_let_in",),
     ),
+    # The end of a session
+    Mutant(
+        "closed-without-waiting",
+        "uring_shim/lifecycle.c",
+        "if (session->input_ended || session->lost || shutdown(session->fd, SHUT_WR) != 0)",
+        "if (true)",
+        "A peer that still sends is not reset before it has read the close frame",
+        (
+            "tests/test_farewell.py::test_who_sends_on_after_the_end_still_reads_all_that_was_said",
+            "tests/test_farewell.py::test_who_is_refused_an_upgrade_and_sends_on_still_reads_why",
+        ),
+    ),
+    # Other threads and processes
+    Mutant(
+        "waiting-senders-sleep-on",
+        "src/uringws/reactor.py",
+        """                logger.exception("a command of a Sender failed")
+        with self._commands_lock:
+            self._commands_lock.notify_all()
+""",
+        """                logger.exception("a command of a Sender failed")
+""",
+        "A Sender that waits for room is woken when there is some",
+        ("tests/test_sender.py::test_who_waits_for_room_without_a_time_out_goes_on_when_there_is_room",),
+    ),
+    Mutant(
+        "fork-keeps-locks",
+        "src/uringws/reactor.py",
+        "        reactor._new_locks()  # whoever held them is not in this process\n",
+        "",
+        "A child process does not hang on locks that threads of its parent held",
+        ("tests/test_reactor.py::test_a_fork_does_not_hang_on_what_other_threads_were_doing",),
+    ),
+    # Who is let in
+    Mutant(
+        "strangers-beside-proxies-uncounted",
+        "src/uringws/upgrade.py",
+        "        _settle_peer(reactor, upgrade.identity, None)\n",
+        "",
+        "`sessions_per_ip_max` holds for peers that no trusted proxy stands before",
+        ("tests/test_admission.py::test_sessions_per_ip_max_holds_for_strangers_beside_proxies",),
+    ),
+    # Slots and their next sessions
+    Mutant(
+        "slot-freed-before-its-last-event",
+        "uring_shim/turn.c",
+        " || session->late_events > 0)",
+        ")",
+        "An event of a session is never told of the next one in its slot",
+        ("tests/test_turns.py::test_what_was_to_be_told_of_a_session_is_not_told_of_the_next_one_in_its_slot",),
+    ),
 )

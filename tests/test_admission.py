@@ -255,6 +255,21 @@ def test_sessions_per_ip_max_goes_by_the_address_that_the_proxy_names(backend: B
         assert status(server.address, before=V2_IPV6) == 429
 
 
+def test_sessions_per_ip_max_holds_for_strangers_beside_proxies(backend: Backend) -> None:
+    options = Options(proxy_protocol_from=[THERE], sessions_per_ip_max=2)
+    with serving(backend, options) as server, ExitStack() as stack:
+        for _ in range(2):
+            peer, answer = ask(server.address)
+            stack.enter_context(peer)
+            assert answer == 101
+        assert status(server.address) == 429
+        for number in range(4):  # the proxy itself is nobody's limit
+            peer, answer = ask(server.address, source=THERE, before=v2_ipv4(f"192.0.2.{number}"))
+            stack.enter_context(peer)
+            assert answer == 101
+        assert stats(server).rejected == {"sessions_per_ip_max": 1}
+
+
 def test_a_proxy_on_a_unix_socket(backend: Backend, recorder: EchoRecorder, tmp_path: object) -> None:
     path = f"{tmp_path}/s"
     with (

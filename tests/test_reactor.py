@@ -172,6 +172,55 @@ def test_a_fork_cannot_use_its_parents_reactor(backend: Backend) -> None:
     subprocess.run([sys.executable, "-c", FORK, backend], timeout=10, check=True)
 
 
+BUSY_FORK = """
+import os, signal, sys, threading, warnings
+from uringws import Reactor, ReactorStateError
+
+warnings.simplefilter("ignore")  # Python's, of forking beside threads
+sys.setswitchinterval(1e-5)
+with Reactor(object(), backend=sys.argv[1]) as reactor:
+    reactor.run_once(0)
+    going = True
+
+    def push():
+        with reactor.sender() as sender:
+            while going:
+                sender.call(lambda: None)
+
+    threads = [threading.Thread(target=push) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    failed = 0
+    for _ in range(40):
+        child = os.fork()
+        if not child:
+            signal.alarm(5)
+            try:
+                reactor.stop()
+                reactor.sender()
+            except ReactorStateError:
+                reactor.close()
+                os._exit(0)
+            os._exit(1)
+        while True:
+            reactor.run_once(0)
+            done, status = os.waitpid(child, os.WNOHANG)
+            if done:
+                break
+        failed += status != 0
+    going = False
+    while any(thread.is_alive() for thread in threads):
+        reactor.run_once(0.01)
+    print("failed", failed)
+"""
+
+
+def test_a_fork_does_not_hang_on_what_other_threads_were_doing(backend: Backend) -> None:
+    """Threads wake the reactor and queue commands at the moment of the fork; in the child nobody finishes that."""
+    run = subprocess.run([sys.executable, "-c", BUSY_FORK, backend], timeout=50, check=True, capture_output=True)
+    assert run.stdout == b"failed 0\n"
+
+
 def refuses(address: Address) -> bool:
     try:
         Peer.dial(address).close()

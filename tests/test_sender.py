@@ -182,6 +182,48 @@ def test_commands_that_nobody_takes_are_bounded(backend: Backend, recorder: Echo
         assert peer.read_frames(16) == [Frame(BINARY, b"x")] * 16
 
 
+def test_who_waits_for_room_without_a_time_out_goes_on_when_there_is_room(backend: Backend) -> None:
+    with Reactor(Silent(), Options(sender_commands_max=2), backend=backend) as reactor, reactor.sender() as sender:
+        done: list[int] = []
+
+        def push(number: int) -> None:
+            sender.call(lambda: done.append(number))
+
+        reactor.run_once(0)
+        for number in range(2):
+            push(number)
+        waiting = [threading.Thread(target=push, args=(number,), daemon=True) for number in range(2, 8)]
+        for thread in waiting:
+            thread.start()
+        waiting[0].join(0.1)
+        assert all(thread.is_alive() for thread in waiting)
+        run_until(reactor, lambda: len(done) == 8)
+        for thread in waiting:
+            thread.join(5)
+            assert not thread.is_alive()
+    assert done[:2] == [0, 1]
+    assert sorted(done) == list(range(8))
+
+
+def test_who_waits_for_room_is_told_when_the_reactor_is_closed(backend: Backend) -> None:
+    told: list[Exception] = []
+    with Reactor(Silent(), Options(sender_commands_max=1), backend=backend) as reactor, reactor.sender() as sender:
+
+        def push() -> None:
+            with pytest.raises(ReactorStateError) as error:
+                sender.call(print)
+            told.append(error.value)
+
+        sender.call(lambda: None)
+        thread = threading.Thread(target=push, daemon=True)
+        thread.start()
+        thread.join(0.1)
+        assert thread.is_alive()
+        reactor.close()
+        thread.join(5)
+        assert len(told) == 1
+
+
 def test_run_goes_on_while_a_sender_lives_and_then_ends(backend: Backend, recorder: EchoRecorder) -> None:
     senders = []
 

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from servers import EchoRecorder, ReactorThread, Silent, run_until
-from uringws import Opcode, Reactor
+from servers import EchoRecorder, ReactorThread, Recorder, Silent, connected, run_until
+from uringws import Connection, Message, Opcode, Options, Reactor
 from uringws.backend import Backend
-from wire import BINARY, PING, PONG, TEXT, Frame, Peer, frame
+from wire import BINARY, PING, PONG, TEXT, Frame, Peer, frame, server_frame
 
 
 @pytest.fixture
@@ -84,3 +84,60 @@ def test_run_echo_answers_what_came_before_what_it_cannot_echo(backend: Backend)
                 assert peer.read_frame().payload[:2] == (1007).to_bytes(2, "big")
         stats = server.ask(server.reactor.stats)
         assert stats.messages_in == stats.messages_out == 4 * 13
+
+
+class Reuses(Recorder):
+    """From on_close of one session, which may free its slot, takes over another socket at once."""
+
+    reactor: Reactor
+    victim = 0
+    sockets: list[socket.socket]
+    adopted: int | None = None
+
+    def on_drain(self, conn: Connection) -> None:
+        self.record("drain", conn.id)
+
+    def on_close(self, conn: Connection, code: int, reason: str) -> None:
+        super().on_close(conn, code, reason)
+        if conn.id == self.victim:
+            self.adopted = self.reactor.add_session(self.sockets.pop())
+
+
+def test_what_was_to_be_told_of_a_session_is_not_told_of_the_next_one_in_its_slot(backend: Backend) -> None:
+    """A session ends in the turn in which its backlog drained; before on_drain is told, another session is opened."""
+
+    class Script(Reuses):
+        def on_message(self, conn: Connection, message: Message) -> None:
+            self.record("message", conn.id)
+            self.connections[self.victim].abort()
+            for _ in range(40):  # more than a handler's sends are collected before they leave
+                self.connections[sink].send_binary(bytes(30_000))
+
+    handler = Script()
+    options = Options(backlog_high_bytes=100_000, backlog_bytes_max=4 << 20, ping_interval_seconds=None)
+    with Reactor(handler, options, backend=backend) as reactor:
+        handler.reactor = reactor
+        next_socket, next_peer = socket.socketpair()
+        handler.sockets = [next_socket]
+        with connected(reactor) as drained, connected(reactor) as other, connected(reactor) as unread, Peer(next_peer):
+            peer, handler.victim = adopted(reactor)
+            reactor.run_once(0)
+            first, _, sink, _ = (event[1] for event in handler.of("open"))
+            conn = handler.connections[first]
+            sent = 0
+            while conn.buffered_amount < 200_000:
+                conn.send_binary(bytes(50_000))
+                reactor.run_once(0)
+                sent += len(server_frame(BINARY, bytes(50_000)))
+            waiting = conn.buffered_amount
+            other.send(TEXT, b"go")  # first, so that it is handled before the end of the drained session's stream
+            drained.read_exactly(sent - waiting)  # the socket is empty now, and what waits will fit
+            drained.sock.shutdown(socket.SHUT_WR)
+            run_until(reactor, lambda: handler.adopted, timeout=0)
+            for _ in range(5):
+                reactor.run_once(0)
+            assert handler.adopted is not None
+            assert handler.adopted not in [event[1] for event in handler.of("drain")]
+            assert (handler.adopted & 0xFFFFFFFF) != (first & 0xFFFFFFFF), "its events had not all been told"
+            peer.close()
+            unread.close()
