@@ -22,7 +22,7 @@ PACKAGE = ROOT / "src" / "uringws"
 # A file may include what stands in its own layer or above it in this list, as long as no circle comes of it.
 C_LAYERS = (
     {"base"},
-    {"block", "fault", "frame", "mask", "utf8", "wheel"},
+    {"block", "fault", "frame", "mask", "signals", "utf8", "wheel"},
     {"engine"},
     {"outbound"},
     {"pool"},
@@ -37,7 +37,7 @@ C_LAYERS = (
 
 PYTHON_LAYERS = (
     {"field_docs", "shim", "version"},
-    {"errors", "options", "frames", "sending", "sockets", "stats"},
+    {"callbacks", "errors", "options", "frames", "sending", "signals", "sockets", "stats", "timers"},
     {"backend", "engine", "handshake", "http", "message", "metrics", "proxy_protocol"},
     {"connection", "handler", "sender", "upgrade"},
     {"reactor"},

@@ -25,6 +25,7 @@ SHIM = ROOT / "uring_shim"
 # Every header with a cdef zone, each after those whose types it uses. One that is not listed stops the build.
 HEADERS = (
     "base.h",
+    "signals.h",
     "block.h",
     "mask.h",
     "utf8.h",

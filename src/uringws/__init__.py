@@ -36,6 +36,7 @@ from uringws.options import Options
 from uringws.reactor import Reactor
 from uringws.sender import Sender
 from uringws.stats import Stats
+from uringws.timers import Timer
 from uringws.version import __version__
 
 __all__ = [
@@ -68,6 +69,7 @@ __all__ = [
     "SenderFull",
     "ServerEngine",
     "Stats",
+    "Timer",
     "UnavailableReason",
     "UringUnavailable",
     "UringWSError",

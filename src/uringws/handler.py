@@ -49,6 +49,9 @@ class Handler:
     and nothing after it. A callback that raises closes its connection with 1011 (an opening request is answered 500)
     and is logged with its traceback; the reactor goes on. A callback that blocks stops all connections.
 
+    The reactor looks the callbacks up once, when it is made: one assigned to the handler later is not called. They are
+    plain functions: a coroutine function raises TypeError there.
+
     A handler that defines `on_frame(conn, frame)` is given the fragments of messages as they come, each a `Message` of
     one frame whose `opcode` is CONTINUATION after the first and whose `fin` is True for the last; whole messages too
     (`fin` is True). `on_message` is not called then.

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from uringws.backend import Backend, Opened, open_core
+from uringws.callbacks import look_up
 from uringws.connection import Connection, make_connection, peer_of
 from uringws.errors import ConnectionClosed, ReactorStateError, RejectReason, UringUnavailable, WrongThread, check
 from uringws.frames import CloseCode
@@ -31,8 +32,10 @@ from uringws.options import Options
 from uringws.sender import Sender
 from uringws.sending import check_close
 from uringws.shim import ffi, lib
+from uringws.signals import handled_by
 from uringws.sockets import Address, address_of, check_listener, check_stream, listen_tcp, listen_unix, show_address
 from uringws.stats import Stats
+from uringws.timers import Timer, Timers
 from uringws.upgrade import Upgrade, answer_upgrade
 
 if TYPE_CHECKING:
@@ -72,9 +75,10 @@ def _nothing(*_: object) -> None:
 class Reactor:
     """A WebSocket server (RFC 6455) for the thread that runs it.
 
-    `handler` gets every connection's events. `backend` is "io_uring", "epoll", or "auto": io_uring where it can be
+    `handler` gets every connection's events; its callbacks are looked up here, once, so that one assigned to it later
+    is not called. `backend` is "io_uring", "epoll", or "auto": io_uring where it can be
     had, else epoll, with a warning that says why. Raises UringUnavailable for "io_uring" where it cannot be had,
-    ValueError for another backend, OSError where not even epoll can be had.
+    ValueError for another backend, OSError where not even epoll can be had, TypeError for what is no handler.
 
     A reactor belongs to the thread that first runs it. `stop`, `sender` and what a Sender does are for all threads;
     the rest raises WrongThread elsewhere. It is a context manager that closes itself.
@@ -86,14 +90,13 @@ class Reactor:
         self.options: Final = Options() if options is None else options
         if not isinstance(self.options, Options):
             raise TypeError(f"options must be Options, not {type(options).__name__}")
-        self._on_open: Callable[..., object] = getattr(handler, "on_open", _nothing)
-        on_frame: Callable[..., object] | None = getattr(handler, "on_frame", None)
-        on_message: Callable[..., object] = getattr(handler, "on_message", _nothing)
-        self._on_message = on_message if on_frame is None else on_frame
-        self._on_drain = getattr(handler, "on_drain", _nothing)
-        self._on_close = getattr(handler, "on_close", _nothing)
+        self._callbacks: Final = look_up(handler)
+        self._on_open = self._callbacks.on_open or _nothing
+        self._on_message = self._callbacks.on_frame or self._callbacks.on_message or _nothing
+        self._on_drain = self._callbacks.on_drain or _nothing
+        self._on_close = self._callbacks.on_close or _nothing
 
-        self._opened = self._open(backend, frames=on_frame is not None)
+        self._opened = self._open(backend, frames=self._callbacks.on_frame is not None)
         self._core: Any = self._opened.core
         self._message = Message(self, self._core, self._pool, self._verdicts)
         targets = lib.urs_reactor_columns(self._core).targets
@@ -108,6 +111,7 @@ class Reactor:
         self._unix_paths: list[str] = []
         self._batch: Iterator[tuple[int, int]] | None = None  # events not handled yet
         self._commands: deque[Callable[[], object]] = deque()
+        self._timers = Timers(self._check_thread)
         self._new_locks()
         self._senders = 0
         self._abandoned: deque[None] = deque()  # Senders that were collected without a release
@@ -118,7 +122,7 @@ class Reactor:
         self._thread: int | None = None
         self._running = False
         self._stopping = False
-        self._signalled = False
+        self._signal: int | None = None  # one that came, and was not acted on yet
         self._attention = False  # there is more to look at than events
         self._drained_until: float | None = None
         self._was_cut = False
@@ -249,13 +253,16 @@ class Reactor:
     def run_once(self, timeout: float | None = None) -> int:
         """Take one turn, waiting at most `timeout` seconds (None: without end); return the number of its events.
 
-        0 is a time-out, a wake-up or a signal. What the handlers owe leaves with the next turn. Raises WrongThread,
-        ReactorStateError inside of `run`, OSError for a backend beyond use, TypeError or ValueError for no time.
+        0 is a time-out, a wake-up, a timer or a signal. What the handlers owe leaves with the next turn. Raises
+        WrongThread, ReactorStateError inside of `run`, OSError for a backend beyond use, TypeError or ValueError for no
+        time.
         """
         _check_seconds(timeout)
         self._enter()
         try:
-            return self._turns(timeout, once=True)
+            count = self._turns(_sooner(timeout, self._timers.seconds_left()), once=True)
+            self._timers.run_due()
+            return count
         finally:
             self._running = False
 
@@ -307,6 +314,7 @@ class Reactor:
         self._message._index = _EVENTS_MAX  # nothing of it is there to be read any more
         lib.urs_reactor_close(core)
         self._close_listeners()
+        self._timers.clear()
         with self._commands_lock:
             self._commands.clear()
             self._commands_lock.notify_all()
@@ -338,6 +346,43 @@ class Reactor:
     ) -> None:
         """Close it."""
         self.close()
+
+    # ---- timers
+
+    def call_later(self, seconds: float, function: Callable[..., object], *arguments: Any) -> Timer:
+        """Call `function(*arguments)` once, after 0 or more seconds, on the reactor's thread between two turns.
+
+        Return a handle to cancel it by. It is called while `run` or `run_once` runs, never early, and late by as much
+        as the callbacks before it take. What it raises is logged. A timer keeps no reactor running: `run` ends without
+        calling it when there is no listening socket, session and Sender left. Raises WrongThread (from other threads:
+        `sender.call(lambda: reactor.call_later(...))`), ReactorStateError once closed, TypeError or ValueError for no
+        time and no function.
+        """
+        return self._add_timer(seconds, None, function, arguments)
+
+    def call_every(self, seconds: float, function: Callable[..., object], *arguments: Any) -> Timer:
+        """Call `function(*arguments)` every so many seconds (0.001 or more), for the first time after as many.
+
+        As `call_later`, until it is cancelled. The times are multiples of `seconds` from now: a delay does not add up,
+        and calls that a busy reactor missed are left out. It goes on after an exception.
+        """
+        if not isinstance(seconds, bool) and isinstance(seconds, (int, float)) and seconds < _INTERVAL_SECONDS_MIN:
+            raise ValueError(f"an interval of {seconds} seconds: it must be {_INTERVAL_SECONDS_MIN} or more")
+        return self._add_timer(seconds, seconds, function, arguments)
+
+    def _add_timer(
+        self, seconds: float, interval: float | None, function: Callable[..., object], arguments: tuple[Any, ...]
+    ) -> Timer:
+        self._check_usable()
+        self._check_thread()
+        if seconds is None:
+            raise TypeError("a timer takes a number of seconds, not None")
+        _check_seconds(seconds)
+        if not callable(function):
+            raise TypeError(f"a timer takes a function, not {type(function).__name__}")
+        timer = self._timers.add(seconds, interval, function, arguments)
+        self._attention = True  # the wait may have to be shorter now
+        return timer
 
     # ---- sessions from elsewhere
 
@@ -426,15 +471,20 @@ class Reactor:
         self._enter()
         try:
             with self._signals() if signals else contextlib.nullcontext():
+                if signals and self._is_idle():
+                    logger.warning("run() has nothing to do: bind a port, add a session or hold a Sender before it")
                 while self._goes_on():
                     self._turns(self._patience(), echo=echo)
+                    if self._timers:
+                        self._timers.run_due()
         finally:
             self._running = False
             self._stopping = False
 
     def _goes_on(self) -> bool:
-        # First, so that what asks for attention meanwhile is not forgotten. A drain watches its deadline each turn.
-        self._attention = self._drained_until is not None
+        # First, so that what asks for attention meanwhile is not forgotten. A drain watches its deadline each turn, and
+        # timers theirs.
+        self._attention = self._drained_until is not None or bool(self._timers)
         return not self._stopping and self._has_work()
 
     def _turns(self, timeout: float | None, *, echo: bool = False, once: bool = False) -> int:
@@ -611,9 +661,8 @@ class Reactor:
             raise ReactorStateError("the reactor is closed")
 
     def _has_work(self) -> bool:
-        if self._signalled:
-            self._signalled = False
-            self.drain()
+        if self._signal is not None:
+            self._drain_on_signal(self._signal)
         if self._drained_until is not None and time.monotonic() >= self._drained_until:
             return self._cut()
         if self._drained_until is not None:
@@ -628,6 +677,10 @@ class Reactor:
                     self._senders -= 1
         return bool(lib.urs_reactor_sessions(self._core) or self._commands or self._senders)
 
+    def _is_idle(self) -> bool:
+        """Whether `run` would return at once although nobody asked for it."""
+        return self._drained_until is None and not self._stopping and not self._has_work()
+
     def _cut(self) -> bool:
         """End the sessions that outlasted the drain; return whether a turn is needed to tell their handlers."""
         sessions = lib.urs_reactor_sessions(self._core)
@@ -641,31 +694,31 @@ class Reactor:
 
     def _patience(self) -> float | None:
         """Seconds that a turn may wait."""
-        if self._drained_until is None:
-            return None
-        return max(0.0, self._drained_until - time.monotonic())
+        left = None if self._drained_until is None else max(0.0, self._drained_until - time.monotonic())
+        return _sooner(left, self._timers.seconds_left()) if self._timers else left
 
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
+    def _signals(self) -> contextlib.AbstractContextManager[None]:
         """Turn SIGINT and SIGTERM into a drain, in the main thread, for as long as `run` runs."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
+        return handled_by(self._on_signal, lib.urs_reactor_wake_descriptor(self._core))
 
-        def on_signal(number: int, frame: FrameType | None) -> None:
-            if self._drained_until is not None or self._signalled:
-                self._stopping = True
-            self._signalled = self._attention = True
+    def _on_signal(self, number: int, _: FrameType | None) -> None:
+        if self._drained_until is not None or self._signal is not None:
+            self._stopping = True
+        self._signal = number
+        self._attention = True
 
-        # A signal that comes just before the wait would otherwise be seen only after it.
-        descriptor = signal.set_wakeup_fd(lib.urs_reactor_wake_descriptor(self._core), warn_on_full_buffer=False)
-        before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            signal.set_wakeup_fd(descriptor)
-            for number, action in before.items():
-                signal.signal(number, action)
+    def _drain_on_signal(self, number: int) -> None:
+        self._signal = None
+        self.drain()
+        sessions = lib.urs_reactor_sessions(self._core)
+        if sessions:
+            logger.warning(
+                "%s: waiting up to %g s for %d connections to close; a second %s ends it at once",
+                signal.Signals(number).name,
+                self.options.drain_seconds_max,
+                sessions,
+                "Ctrl-C" if number == signal.SIGINT else "signal",
+            )
 
     def _end_all(self) -> None:
         """Tell the handler of every connection that is cut by close()."""
@@ -724,6 +777,7 @@ class Reactor:
 
 _EINTR: Final = 4
 _TIMEOUT_SECONDS_MAX: Final = 366 * 86400.0  # as of Options
+_INTERVAL_SECONDS_MIN: Final = 0.001  # a turn waits whole milliseconds
 
 _reactors: weakref.WeakSet[Reactor] = weakref.WeakSet()
 
@@ -748,6 +802,13 @@ def _check_seconds(timeout: object) -> None:
         raise TypeError(f"a timeout is a number of seconds or None, not {type(timeout).__name__}")
     if not 0 <= timeout <= _TIMEOUT_SECONDS_MAX:
         raise ValueError(f"a timeout of {timeout} seconds: it must be None or 0 to {_TIMEOUT_SECONDS_MAX:.0f}")
+
+
+def _sooner(first: float | None, second: float | None) -> float | None:
+    """Return the shorter of two waits; None is one without end."""
+    if first is None or second is None:
+        return second if first is None else first
+    return min(first, second)
 
 
 def _milliseconds(seconds: float | None) -> int:

@@ -18,6 +18,8 @@ from uringws.proxy_protocol import parse_proxy_header
 from uringws.shim import ffi, lib
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from uringws.reactor import Reactor
 
 __all__ = ["Answer", "Upgrade", "answer_upgrade"]
@@ -106,7 +108,7 @@ def _answer_plain(reactor: Reactor, request: Request) -> Response | None:
     options = reactor.options
     if options.metrics_path is not None and request.raw_path == options.metrics_path:
         return Response(200, (("Content-Type", CONTENT_TYPE),), prometheus_text(reactor.stats()))
-    on_request = getattr(reactor.handler, "on_request", None)
+    on_request: Callable[..., Any] | None = reactor._callbacks.on_request
     if on_request is None:
         return None
     try:
@@ -121,7 +123,7 @@ def _answer_plain(reactor: Reactor, request: Request) -> Response | None:
 
 def _ask_handler(reactor: Reactor, request: Request, key: bytes) -> Answer:
     options = reactor.options
-    on_upgrade = getattr(reactor.handler, "on_upgrade", None)
+    on_upgrade: Callable[..., Any] | None = reactor._callbacks.on_upgrade
     try:
         verdict = None if on_upgrade is None else on_upgrade(request)
         if verdict is None:

@@ -1,0 +1,89 @@
+"""What a reactor calls of its handler: looked up once, when the reactor is made, and checked for slips. No state."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import warnings
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Callbacks", "look_up"]
+
+
+class Callbacks(NamedTuple):
+    """The callbacks of a handler; None for one that it lacks."""
+
+    on_upgrade: Callable[..., object] | None
+    on_request: Callable[..., object] | None
+    on_open: Callable[..., object] | None
+    on_message: Callable[..., object] | None
+    on_frame: Callable[..., object] | None
+    on_drain: Callable[..., object] | None
+    on_close: Callable[..., object] | None
+
+
+_REMEDY: Final = "derive from uringws.Handler, or give an object that has some of " + ", ".join(Callbacks._fields)
+
+
+_ALIKE_MIN: Final = 0.8
+"""How alike two names must be for one to be taken for a misspelling of the other (difflib)."""
+
+
+def look_up(handler: object) -> Callbacks:
+    """Return the callbacks of a handler.
+
+    Raises TypeError for what is no handler: a class in place of its instance, a bare function, a value such as None,
+    callbacks that are coroutine functions or cannot be called. Warns (RuntimeWarning) of a callable attribute whose
+    name begins with "on_" but names no callback.
+    """
+    if inspect.isclass(handler):
+        raise TypeError(f"the handler is the class {handler.__name__}: give an instance, {handler.__name__}()")
+    callbacks = Callbacks(*(_callback(handler, name) for name in Callbacks._fields))
+    if callbacks == (None,) * len(callbacks):
+        _refuse_without_callbacks(handler)
+    _warn_of_unknown(handler)
+    return callbacks
+
+
+def _callback(handler: object, name: str) -> Callable[..., object] | None:
+    callback: Any = getattr(handler, name, None)
+    if callback is None:
+        return None
+    kind = type(handler).__name__
+    if not callable(callback):
+        raise TypeError(f"{kind}.{name} cannot be called: it is {type(callback).__name__}")
+    for function in (callback, getattr(callback, "__call__", None)):  # noqa: B004 - of an object with `async __call__`
+        if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+            raise TypeError(
+                f"{kind}.{name} is `async def`, and a reactor has no event loop to run it: make it a plain function, "
+                "and send from an event loop through reactor.sender()"
+            )
+    return callback  # type: ignore[no-any-return]
+
+
+def _refuse_without_callbacks(handler: object) -> None:
+    """Raise TypeError for what was plainly not meant as a handler; warn of an object without any callback."""
+    kind = type(handler).__name__
+    if callable(handler):
+        raise TypeError(f"the handler is a function ({kind}): wrap it, handler_fn(function), or {_REMEDY}")
+    if type(handler).__module__ == "builtins" and type(handler) is not object:
+        raise TypeError(f"the handler is {kind}, which has no callback: {_REMEDY}")
+    warnings.warn(f"{kind} has no callback: {_REMEDY}", RuntimeWarning, stacklevel=4)
+
+
+def _warn_of_unknown(handler: object) -> None:
+    for name in dir(handler):
+        if not name.startswith("on_") or name in Callbacks._fields:
+            continue
+        if not callable(inspect.getattr_static(handler, name, None)):
+            continue
+        alike = difflib.get_close_matches(name, Callbacks._fields, 1, _ALIKE_MIN)
+        hint = f": did you mean {alike[0]}?" if alike else f"; the callbacks are {', '.join(Callbacks._fields)}"
+        warnings.warn(
+            f"{type(handler).__name__}.{name} is no callback of a reactor and will not be called{hint}",
+            RuntimeWarning,
+            stacklevel=4,
+        )

@@ -1,0 +1,56 @@
+"""SIGINT and SIGTERM while a reactor runs: taken over in the main thread, and put back as they were. No policy."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from typing import TYPE_CHECKING, Any, Final
+
+from uringws.shim import ffi, lib
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import FrameType
+
+__all__ = ["handled_by"]
+
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def handled_by(on_signal: Callable[[int, FrameType | None], object], wake_descriptor: int) -> Iterator[None]:
+    """Call `on_signal` for SIGINT and SIGTERM, in the main thread; in other threads do nothing.
+
+    A signal that the process ignores stays ignored: a shell does that for what it starts in the background, nohup for
+    what is to outlive its terminal. Each signal also writes a byte to `wake_descriptor`: one that comes just before a
+    wait would otherwise be seen only after it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    saved: list[tuple[signal.Signals, Any, Any]] = []
+    descriptor = signal.set_wakeup_fd(wake_descriptor, warn_on_full_buffer=False)
+    try:
+        for number in _SIGNALS:
+            action = ffi.new("struct urs_signal_action *")
+            if lib.urs_signal_save(number, action) != 0:
+                continue  # ignored
+            saved.append((number, signal.getsignal(number), action))
+            signal.signal(number, on_signal)
+        yield
+    finally:
+        signal.set_wakeup_fd(descriptor)
+        _restore(saved)
+
+
+def _restore(saved: list[tuple[signal.Signals, Any, Any]]) -> None:
+    """Put back Python's handlers, and beneath them the system's, which may not be of Python's making."""
+    # Blocked meanwhile: a signal between the two steps would meet neither.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        for number, handler, action in saved:
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+            lib.urs_signal_restore(number, action)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,0 +1,131 @@
+"""Signals while a reactor runs: it drains and says what it waits for, and each signal is afterwards as it was."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from servers import STOP_SECONDS, ServerProcess, require_tool, wait_until
+from uringws.backend import Backend
+from wire import TEXT, Frame, Peer
+
+SERVER = """
+import sys
+from uringws import Handler, Options, Reactor
+
+class Echo(Handler):
+    def on_message(self, conn, message):
+        conn.echo()
+
+with Reactor(Echo(), Options(drain_seconds_max=float(sys.argv[2])), backend=sys.argv[1]) as reactor:
+    line = "listening on ws://%s:%d (%s)" % (*reactor.bind("127.0.0.1", 0), reactor.backend)
+    reactor.call_later(0, lambda: print(line, flush=True))  # when signals are taken over
+    reactor.run()
+print("ended", flush=True)
+"""
+
+
+def server(backend: Backend, drain_seconds: float = 5, **options: object) -> ServerProcess:
+    return ServerProcess("-c", SERVER, backend, str(drain_seconds), **options)
+
+
+def test_the_first_interrupt_says_what_it_waits_for_and_the_second_ends_it(backend: Backend) -> None:
+    with server(backend, 600) as process, Peer.connect(process.address) as silent, Peer.connect(process.address):
+        process.process.send_signal(signal.SIGINT)
+        assert silent.read_close() == 1001
+        wait_until(lambda: "Ctrl-C" in process.output)
+        assert re.search(r"SIGINT: .*600 s.* 2 connections.*second Ctrl-C ends it at once", process.output)
+        assert process.stop(signal.SIGINT) == 0
+        assert "ended" in process.output
+
+
+def test_an_interrupt_with_nothing_to_wait_for_says_nothing(backend: Backend) -> None:
+    with server(backend, 600) as process:
+        assert process.stop(signal.SIGINT) == 0
+    assert process.lines[1:] == ["ended\n"]
+
+
+@pytest.mark.parametrize("ignored", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_is_ignored_at_the_start_stays_ignored(backend: Backend, ignored: signal.Signals) -> None:
+    """As nohup and shells leave it for what is to run in the background."""
+    other = signal.SIGTERM if ignored is signal.SIGINT else signal.SIGINT
+    with (
+        server(backend, preexec_fn=lambda: signal.signal(ignored, signal.SIG_IGN)) as process,
+        Peer.connect(process.address) as peer,
+    ):
+        for _ in range(2):
+            process.process.send_signal(ignored)
+            peer.send(TEXT, b"still there")
+            assert peer.read_frame() == Frame(TEXT, b"still there")
+        process.process.send_signal(other)
+        assert peer.read_close() == 1001
+        peer.close()
+        assert process.process.wait(STOP_SECONDS) == 0
+
+
+AS_IT_WAS = """
+import faulthandler, os, signal, sys
+from uringws import Handler, Reactor
+
+number = signal.Signals[sys.argv[2]]
+before = [signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)]
+with open(sys.argv[3], "w") as file:
+    if sys.argv[4:]:
+        assert signal.getsignal(number) is None, "the test itself is broken"
+    else:
+        faulthandler.register(number, file)
+    with Reactor(Handler(), backend=sys.argv[1]) as reactor:
+        reactor.bind("127.0.0.1", 0)
+        reactor.call_later(0.02, reactor.stop)
+        reactor.run()
+    os.kill(os.getpid(), number)
+after = [signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)]
+assert [one or signal.SIG_DFL for one in before] == after, (before, after)
+print("end", flush=True)
+"""
+
+
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
+def test_a_handler_beneath_pythons_is_put_back(backend: Backend, number: str, tmp_path: Path) -> None:
+    """faulthandler's: Python's own table does not know of it."""
+    said = tmp_path / "said"
+    run = subprocess.run(
+        [sys.executable, "-c", AS_IT_WAS, backend, number, said],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (run.returncode, run.stdout) == (0, "end\n"), run.stderr
+    assert "most recent call first" in said.read_text()
+
+
+PRELOADED = """
+/* Sets a handler before Python starts, as a program that embeds Python does. */
+#include <signal.h>
+#include <unistd.h>
+static void say(int number) { (void)number; (void)!write(2, "from C\\n", 7); }
+__attribute__((constructor)) static void set(void) { signal(SIGTERM, say); }
+"""
+
+
+def test_a_handler_that_was_not_set_from_python_is_put_back(backend: Backend, tmp_path: Path) -> None:
+    source, library = tmp_path / "handler.c", tmp_path / "handler.so"
+    source.write_text(PRELOADED)
+    subprocess.run([require_tool("gcc"), "-shared", "-fPIC", source, "-o", library], check=True)
+    preloaded = f"{os.environ.get('LD_PRELOAD', '')} {library}".strip()
+    run = subprocess.run(
+        [sys.executable, "-c", AS_IT_WAS, backend, "SIGTERM", tmp_path / "unused", "not from Python"],
+        env={**os.environ, "LD_PRELOAD": preloaded},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (run.returncode, run.stdout, run.stderr) == (0, "end\n", "from C\n")

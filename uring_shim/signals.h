@@ -1,0 +1,23 @@
+/* What the system does on a signal, kept and put back as it was: Python's signal module cannot name a handler that was
+ * not set from Python. No other signal handling: policy lives in signals.py. */
+#ifndef URS_SIGNALS_H
+#define URS_SIGNALS_H
+
+#include "base.h"
+
+/* cdef: begin */
+
+/* A struct sigaction, with room for that of any C library. */
+struct urs_signal_action {
+    uint64_t storage[32];
+};
+
+/* Copies the present action of a signal. Returns 1 if the signal is ignored, 0 if not, or -errno. */
+int urs_signal_save(int number, struct urs_signal_action *action);
+
+/* Makes a saved action the present one again. Returns 0 or -errno. */
+int urs_signal_restore(int number, const struct urs_signal_action *action);
+
+/* cdef: end */
+
+#endif
