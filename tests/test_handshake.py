@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+import time
+from email.utils import formatdate, parsedate_to_datetime
 from typing import Any
 
 import pytest
@@ -151,6 +153,69 @@ def test_query_params() -> None:
     assert parse(head_of()).query_params() == {}
 
 
+@pytest.mark.parametrize(
+    ("target", "host"),
+    [
+        ("http://h:80/x", "h"),
+        ("http://h/x", "h:80"),
+        ("http://h:/x", "h"),
+        ("http://h/x", "h:"),
+        ("http://H:080/x", "h"),
+        ("ws://h/x", "h"),
+        ("ws://h:80/x", "h"),
+        ("WSS://h:443/x", "h"),
+        ("https://h/x", "h:443"),
+        ("wss://h:8443/x", "h:8443"),
+        ("http://[::1]/x", "[0:0::1]:80"),
+        ("http://[fe80::1%25eth0]:9001/x", "[fe80::1]:9001"),
+    ],
+)
+def test_a_target_and_a_host_that_mean_the_same_authority(target: str, host: str) -> None:
+    # RFC 9110 4.2.3: the default port may be left out, the host's case is of no account.
+    request = parse(upgrade_of(start=f"GET {target} HTTP/1.1", host=host))
+    assert check_upgrade(request, OPTIONS) == KEY
+    assert (request.target, request.raw_path, request.query) == (target, "/x", "")
+
+
+def test_http_1_0_may_name_the_host_in_the_target_alone() -> None:
+    request = parse(head_of(start="GET http://a/x HTTP/1.0", host=False))
+    assert (request.raw_path, request.http_version) == ("/x", "1.0")
+
+
+@pytest.mark.parametrize(
+    ("sent", "host"),
+    [
+        ("[fe80::1%eth0]:9001", "[fe80::1]:9001"),  # as websockets, aiohttp and websocket-client send it
+        ("[fe80::1%25eth0]", "[fe80::1]"),  # as RFC 6874 writes it
+        ("[FE80::A:1%eth0.100]:80", "[FE80::A:1]:80"),
+        ("[fe80::1%2]", "[fe80::1]"),
+    ],
+)
+def test_a_zone_means_nothing_here_and_is_taken_from_host(sent: str, host: str) -> None:
+    head = upgrade_of(host=sent)
+    request = parse(head)
+    assert check_upgrade(request, OPTIONS) == KEY
+    assert request.headers["host"] == host
+    assert request.headers.get_all("Host") == [host]
+    assert request.headers.raw[0] == (b"Host", sent.encode()), "as it came"
+
+
+@pytest.mark.parametrize(
+    ("start", "path", "version"),
+    [
+        ("OPTIONS / HTTP/1.0", "/", "1.0"),  # HAProxy's health check
+        ("OPTIONS /x?y HTTP/1.1", "/x", "1.1"),
+        ("OPTIONS * HTTP/1.1", "*", "1.1"),  # RFC 9112 3.2.4: the server as a whole
+    ],
+)
+def test_options_is_a_plain_request(start: str, path: str, version: str) -> None:
+    request = parse(head_of(start=start, host=version == "1.1"))
+    assert (request.method, request.path, request.http_version) == ("OPTIONS", path, version)
+    with pytest.raises(HandshakeError) as caught:
+        check_upgrade(request, OPTIONS)
+    assert caught.value.status == 405
+
+
 @pytest.mark.parametrize("start", ["GET /health HTTP/1.1", "HEAD /health HTTP/1.1", "GET /health HTTP/1.0"])
 def test_plain_requests_are_parsed_and_then_asked_to_upgrade(start: str) -> None:
     request = parse(head_of(start=start))
@@ -237,7 +302,7 @@ def test_subprotocols_are_listed_in_order(lines: list[str], offered: tuple[str, 
         pytest.param(head_of(start="G(T / HTTP/1.1"), 400, id="a method that is no token"),
         pytest.param(head_of(start="POST / HTTP/1.1"), 405, id="POST"),
         pytest.param(head_of(start="CONNECT a:80 HTTP/1.1"), 405, id="CONNECT"),
-        pytest.param(head_of(start="OPTIONS * HTTP/1.1"), 405, id="OPTIONS *"),
+        pytest.param(upgrade_of(start="OPTIONS / HTTP/1.1"), 405, id="OPTIONS that asks for an upgrade"),
         pytest.param(head_of(start="get / HTTP/1.1"), 405, id="get in lower case"),
         pytest.param(head_of(start="GETGET / HTTP/1.1"), 405, id="an unknown method"),
         pytest.param(head_of(start="GET /\0 HTTP/1.1"), 400, id="NUL in the target"),
@@ -252,9 +317,12 @@ def test_subprotocols_are_listed_in_order(lines: list[str], offered: tuple[str, 
         pytest.param(head_of(start="GET http://a:81/ HTTP/1.1"), 400, id="absolute form, another port"),
         pytest.param(head_of(start="GET http://a@b/ HTTP/1.1"), 400, id="absolute form with userinfo"),
         pytest.param(head_of(start="GET http:///x HTTP/1.1"), 400, id="absolute form without authority"),
-        pytest.param(head_of(start="GET ws://a/ HTTP/1.1"), 400, id="absolute form of ws"),
+        pytest.param(head_of(start="GET http://a:/ HTTP/1.1").replace(b"Host: a", b"Host: a:8080"), 400, id="no port"),
+        pytest.param(head_of(start="GET https://a:80/ HTTP/1.1"), 400, id="absolute form, the port of another scheme"),
+        pytest.param(head_of(start="GET http://a./ HTTP/1.1"), 400, id="absolute form, another name for the root"),
+        pytest.param(head_of(start="GET http://%61/ HTTP/1.1"), 400, id="absolute form, an escaped name"),
+        pytest.param(head_of(start="GET http://a:8x/ HTTP/1.1"), 400, id="absolute form, no number for a port"),
         pytest.param(head_of(start="GET ftp://a/ HTTP/1.1"), 400, id="absolute form of ftp"),
-        pytest.param(head_of(start="GET http://a/ HTTP/1.0", host=False), 400, id="absolute form without Host"),
     ],
 )
 def test_start_lines_refused(head: bytes, status: int) -> None:
@@ -314,7 +382,11 @@ def test_a_space_before_the_first_name_is_refused() -> None:
     refused(head_of(" Host: a", host=False), 400)
 
 
-@pytest.mark.parametrize("host", [None, "", "a b", "a/b", "a@b", "a:b", "a, a", "[::1", "é", "a:1:2"], ids=repr)
+@pytest.mark.parametrize(
+    "host",
+    [None, "", "a b", "a/b", "a@b", "a:b", "a, a", "[::1", "é", "a:1:2", "[::1%]", "[%eth0]", "[::1%a/b]"],
+    ids=repr,
+)
 def test_host_is_required_and_valid(host: str | None) -> None:
     refused(upgrade_of(host=host), 400)
 
@@ -376,7 +448,7 @@ def test_426_names_version_and_protocol() -> None:
 
 
 def test_405_names_what_is_allowed() -> None:
-    assert b"\r\nAllow: GET, HEAD\r\n" in encode_refusal(refused(head_of(start="PUT / HTTP/1.1"), 405))
+    assert b"\r\nAllow: GET, HEAD, OPTIONS\r\n" in encode_refusal(refused(head_of(start="PUT / HTTP/1.1"), 405))
     assert b"\r\nAllow: GET\r\n" in encode_refusal(refused(upgrade_of(start="HEAD / HTTP/1.1"), 405))
 
 
@@ -429,15 +501,22 @@ def test_two_origins_are_refused() -> None:
 def test_headers_are_a_case_insensitive_mapping() -> None:
     headers = parse(head_of("Cookie: a=1", "COOKIE: b=2", "X-Y: \xe9")).headers
     assert headers["host"] == headers["HOST"] == "a"
-    assert headers["cookie"] == "a=1, b=2"
+    assert headers["cookie"] == headers.get("Cookie") == "a=1; b=2"
     assert headers.get_all("Cookie") == ["a=1", "b=2"]
     assert headers.get("x-y") == "é"
     assert list(headers) == ["host", "cookie", "x-y"]
     assert len(headers) == 3
-    assert dict(headers) == {"host": "a", "cookie": "a=1, b=2", "x-y": "é"}
+    assert dict(headers) == {"host": "a", "cookie": "a=1; b=2", "x-y": "é"}
     assert headers.raw == ((b"Host", b"a"), (b"Cookie", b"a=1"), (b"COOKIE", b"b=2"), (b"X-Y", b"\xe9"))
     assert "X-y" in headers
     assert repr(Headers([(b"A", b"b")])) == "Headers([(b'A', b'b')])"
+
+
+def test_lines_of_one_name_are_joined_with_commas_but_cookies_with_semicolons() -> None:
+    # RFC 9110 5.3; a comma may be part of a cookie's value, so that RFC 9113 8.2.3 joins these with "; ".
+    headers = parse(head_of("X: a", "X: b, c", "Cookie: a=1; b=2", "Cookie: c=3,4")).headers
+    assert headers["x"] == headers.get("X") == "a, b, c"
+    assert headers["Cookie"] == headers.get("COOKIE") == "a=1; b=2; c=3,4"
 
 
 @pytest.mark.parametrize("name", ["", "z", "é", "\u2603", "host\0"])
@@ -495,18 +574,45 @@ def test_the_server_prefers(offered: tuple[str, ...], supported: tuple[str, ...]
     assert select_subprotocol(offered, supported) == selected
 
 
+def undated(answer: bytes) -> bytes:
+    """The answer without its one Date, which must be of now and in the form of RFC 9110 5.6.7."""
+    head, end, body = answer.partition(b"\r\n\r\n")
+    lines = [line for line in head.split(b"\r\n") if not line.startswith(b"Date: ")]
+    (date,) = [line for line in head.split(b"\r\n") if line.lower().startswith(b"date:")]
+    assert re.fullmatch(rb"Date: (Mon|Tue|Wed|Thu|Fri|Sat|Sun), \d\d [A-Z][a-z]{2} \d{4} \d\d:\d\d:\d\d GMT", date)
+    assert abs(parsedate_to_datetime(date[6:].decode()).timestamp() - time.time()) < 60
+    return b"\r\n".join(lines) + end + body
+
+
 def test_a_response() -> None:
     response = Response(200, {"Content-Type": "application/json"}, b"{}")
     head = (
         b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nServer: x\r\n"
         b"Content-Length: 2\r\nConnection: close\r\n\r\n"
     )
-    assert encode_response(response, server_header="x") == head + b"{}"
-    assert encode_response(response, head_only=True, server_header="x") == head
+    assert undated(encode_response(response, server_header="x")) == head + b"{}"
+    assert undated(encode_response(response, head_only=True, server_header="x")) == head
+
+
+@pytest.mark.parametrize("moment", [0, 951_782_400, 1_709_209_799, 1_709_209_800, 4_102_444_799])
+def test_the_date_is_that_of_the_answer(moment: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    for now in (moment, moment + 0.999, moment + 1):
+        monkeypatch.setattr(time, "time", lambda now=now: now)
+        expected = formatdate(int(now), usegmt=True).encode()
+        assert b"\r\nDate: %b\r\n" % expected in encode_response(Response())
+        assert b"\r\nDate: %b\r\n" % expected in encode_refusal(refusal("timeout"))
+
+
+def test_a_date_of_the_handlers_own_stands_alone() -> None:
+    answer = encode_response(Response(headers={"date": "Thu, 01 Jan 1970 00:00:00 GMT"}))
+    assert answer.lower().count(b"date:") == 1
+    assert b"\r\ndate: Thu, 01 Jan 1970 00:00:00 GMT\r\n" in answer
+    assert encode_response(Response(headers={"X-Date": "x"})).count(b"\r\nDate:") == 1
+    assert encode_response(Response(headers={"X": "date: x"})).count(b"\r\nDate:") == 1
 
 
 def test_a_response_of_text() -> None:
-    assert encode_response(Response(404, body="né\n")) == (
+    assert undated(encode_response(Response(404, body="né\n"))) == (
         b"HTTP/1.1 404 Not Found\r\nContent-Type: text/plain; charset=utf-8\r\n"
         b"Content-Length: 4\r\nConnection: close\r\n\r\nn\xc3\xa9\n"
     )
@@ -516,15 +622,25 @@ def test_a_response_of_text() -> None:
 
 
 def test_a_response_without_body() -> None:
-    assert encode_response(Response(204)) == b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n"
-    assert encode_response(Response(299)) == b"HTTP/1.1 299 \r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    def encode(status: int) -> bytes:
+        return undated(encode_response(Response(status)))
+
+    # RFC 9110 8.6: never with a 204; with a 304 it would have to be that of the 200 which it stands for.
+    assert encode(204) == b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n"
+    assert encode(304) == b"HTTP/1.1 304 Not Modified\r\nConnection: close\r\n\r\n"
+    # RFC 9110 15.3.6: a 205 says in this way that it ends here.
+    assert encode(205) == b"HTTP/1.1 205 Reset Content\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    assert encode(299) == b"HTTP/1.1 299 \r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
     for status in (204, 205, 304):
         with pytest.raises(ValueError, match="no body"):
             Response(status, body="x")
 
 
 def test_a_rejection() -> None:
-    assert encode_response(Reject()) == b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    assert (
+        undated(encode_response(Reject()))
+        == b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    )
     assert b"\r\nLocation: /x\r\n" in encode_response(Reject(302, {"Location": "/x"}))
     assert b"\r\nUpgrade: websocket\r\nConnection: Upgrade, close\r\n" in encode_response(Reject(426))
 
@@ -631,7 +747,7 @@ def test_refusals_that_lie_not_in_the_request(reason: Any, status: int) -> None:
 
 
 def test_a_refused_head_request_gets_no_body() -> None:
-    assert encode_refusal(refusal("draining"), head_only=True).endswith(b"\r\nConnection: close\r\n\r\n")
+    assert undated(encode_refusal(refusal("draining"), head_only=True)).endswith(b"\r\nConnection: close\r\n\r\n")
 
 
 # Properties
@@ -655,7 +771,7 @@ def outcome(head: bytes) -> int:
     try:
         request = parse(head)
         offered = request.subprotocols
-        assert request.raw_path.startswith("/")
+        assert request.raw_path.startswith("/") or (request.method, request.raw_path) == ("OPTIONS", "*")
         assert isinstance(request.path, str)
         request.query_params()
         key = check_upgrade(request, OPTIONS)
@@ -679,7 +795,20 @@ def test_any_bytes_are_refused(data: bytes) -> None:
 tokens_of_http = st.sampled_from(
     [
         *(f"{name}: {value}\r\n".encode() for name, value in UPGRADE.items()),
-        *(b"GET", b"HEAD", b"POST", b" ", b"/", b"/x?y", b"http://a/", b"HTTP/1.1", b"HTTP/1.0", b"HTTP/2.0"),
+        *(
+            b"GET",
+            b"HEAD",
+            b"OPTIONS",
+            b"POST",
+            b" ",
+            b"*",
+            b"/",
+            b"/x?y",
+            b"http://a/",
+            b"HTTP/1.1",
+            b"HTTP/1.0",
+            b"HTTP/2.0",
+        ),
         *(b"\r\n", b"\r", b"\n", b":", b",", b"\t", b"\0", b"Host: b\r\n", b"X: ", b"Connection", b"Upgrade", b"13"),
         *(b"Content-Length: 1\r\n", b"Transfer-Encoding: chunked\r\n", b"GET / HTTP/1.1\r\n", b"\r\n\r\n", b"\xff"),
     ]

@@ -166,6 +166,33 @@ def test_plain_requests_are_answered_on_the_same_port(backend: Backend, caplog: 
     assert site.of("request") == [("request", "GET", path) for path in ("/health", "/else", "/broken")]
 
 
+HAPROXY_CHECK = b"OPTIONS / HTTP/1.0\r\n\r\n"
+"""What HAProxy 2.6 sends for `option httpchk`; the server is up if the status is 2xx or 3xx."""
+
+
+def test_a_health_check_by_options_is_answered(backend: Backend, recorder: EchoRecorder) -> None:
+    with ReactorThread(recorder, backend=backend, options=Options(metrics_path="/")) as server:
+        for check in (HAPROXY_CHECK, b"OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n"):
+            response = http(server.address, check)
+            assert (response.status, response.body) == (204, b"")
+            assert response.headers["allow"] == "GET, HEAD, OPTIONS"
+            assert "content-length" not in response.headers
+        assert server.ask(server.reactor.stats).rejected == {}
+
+
+def test_the_handler_may_answer_options_itself(backend: Backend) -> None:
+    class Ill(EchoRecorder):
+        def on_request(self, request: Request) -> Response | None:
+            self.record("request", request.method, request.path)
+            return Response(503) if request.path == "/health" else None
+
+    ill = Ill()
+    with ReactorThread(ill, backend=backend) as server:
+        assert http(server.address, b"OPTIONS /health HTTP/1.0\r\n\r\n").status == 503
+        assert http(server.address, HAPROXY_CHECK).status == 204
+    assert ill.of("request") == [("request", "OPTIONS", "/health"), ("request", "OPTIONS", "/")]
+
+
 def test_head_is_answered_with_the_length_and_no_body(backend: Backend) -> None:
     with ReactorThread(Site(), backend=backend) as server, Peer.dial(server.address) as peer:
         peer.write(b"HEAD /health HTTP/1.1\r\nHost: localhost\r\n\r\n")

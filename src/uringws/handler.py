@@ -66,9 +66,11 @@ class Handler:
         return None
 
     def on_request(self, request: Request) -> Response | None:
-        """Answer a plain GET or HEAD on the same port. Return a Response, or None for 426 Upgrade Required.
+        """Answer a plain GET, HEAD or OPTIONS on the same port.
 
-        The connection is closed after the answer, whatever it is. To HEAD the body is not sent.
+        Return a Response, or None for the default: 426 Upgrade Required to GET and HEAD, 204 No Content to OPTIONS,
+        which load balancers such as HAProxy take for a healthy server. `request.method` tells them apart. The
+        connection is closed after the answer, whatever it is. To HEAD the body is not sent.
         """
         return None
 

@@ -1,16 +1,20 @@
 """HTTP/1.1 as a server needs it that closes after each answer (RFC 9110, RFC 9112): a request's head in, bytes out.
 
-No I/O, no clock, and nothing of WebSocket but that a request may ask for it: handshake.py has the rest. Requests are
-held to the letter where leniency has a history of request smuggling, and every answer but a 101 closes the connection,
-so that no byte after a refused head is ever taken for a request.
+No I/O, no clock except that of Date, and nothing of WebSocket except that a request may ask for it: handshake.py has
+the rest. Requests are held to the letter where leniency has a history of request smuggling (docs/http.md lists what is
+refused), and every answer but a 101 closes the connection, so that no byte after a refused head is ever taken for a
+request.
 """
 
 from __future__ import annotations
 
+import functools
 import re
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
+from ipaddress import IPv6Address
 from typing import Final, TypeVar, overload
 from urllib.parse import parse_qs, unquote
 
@@ -47,8 +51,13 @@ _TOKEN_TEXT: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"  # RFC 9110 5.6.2
 TOKEN: Final = re.compile(_TOKEN_TEXT)
 # RFC 9112 section 3, one space between the parts. No fragment: RFC 9112 3.2 has none in a target.
 _REQUEST_LINE: Final = re.compile(rb"(" + _TOKEN_TEXT + rb') ([!"$-~]+) HTTP/([0-9]\.[0-9])')
-_ABSOLUTE_FORM: Final = re.compile(r"https?://([^/?@]+)(/[^?]*)?(\?.*)?", re.IGNORECASE)
-_HOST: Final = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z\-._~%!$&'()*+,;=]+)(:[0-9]*)?")  # RFC 3986 3.2.2, 3.2.3
+_ABSOLUTE_FORM: Final = re.compile(r"(https?|wss?)://([^/?@]+)(/[^?]*)?(\?.*)?", re.IGNORECASE)
+# RFC 3986 3.2.2 and 3.2.3, with the zone of RFC 6874, which most clients write behind a bare "%".
+_AUTHORITY: Final = re.compile(
+    rb"(?:\[(?P<ipv6>[0-9A-Fa-f:.]+)(?P<zone>%[0-9A-Za-z\-._~%]+)?\]|(?P<name>[0-9A-Za-z\-._~%!$&'()*+,;=]+))"
+    rb"(?::(?P<port>[0-9]*))?"
+)
+_DEFAULT_PORTS: Final = {"http": b"80", "ws": b"80", "https": b"443", "wss": b"443"}
 _FIELD_NAME: Final = re.compile(_TOKEN_TEXT.decode("ascii"))
 _FIELD_VALUE: Final = re.compile(r"[\t -~\x80-\xff]*")  # RFC 9110 5.5; no CR, LF, NUL
 
@@ -56,6 +65,11 @@ _PLAIN_TEXT: Final = b"Content-Type: text/plain; charset=utf-8\r\n"
 _PHRASES: Final = {status.value: status.phrase for status in HTTPStatus}
 _STATUS_MAX: Final = 599  # RFC 9110 15
 _BODILESS: Final = frozenset({204, 205, 304})  # RFC 9110 15.3.5, 15.3.6, 15.4.5
+_LENGTHLESS: Final = frozenset({204, 304})  # RFC 9110 8.6: no Content-Length, or one of a body that is not known here
+_METHODS: Final = ("GET", "HEAD", "OPTIONS")
+_DATED: Final = re.compile(rb"^date:", re.IGNORECASE | re.MULTILINE)
+_DAYS: Final = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 _MANAGED: Final = frozenset(
     {
@@ -75,8 +89,9 @@ _MANAGED: Final = frozenset(
 class Headers(Mapping[str, str]):
     """The field lines of a request: immutable, names without regard to case, values decoded as Latin-1.
 
-    `headers[name]` joins the values of a repeated name with ", " (RFC 9110 5.3); `get_all` keeps them apart. Iteration
-    gives each name once, in lower case. `raw` is what came, in its order, as pairs of bytes.
+    `headers[name]` joins the values of a repeated name with ", " (RFC 9110 5.3), those of Cookie with "; " (RFC 9113
+    8.2.3); `get_all` keeps them apart. Iteration gives each name once, in lower case. `raw` is what came, in its order,
+    as pairs of bytes.
     """
 
     __slots__ = ("_index", "raw")
@@ -93,7 +108,7 @@ class Headers(Mapping[str, str]):
         values = self.get_all(name)
         if not values:
             raise KeyError(name)
-        return ", ".join(values)
+        return _joined(name, values)
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and _key(name) in self._index
@@ -112,9 +127,9 @@ class Headers(Mapping[str, str]):
     @overload
     def get(self, name: str, /, default: str | _Default) -> str | _Default: ...
     def get(self, name: str, /, default: str | _Default | None = None) -> str | _Default | None:
-        """Return the value of a name, repeated ones joined with ", ", or `default`."""
+        """Return the value of a name, repeated ones joined as by `headers[name]`, or `default`."""
         values = self.get_all(name)
-        return ", ".join(values) if values else default
+        return _joined(name, values) if values else default
 
     def get_all(self, name: str) -> list[str]:
         """Return the values of a name, one per field line, in their order; empty if it is not there."""
@@ -123,6 +138,11 @@ class Headers(Mapping[str, str]):
     def values_of(self, name: bytes) -> tuple[bytes, ...]:
         """Return the values of a name that is given in lower case, undecoded."""
         return self._index.get(name, ())
+
+
+def _joined(name: str, values: list[str]) -> str:
+    # A cookie's value may hold a comma, so that ", " would make other cookies of them.
+    return ("; " if name.lower() == "cookie" else ", ").join(values)
 
 
 def _key(name: str) -> bytes:
@@ -136,15 +156,17 @@ class Request:
     """An opening request, or a plain HTTP one, as `on_upgrade` and `on_request` see it."""
 
     method: str
-    """GET or HEAD."""
+    """GET, HEAD or OPTIONS."""
     target: str
     """The request target as it came."""
     raw_path: str
-    """The target's path, percent-encoded, beginning with "/"."""
+    """The target's path, percent-encoded, beginning with "/"; "*" where OPTIONS asks about the server as a whole."""
     query: str
     """What follows the first "?" of the target, percent-encoded; "" if there is none."""
     headers: Headers
-    """The field lines, by name in upper or lower case."""
+    """The field lines, by name in upper or lower case.
+
+    The zone of an IPv6 address in Host is left out: it means nothing on another machine."""
     http_version: str
     """1.1 or 1.0."""
     peer: Peer
@@ -225,9 +247,9 @@ class _Collector:
 def parse_request(head: bytes, *, header_count_max: int, peer: Peer = None) -> Request:
     """Parse a request's head: all bytes up to its blank line, that included, and none beyond.
 
-    Raises HandshakeError: 400 for what is not HTTP or not beyond doubt, 405 for methods other than GET and HEAD, 413
-    for a request with a body, 431 for more than `header_count_max` field lines, 505 for versions other than 1.0 and
-    1.1. It says nothing yet about WebSocket: that is `check_upgrade`.
+    Raises HandshakeError: 400 for what is not HTTP or not beyond doubt, 405 for methods other than GET, HEAD and
+    OPTIONS, 413 for a request with a body, 431 for more than `header_count_max` field lines, 505 for versions other
+    than 1.0 and 1.1. It says nothing yet about WebSocket: that is `check_upgrade`.
     """
     # RFC 9112 2.2: one empty line before the request line is ignored.
     head = head.removeprefix(b"\r\n")
@@ -242,7 +264,7 @@ def parse_request(head: bytes, *, header_count_max: int, peer: Peer = None) -> R
     headers = Headers(fields)
     _refuse_body(headers)
     host = _parse_host(headers, version)
-    raw_path, query = _split_target(target, host)
+    raw_path, query = ("*", "") if (method, target) == ("OPTIONS", "*") else _split_target(target, host)
     return Request(method, target, raw_path, query, headers, version, peer)
 
 
@@ -254,8 +276,8 @@ def _parse_request_line(head: bytes) -> tuple[str, str, str]:
     method, target, version = line[1].decode("ascii"), line[2].decode("ascii"), line[3].decode("ascii")
     if version not in ("1.1", "1.0"):
         raise HandshakeError(505, "only HTTP/1.1 is spoken here")
-    if method not in ("GET", "HEAD"):
-        raise HandshakeError(405, "only GET and HEAD are allowed", (("Allow", "GET, HEAD"),))
+    if method not in _METHODS:
+        raise HandshakeError(405, "only GET, HEAD and OPTIONS are allowed", (("Allow", ", ".join(_METHODS)),))
     return method, target, version
 
 
@@ -279,17 +301,20 @@ def _refuse_body(headers: Headers) -> None:
             raise HandshakeError(413, "a request body is not allowed")
 
 
-def _parse_host(headers: Headers, version: str) -> bytes | None:
-    """RFC 9112 3.2: exactly one valid Host; HTTP/1.0 may leave it out."""
+def _parse_host(headers: Headers, version: str) -> re.Match[bytes] | None:
+    """RFC 9112 3.2: exactly one valid Host; HTTP/1.0 may leave it out. Its zone is taken out of `headers`."""
     hosts = headers.values_of(b"host")
     if not hosts and version == "1.0":
         return None
-    if len(hosts) != 1 or not _HOST.fullmatch(hosts[0]):
+    host = _AUTHORITY.fullmatch(hosts[0]) if len(hosts) == 1 else None
+    if host is None:
         raise HandshakeError(400, "exactly one valid Host field is required")
-    return hosts[0]
+    if host["zone"] is not None:
+        headers._index[b"host"] = (host.string[: host.start("zone")] + host.string[host.end("zone") :],)
+    return host
 
 
-def _split_target(target: str, host: bytes | None) -> tuple[str, str]:
+def _split_target(target: str, host: re.Match[bytes] | None) -> tuple[str, str]:
     """Return path and query of the origin form or, RFC 9112 3.2.2 demands it, of the absolute form.
 
     The latter must name the same authority as Host: where the two differ, servers and proxies differ in which they
@@ -297,17 +322,30 @@ def _split_target(target: str, host: bytes | None) -> tuple[str, str]:
     """
     if target[0] != "/":
         absolute = _ABSOLUTE_FORM.fullmatch(target)
-        if absolute is None:
+        authority = None if absolute is None else _AUTHORITY.fullmatch(absolute[2].encode("ascii"))
+        if absolute is None or authority is None:
             raise HandshakeError(400, "the request target must be a path")
-        if host is None or absolute[1].lower() != host.decode("ascii").lower():
+        port = _DEFAULT_PORTS[absolute[1].lower()]
+        if host is not None and _normalised(authority, port) != _normalised(host, port):
             raise HandshakeError(400, "the request target and Host differ")
-        target = (absolute[2] or "/") + (absolute[3] or "")
+        target = (absolute[3] or "/") + (absolute[4] or "")
     raw_path, _, query = target.partition("?")
     return raw_path, query
 
 
+def _normalised(authority: re.Match[bytes], default_port: bytes) -> tuple[bytes | IPv6Address, bytes]:
+    """Return host and port such that those of equivalent authorities are equal (RFC 9110 4.2.3)."""
+    port = (authority["port"] or default_port).lstrip(b"0")
+    if authority["ipv6"] is None:
+        return authority["name"].lower(), port
+    try:
+        return IPv6Address(authority["ipv6"].decode("ascii")), port
+    except ValueError:
+        return authority["ipv6"].lower(), port
+
+
 def encode_response(response: Response, *, head_only: bool = False, server_header: str | None = None) -> bytes:
-    """Return the bytes of a plain answer, after which the connection is to be closed.
+    """Return the bytes of a plain answer, after which the connection is to be closed. Date is added if it has none.
 
     `head_only` answers HEAD: the body is left out. `server_header` is the value of Server, None for none.
     """
@@ -330,7 +368,9 @@ def _encode_answer(status: int, lines: bytes, body: bytes, *, head_only: bool, s
     start = f"HTTP/1.1 {status} {_PHRASES.get(status, '')}\r\n".encode("ascii")
     if server_header is not None:
         lines += b"Server: %b\r\n" % server_header.encode("ascii")
-    if status != HTTPStatus.NO_CONTENT:  # RFC 9110 8.6 forbids it there
+    if not _DATED.search(lines):
+        lines += _date_line(int(time.time()))
+    if status not in _LENGTHLESS:
         lines += b"Content-Length: %d\r\n" % len(body)
     # RFC 9110 15.5.22 wants Upgrade with a 426, and 7.8 wants it named in Connection.
     lines += (
@@ -339,6 +379,14 @@ def _encode_answer(status: int, lines: bytes, body: bytes, *, head_only: bool, s
         else b"Connection: close\r\n"
     )
     return b"%b%b\r\n%b" % (start, lines, b"" if head_only else body)
+
+
+@functools.lru_cache(maxsize=1)
+def _date_line(seconds: int) -> bytes:
+    """Return the Date of RFC 9110 6.6.1, in the form of 5.6.7, for a moment of the Unix clock."""
+    at = time.gmtime(seconds)
+    day, month = _DAYS[at.tm_wday], _MONTHS[at.tm_mon - 1]
+    return f"Date: {day}, {time.strftime(f'%d {month} %Y %H:%M:%S', at)} GMT\r\n".encode("ascii")
 
 
 def check_status(status: int, low: int) -> None:

@@ -27,6 +27,7 @@ __all__ = ["Answer", "Upgrade", "answer_upgrade"]
 logger = logging.getLogger("uringws")
 
 _ACCEPT = Accept()
+_ALLOWED = Response(204, {"Allow": "GET, HEAD, OPTIONS"})  # RFC 9110 9.3.7
 
 
 @dataclass(slots=True)
@@ -106,19 +107,18 @@ def _settle_peer(reactor: Reactor, identity: int, source: tuple[str, int] | None
 
 def _answer_plain(reactor: Reactor, request: Request) -> Response | None:
     options = reactor.options
-    if options.metrics_path is not None and request.raw_path == options.metrics_path:
+    asks_options = request.method == "OPTIONS"
+    if options.metrics_path is not None and request.raw_path == options.metrics_path and not asks_options:
         return Response(200, (("Content-Type", CONTENT_TYPE),), prometheus_text(reactor.stats()))
     on_request: Callable[..., Any] | None = reactor._callbacks.on_request
-    if on_request is None:
-        return None
     try:
-        response = on_request(request)
+        response = None if on_request is None else on_request(request)
         if response is not None and not isinstance(response, Response):
             raise TypeError(f"on_request returns a Response or None, not {type(response).__name__}")
     except Exception as error:
         logger.exception("on_request for %s failed; it is answered 500", request.target)
         raise refusal("handler") from error
-    return response
+    return _ALLOWED if response is None and asks_options else response
 
 
 def _ask_handler(reactor: Reactor, request: Request, key: bytes) -> Answer:
