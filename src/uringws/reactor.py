@@ -17,7 +17,6 @@ import time
 import warnings
 import weakref
 from collections import Counter, deque
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from uringws.backend import Backend, Opened, open_core
@@ -33,7 +32,16 @@ from uringws.sender import Sender
 from uringws.sending import check_close
 from uringws.shim import ffi, lib
 from uringws.signals import handled_by
-from uringws.sockets import Address, address_of, check_listener, check_stream, listen_tcp, listen_unix, show_address
+from uringws.sockets import (
+    Address,
+    BoundPath,
+    address_of,
+    check_listener,
+    check_stream,
+    listen_tcp,
+    listen_unix,
+    show_address,
+)
 from uringws.stats import Stats
 from uringws.timers import Timer, Timers
 from uringws.upgrade import Upgrade, answer_upgrade
@@ -108,7 +116,7 @@ class Reactor:
         self._ending: dict[int, Connection] = {}  # by slot, those that await only on_close
         self._listeners: list[socket.socket] = []
         self._addresses: list[Address] = []
-        self._unix_paths: list[str] = []
+        self._bound_paths: list[BoundPath] = []
         self._batch: Iterator[tuple[int, int]] | None = None  # events not handled yet
         self._commands: deque[Callable[[], object]] = deque()
         self._timers = Timers(self._check_thread)
@@ -198,35 +206,47 @@ class Reactor:
         self._check_usable()
         self._check_thread()
         listener = listen_tcp(host, port, reuse_port=reuse_port)
-        self._listen_or_close(listener)
+        try:
+            self._listen(listener)
+        except BaseException:
+            listener.close()
+            raise
         name = listener.getsockname()
         return name[0], name[1]
 
-    def bind_unix(self, path: str | os.PathLike[str]) -> Address:
-        """Listen on a Unix socket, which `close` removes. A stale one of that name is replaced. Raises OSError."""
+    def bind_unix(self, path: str | os.PathLike[str], *, mode: int | None = None) -> Address:
+        r"""Listen on a Unix socket; return its address as `addresses` has it.
+
+        `path` is that of a file, or begins with NUL for an abstract name ("\0chat", unix(7)). `mode` is the file's
+        permissions, such as 0o660 (whoever connects needs the right to write); None leaves them to the umask. A socket
+        of that path that nobody listens on is replaced. `close` and `drain` remove the file if it is still this
+        reactor's own. Raises OSError with the path in its text, also where anything else lies there; ValueError or
+        TypeError for what is no path or mode.
+        """
         self._check_usable()
         self._check_thread()
-        name = os.fsdecode(path)
-        listener = listen_unix(name)
-        self._unix_paths.append(name)
-        return self._listen_or_close(listener)
+        listener, bound_path = listen_unix(os.fsdecode(path), mode)
+        try:
+            address = self._listen(listener)
+        except BaseException:
+            if bound_path is not None:
+                bound_path.remove()
+            listener.close()
+            raise
+        if bound_path is not None:
+            self._bound_paths.append(bound_path)
+        return address
 
     def bind_socket(self, sock: socket.socket) -> Address:
         """Listen on a socket that is bound already (and listening, or not yet).
 
-        The reactor owns it from now on; if this raises, the caller keeps it.
+        The reactor owns it from now on; if this raises, the caller keeps it. The file of a Unix socket stays the
+        caller's to remove.
         """
         self._check_usable()
         self._check_thread()
         check_listener(sock)
         return self._listen(sock)
-
-    def _listen_or_close(self, sock: socket.socket) -> Address:
-        try:
-            return self._listen(sock)
-        except BaseException:
-            sock.close()
-            raise
 
     def _listen(self, sock: socket.socket) -> Address:
         if self.options.tcp_nodelay and sock.family != socket.AF_UNIX:
@@ -734,13 +754,12 @@ class Reactor:
         return peer_of(peer)
 
     def _close_listeners(self) -> None:
+        for bound_path in self._bound_paths if not self._inherited else ():
+            bound_path.remove()
+        self._bound_paths.clear()
         for listener in self._listeners:
             listener.close()
         self._listeners.clear()
-        for path in self._unix_paths if not self._inherited else ():
-            with contextlib.suppress(OSError):
-                Path(path).unlink()
-        self._unix_paths.clear()
 
     # ---- other threads
 

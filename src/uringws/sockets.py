@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import socket
 import ssl
+import stat
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
-__all__ = ["Address", "address_of", "check_listener", "check_stream", "listen_tcp", "listen_unix", "show_address"]
+__all__ = [
+    "Address",
+    "BoundPath",
+    "address_of",
+    "check_listener",
+    "check_stream",
+    "listen_tcp",
+    "listen_unix",
+    "show_address",
+]
 
 Address = tuple[str, int] | str
-"""(host, port), or the path of a Unix socket."""
+"""(host, port), or the path of a Unix socket; an abstract name begins with NUL, unix(7)."""
 
 _PORT_MAX: Final = 65_535
 _ANY_HOST: Final = "0.0.0.0"  # noqa: S104 - asked for by an empty host, as in socket.create_server
+_UNIX_NAME_BYTES_MAX: Final = 107  # unix(7): sun_path has 108 bytes, one of them NUL
+_MODE_MAX: Final = 0o777
 _FAMILIES: Final = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
 
 
@@ -45,22 +59,80 @@ def listen_tcp(host: str, port: int, *, reuse_port: bool) -> socket.socket:
     return listener
 
 
-def listen_unix(path: str) -> socket.socket:
-    """Return a Unix socket bound to a path, in place of one of that name that nobody listens on any more."""
+class BoundPath(NamedTuple):
+    """The file that a Unix socket was bound to: a later one of the same path is another."""
+
+    path: str
+    """Absolute, so that it holds in whatever directory the process is by then."""
+    device: int
+    inode: int
+
+    def remove(self) -> None:
+        """Remove the file, unless it is gone or another has taken its path. Call it while the socket is still open:
+        until then no new file can have this inode, nor can a new server take the path for a stale one.
+        """
+        with contextlib.suppress(OSError):
+            found = os.lstat(self.path)
+            if (found.st_dev, found.st_ino) == (self.device, self.inode):
+                Path(self.path).unlink()
+
+
+def listen_unix(name: str, mode: int | None) -> tuple[socket.socket, BoundPath | None]:
+    """Return a socket bound to a Unix path, or to an abstract name, which begins with NUL and has no file.
+
+    Raises as `Reactor.bind_unix` says. A file has the permissions `mode`; None leaves them to the umask.
+    """
+    shown = show_address(name)
+    _check_unix_name(name, mode)
+    is_abstract = name.startswith("\0")
+    if not is_abstract:
+        _remove_stale(name)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listener.bind(name)
+        if is_abstract:
+            return listener, None
+        found = os.lstat(name)
+        if mode is not None:
+            Path(name).chmod(mode)  # nobody can have connected: the socket does not listen yet
+    except OSError as error:
+        listener.close()
+        raise OSError(error.errno, f"bind {shown}: {error.strerror}") from None
+    return listener, BoundPath(str(Path(name).absolute()), found.st_dev, found.st_ino)
+
+
+def _check_unix_name(name: str, mode: int | None) -> None:
+    if not name or "\0" in name[1:]:  # the kernel would choose a name itself, or cut this one short
+        raise ValueError(f"bind_unix takes a path, or NUL and an abstract name, not {name!r}")
+    bytes_max = _UNIX_NAME_BYTES_MAX + name.startswith("\0")
+    if len(os.fsencode(name)) > bytes_max:
+        text = f"bind {show_address(name)}: the name is longer than {_UNIX_NAME_BYTES_MAX} bytes"
+        raise OSError(errno.ENAMETOOLONG, text)
+    if mode is None:
+        return
+    if isinstance(mode, bool) or not isinstance(mode, int):
+        raise TypeError(f"mode is an int such as 0o660 or None, not {mode!r}")
+    if not 0 <= mode <= _MODE_MAX:
+        raise ValueError(f"mode {mode:#o} is not in 0 to {_MODE_MAX:#o}")
+    if name.startswith("\0"):
+        raise ValueError("mode: an abstract socket has no file and no permissions")
+
+
+def _remove_stale(path: str) -> None:
+    """Remove a socket that nobody listens on any more, and nothing else: not a file, a link, or a living socket."""
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            return
+    except OSError:
+        return
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)  # a server whose queue is full would make it wait
         try:
             probe.connect(path)
         except ConnectionRefusedError:
             Path(path).unlink()
         except OSError:
-            pass  # no socket there; what else may be there makes bind fail
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        listener.bind(path)
-    except OSError as error:
-        listener.close()
-        raise OSError(error.errno, f"bind {path}: {error.strerror}") from None
-    return listener
+            pass  # somebody's: bind fails
 
 
 def check_listener(sock: socket.socket) -> None:
@@ -89,12 +161,16 @@ def check_stream(sock: socket.socket | int) -> int:
 def address_of(sock: socket.socket) -> Address:
     """Return where a socket is bound."""
     name = sock.getsockname()
+    if isinstance(name, bytes):  # abstract
+        return os.fsdecode(name)
     return name if isinstance(name, str) else (name[0], name[1])
 
 
 def show_address(address: Address) -> str:
-    """Return an address as a URL has it: host:port, an IPv6 host in brackets; a path as it is."""
+    """Return an address as a URL has it: host:port, an IPv6 host in brackets; a path as it is, an abstract name with
+    "@" for its NUL, as ss(8) shows it.
+    """
     if isinstance(address, str):
-        return address
+        return address.replace("\0", "@", 1) if address.startswith("\0") else address
     host, port = address
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
