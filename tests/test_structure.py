@@ -185,6 +185,14 @@ def test_system_interface_stays_in_its_file(path: Path) -> None:
     assert strangers == []
 
 
+@pytest.mark.parametrize("path", C_FILES, ids=lambda path: path.name)
+def test_reference_counts_change_only_by_the_atomic_functions(path: Path) -> None:
+    """Another thread may drop a view of a block at any time: a plain access would race with that."""
+    uses = [line.strip() for line in path.read_text().splitlines() if "->references" in line]
+    plain = [line for line in uses if "__atomic_" not in line]
+    assert plain == ([] if path.name != "block.c" else ["block->references = 1;"])  # a new block, seen by nobody else
+
+
 @pytest.mark.parametrize("path", sorted(SHIM.glob("*.h")), ids=lambda path: path.name)
 def test_header_guard(path: Path) -> None:
     guard = f"URS_{path.stem.upper()}_H"

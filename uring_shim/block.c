@@ -65,7 +65,7 @@ void urs_block_share(struct urs_block *block)
         block->memory->bytes_used -= block->capacity;
         block->memory = NULL;
     }
-    __atomic_add_fetch(&block->references, 1, __ATOMIC_RELAXED);
+    urs_block_hold(block);
 }
 
 void urs_block_drop(struct urs_block *block)

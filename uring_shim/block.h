@@ -34,7 +34,7 @@ struct urs_memory {
     uint32_t cached[6];
 };
 
-/* Takes a reference to a block that outlives the budget: from now on it counts as Python's. */
+/* Takes a reference for Python. The block may now outlive its budget, so it is no longer charged to it. */
 void urs_block_share(struct urs_block *block);
 
 /* Drops one reference; the last one frees the block. NULL is allowed. A shared block may be dropped by any thread. */
@@ -44,6 +44,22 @@ void urs_block_drop(struct urs_block *block);
 void urs_memory_clear(struct urs_memory *memory);
 
 /* cdef: end */
+
+/* Takes one more reference, which urs_block_drop gives back. The caller must know that the block has one already. Any
+ * other reference may be dropped by another thread meanwhile: this function, urs_block_drop and urs_block_is_sole are
+ * the only ones that may touch the count. */
+static inline void urs_block_hold(struct urs_block *block)
+{
+    uint32_t before = __atomic_fetch_add(&block->references, 1, __ATOMIC_RELAXED);
+    URS_ASSERT(before >= 1 && before < UINT32_MAX);
+    (void)before;
+}
+
+/* True if the caller's reference is the only one: nobody else reads the block, and nobody can take a reference. */
+static inline bool urs_block_is_sole(const struct urs_block *block)
+{
+    return __atomic_load_n(&block->references, __ATOMIC_ACQUIRE) == 1;
+}
 
 /* A new block with one reference, start = end = URS_BLOCK_HEADROOM, and room for `room` bytes behind. NULL if the
  * budget or the heap has no room: urs_memory_error tells which. */

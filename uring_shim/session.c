@@ -114,7 +114,7 @@ static int store_bytes(struct urs_session *session, struct urs_memory *memory, c
 {
     struct urs_block *last = session->backlog_last;
     session->backlog_bytes += bytes;
-    if (last != NULL && last->references == 1) {
+    if (last != NULL && urs_block_is_sole(last)) {
         size_t part = urs_min(bytes, urs_block_room(last));
         memcpy(last->bytes + last->end, data, part);
         last->end += part;
@@ -138,7 +138,7 @@ static int store_bytes(struct urs_session *session, struct urs_memory *memory, c
 static bool movable(const struct urs_segment *segment, size_t bytes)
 {
     return segment->block != NULL && segment->block->memory != NULL && bytes >= MOVE_BYTES_MIN
-        && __atomic_load_n(&segment->block->references, __ATOMIC_ACQUIRE) == 1;
+        && urs_block_is_sole(segment->block);
 }
 
 int urs_session_store(struct urs_session *session, struct urs_outbox *outbox, struct urs_memory *memory, size_t from)

@@ -77,7 +77,7 @@ int urs_zero_copy_send(struct urs_reactor *reactor, struct urs_session *session)
         reactor->lent[buffer] = URS_LENT_IN_TURN;
     } else {
         loan->block = segment->block;
-        __atomic_add_fetch(&segment->block->references, 1, __ATOMIC_RELAXED);
+        urs_block_hold(segment->block);
     }
     reactor->stats.zero_copy_sends++;
     return 0;
