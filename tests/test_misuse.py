@@ -437,6 +437,57 @@ def test_a_message_can_be_read_after_its_connection_was_closed(backend: Backend,
     assert seen == [payload]
 
 
+def answer_kinds(reactor: Reactor) -> dict[str, Callable[[Connection], object]]:
+    return {"close": lambda conn: conn.close(4000), "drain": lambda _conn: reactor.drain(5)}
+
+
+@pytest.mark.parametrize("end", ["close", "drain"])
+@pytest.mark.parametrize("size", [1, 10, 4000])
+def test_the_message_at_hand_stays_as_it_is_when_its_connection_is_closed_after_its_echo(
+    backend: Backend, end: str, size: int
+) -> None:
+    """Several messages in one segment, so that their answers could be moved together."""
+    payloads = [bytes([number]) + os.urandom(size - 1) for number in range(1, 4)]
+    seen: list[bytes] = []
+
+    def on_message(conn: Connection, message: Message) -> None:
+        conn.echo()
+        if message.data[0] == len(payloads):
+            view = message.data
+            answer_kinds(reactor)[end](conn)
+            seen.extend([bytes(view), bytes(message), bytes(message.data)])
+
+    with pairs(1) as ((ours, peer),), Reactor(handler_fn(on_message), QUIET, backend=backend) as reactor:
+        reactor.add_session(ours)
+        peer.write(b"".join(frame(BINARY, payload) for payload in payloads))
+        run_until(reactor, lambda: seen)
+        assert seen == 3 * [payloads[-1]]
+        reactor.run_once(0)
+        assert peer.read_frames(3) == [Frame(BINARY, payload) for payload in payloads]
+        assert peer.read_close() == (4000 if end == "close" else 1001)
+
+
+def test_a_message_is_forwarded_unchanged_after_the_close_of_its_own_connection(backend: Backend) -> None:
+    class Forwarder(Recorder):
+        def on_message(self, conn: Connection, message: Message) -> None:
+            conn.echo()
+            if bytes(message) == b"GHIJKLM":
+                conn.close(4000)
+                (other,) = [each for each in self.connections.values() if each is not conn]
+                other.send(message)
+                other.send(message.opcode, message.data)
+
+    recorder = Forwarder()
+    with pairs(2) as ((ours, peer), (other_ours, other)), Reactor(recorder, QUIET, backend=backend) as reactor:
+        reactor.add_session(ours)
+        reactor.add_session(other_ours)
+        peer.write(frame(TEXT, b"ABCDEF") + frame(TEXT, b"GHIJKLM"))
+        run_until(reactor, lambda: not recorder.connections or len(reactor._ending) == 1)
+        reactor.run_once(0)
+        assert peer.read_frames(2) == [Frame(TEXT, b"ABCDEF"), Frame(TEXT, b"GHIJKLM")]
+        assert other.read_frames(2) == 2 * [Frame(TEXT, b"GHIJKLM")]
+
+
 @pytest.mark.parametrize("size", [10, 200_000])
 def test_closing_another_keeps_the_echo_of_the_message_at_hand(backend: Backend, size: int) -> None:
     payload = os.urandom(size)

@@ -65,16 +65,29 @@ static int append(struct urs_outbox *outbox, struct urs_outbound *outbound, stru
     return add_segment(outbox, outbound, segment);
 }
 
-int urs_outbound_answer(struct urs_outbox *outbox, struct urs_outbound *outbound, struct urs_item *item,
-                        uint8_t opcode, bool fin)
+/* Writes the header in front of the item's payload and returns both as a segment, which takes over item->block. */
+static struct urs_segment answer_segment(struct urs_item *item, uint8_t opcode, bool fin)
 {
     size_t header_bytes = urs_frame_answer_bytes(item->bytes);
     uint8_t *start = item->payload - header_bytes;
     urs_frame_write(start, opcode, fin, item->bytes);
     struct urs_block *block = item->block;
     item->block = NULL;
-    return append(outbox, outbound, (struct urs_segment){.data = start, .bytes = header_bytes + item->bytes,
-                                                         .block = block, .until = item->payload + item->bytes});
+    return (struct urs_segment){.data = start, .bytes = header_bytes + item->bytes, .block = block};
+}
+
+int urs_outbound_answer(struct urs_outbox *outbox, struct urs_outbound *outbound, struct urs_item *item,
+                        uint8_t opcode, bool fin)
+{
+    struct urs_segment segment = answer_segment(item, opcode, fin);
+    segment.until = item->payload + item->bytes;
+    return append(outbox, outbound, segment);
+}
+
+int urs_outbound_answer_unmoved(struct urs_outbox *outbox, struct urs_outbound *outbound, struct urs_item *item,
+                                uint8_t opcode, bool fin)
+{
+    return append(outbox, outbound, answer_segment(item, opcode, fin));
 }
 
 int urs_outbound_answers(struct urs_outbox *outbox, struct urs_outbound *outbound, struct urs_item *item)

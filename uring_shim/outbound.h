@@ -24,7 +24,8 @@ struct urs_segment {
     struct urs_block *block;
     uint32_t next;                       /* index + 1 of the next segment; 0 ends the list */
     uint8_t *until;                      /* of answers in place: where the last one ended before it was moved up (what
-                                            lies between them is free); NULL in the arena */
+                                            lies between them is free); NULL where nothing may be moved: in the arena,
+                                            and for an answer whose payload somebody still reads */
 };
 
 /* The segments and the arena that all connections of one thread share for a turn. Zero-initialise it. */
@@ -49,6 +50,11 @@ struct urs_outbound {
  * on failure. Returns 0 or -ENOMEM. */
 int urs_outbound_answer(struct urs_outbox *outbox, struct urs_outbound *outbound, struct urs_item *item,
                         uint8_t opcode, bool fin);
+
+/* The same for a payload that its reader may look at until the segment is cleared: the payload keeps its place and its
+ * bytes, only the bytes in front of it are overwritten. */
+int urs_outbound_answer_unmoved(struct urs_outbox *outbox, struct urs_outbound *outbound, struct urs_item *item,
+                                uint8_t opcode, bool fin);
 
 /* Sends what urs_engine_echo made, where it lies. Takes over item->block, also on failure. Returns 0 or -ENOMEM. */
 int urs_outbound_answers(struct urs_outbox *outbox, struct urs_outbound *outbound, struct urs_item *item);

@@ -242,7 +242,7 @@ int urs_reactor_adopt(struct urs_reactor *reactor, int fd, const uint8_t *prefix
 void urs_reactor_drain(struct urs_reactor *reactor, uint32_t index, unsigned code, const uint8_t *response,
                        size_t response_bytes)
 {
-    urs_turn_apply(reactor, (uint32_t)urs_min(index, reactor->event_count));
+    urs_turn_apply(reactor, index, index - 1);
     urs_reactor_stop_listening(reactor);
     /* Now, so that who sees a close frame finds the port closed as soon as its owner has closed it, too. */
     if (reactor->started)
@@ -394,7 +394,7 @@ int urs_session_send(struct urs_reactor *reactor, uint64_t id, uint32_t index, u
     int refused = find(reactor, id, &session);
     if (refused != 0)
         return refused;
-    urs_turn_apply(reactor, (uint32_t)urs_min(index, reactor->event_count));
+    urs_turn_apply(reactor, index, URS_NO_EVENT);
     if (session->state != URS_SESSION_OPEN || session->lost)
         return URS_ERROR_CLOSING;
     size_t pending = session->backlog_bytes + session->outbound.bytes;
@@ -445,7 +445,7 @@ int urs_session_close(struct urs_reactor *reactor, uint64_t id, uint32_t index, 
     int refused = find(reactor, id, &session);
     if (refused != 0)
         return refused;
-    urs_turn_apply(reactor, (uint32_t)urs_min(index, reactor->event_count));
+    urs_turn_apply(reactor, index, index - 1);
     if (session->state != URS_SESSION_OPEN || session->lost)
         return URS_ERROR_CLOSING;
     return urs_life_close(reactor, session, code, reason, bytes);

@@ -161,7 +161,7 @@ int urs_reactor_wake_descriptor(struct urs_reactor *reactor);
 int urs_reactor_adopt(struct urs_reactor *reactor, int fd, const uint8_t *prefix, size_t prefix_bytes, uint64_t *id);
 
 /* Refuses new connections and answers pending handshakes with `response`; open sessions get a close frame, after all
- * that events before `index` owe. */
+ * that events before `index` owe (as for urs_session_close). */
 void urs_reactor_drain(struct urs_reactor *reactor, uint32_t index, unsigned code, const uint8_t *response,
                        size_t response_bytes);
 
@@ -189,7 +189,8 @@ int urs_session_send(struct urs_reactor *reactor, uint64_t id, uint32_t index, u
  * event is no message, has been applied already, or is the continuation of one and `opcode` is 0. */
 int urs_session_send_event(struct urs_reactor *reactor, uint64_t id, uint32_t index, uint8_t opcode);
 
-/* Sends a close frame, after all that events before `index` owe. Returns 0 or a negative result. */
+/* Sends a close frame, after all that events before `index` owe. The last of these may be the message being handled: its
+ * payload stays as it is until the next turn. Returns 0 or a negative result. */
 int urs_session_close(struct urs_reactor *reactor, uint64_t id, uint32_t index, unsigned code, const uint8_t *reason,
                       size_t bytes);
 

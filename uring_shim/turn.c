@@ -73,14 +73,23 @@ static bool has_room(struct urs_reactor *reactor, struct urs_session *session, u
     return false;
 }
 
-static void apply_message(struct urs_reactor *reactor, struct urs_session *session, struct urs_item *item, bool echo)
+static int answer(struct urs_reactor *reactor, struct urs_session *session, struct urs_item *item, bool in_hand)
 {
-    bool many = item->kind == URS_ITEM_ANSWERS;
-    uint32_t count = many ? item->count : 1;
+    if (item->kind == URS_ITEM_ANSWERS)
+        return urs_outbound_answers(&reactor->outbox, &session->outbound, item);
+    if (URS_UNLIKELY(in_hand))
+        return urs_outbound_answer_unmoved(&reactor->outbox, &session->outbound, item, item->opcode, item->fin);
+    return urs_outbound_answer(&reactor->outbox, &session->outbound, item, item->opcode, item->fin);
+}
+
+static void apply_message(struct urs_reactor *reactor, struct urs_session *session, uint32_t index, bool in_hand)
+{
+    struct urs_item *item = &reactor->events[index].item;
+    bool echo = reactor->options.verdicts[index] != 0;
+    uint32_t count = item->kind == URS_ITEM_ANSWERS ? item->count : 1;
     if (echo && session->state == URS_SESSION_OPEN && has_room(reactor, session, count, item->bytes)) {
         reactor->stats.messages_out += count;
-        int error = many ? urs_outbound_answers(&reactor->outbox, &session->outbound, item)
-                         : urs_outbound_answer(&reactor->outbox, &session->outbound, item, item->opcode, item->fin);
+        int error = answer(reactor, session, item, in_hand);
         if (error != 0)
             urs_life_lose(reactor, session, error);
         urs_turn_dirty(reactor, session);
@@ -115,7 +124,7 @@ static void apply_lost(struct urs_reactor *reactor, struct urs_session *session)
         urs_life_end(reactor, session);
 }
 
-void urs_turn_apply(struct urs_reactor *reactor, uint32_t until)
+void urs_turn_apply(struct urs_reactor *reactor, uint32_t until, uint32_t in_hand)
 {
     /* A turn that a signal ended early has fewer events than the one that the caller's index is of. */
     until = (uint32_t)urs_min(until, reactor->event_count);
@@ -126,7 +135,7 @@ void urs_turn_apply(struct urs_reactor *reactor, uint32_t until)
         case URS_ITEM_MESSAGE:
         case URS_ITEM_FRAME:
         case URS_ITEM_ANSWERS:
-            apply_message(reactor, session, &event->item, reactor->options.verdicts[reactor->applied] != 0);
+            apply_message(reactor, session, reactor->applied, reactor->applied == in_hand);
             break;
         case URS_ITEM_PING:
         case URS_ITEM_CLOSE:
@@ -413,7 +422,7 @@ static void feed(struct urs_reactor *reactor, struct urs_session *session, struc
             continue;
         }
         if (block != NULL && item->block == NULL) {
-            block->references++;
+            urs_block_hold(block);
             item->block = block;
         }
         event->slot = session->slot;
@@ -654,7 +663,7 @@ static void free_dead(struct urs_reactor *reactor)
 /* Ends a turn: after it nothing refers to its buffers, its events, or the sessions that ended in it. */
 static int finish(struct urs_reactor *reactor)
 {
-    urs_turn_apply(reactor, reactor->event_count);
+    urs_turn_apply(reactor, reactor->event_count, URS_NO_EVENT);
     reactor->event_count = reactor->applied = reactor->visible = 0;
     int error = urs_turn_flush(reactor);
     if (error != 0)
