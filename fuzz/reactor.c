@@ -335,7 +335,7 @@ static void settle(struct world *world, uint32_t seed)
     for (uint32_t round = 0; quiet < QUIET_TURNS && !world->broken; round++) {
         CHECK(round < SETTLE_TURNS_MAX);
         size_t moved = turn(world, round < SETTLE_TURNS_MAX / 2 ? seed + round : QUIET) + world->reactor->ready.count
-            + world->reactor->dirty.count + world->reactor->late_count + world->reactor->parked.count;
+            + world->reactor->dirty.count + world->reactor->late_count + urs_intake_waiting(world->reactor);
         for (size_t index = 0; index < PEERS; index++)
             moved += peer_read(&world->peers[index], READ_BYTES_MAX, drops(world));
         quiet = moved > 0 || stats->bytes_in + stats->bytes_out != before ? 0 : quiet + 1;

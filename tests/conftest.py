@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
 
+from faulty import build_with_faults
 from servers import BACKENDS, MODES, EchoRecorder, ReactorThread, ServerProcess, Silent, echo_process, missing
 from uringws import Reactor, UringUnavailable
 from uringws.backend import Backend
@@ -57,6 +59,12 @@ def echo_server(request: pytest.FixtureRequest) -> Iterator[ServerProcess]:
     with echo_process(_require_backend(backend), mode) as server:
         assert server.backend == backend
         yield server
+
+
+@pytest.fixture(scope="session")
+def faulty_build(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a build lies whose system calls fail on command; for `FaultyServer`."""
+    return build_with_faults(tmp_path_factory.mktemp("faults"))
 
 
 @pytest.fixture

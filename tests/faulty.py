@@ -24,7 +24,7 @@ from servers import ROOT, START_SECONDS, STOP_SECONDS
 from uringws.shim import lib
 from wire import Frame, Peer, frame
 
-ACCEPT, RECEIVE, SEND, ENTER, SETUP, ARM, NOTIFY = (
+ACCEPT, RECEIVE, SEND, ENTER, SETUP, ARM, NOTIFY, TASK_WORK = (
     lib.URS_FAULT_ACCEPT,
     lib.URS_FAULT_RECEIVE,
     lib.URS_FAULT_SEND,
@@ -32,6 +32,7 @@ ACCEPT, RECEIVE, SEND, ENTER, SETUP, ARM, NOTIFY = (
     lib.URS_FAULT_SETUP,
     lib.URS_FAULT_ARM,
     lib.URS_FAULT_NOTIFY,
+    lib.URS_FAULT_TASK_WORK,
 )
 ALWAYS = 1 << 60
 

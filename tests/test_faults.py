@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from conftest import NO_URING
-from faulty import ACCEPT, ALWAYS, ARM, ENTER, NOTIFY, RECEIVE, SEND, FaultyServer, Talk, build_with_faults, rows
+from faulty import ACCEPT, ALWAYS, ARM, ENTER, NOTIFY, RECEIVE, SEND, FaultyServer, Talk, rows
 from servers import missing
 from uringws.errors import REMEDIES, UnavailableReason
 from wire import BINARY, TEXT, Frame, Peer, distinct_payloads, frame, upgrade_request
@@ -33,11 +33,6 @@ def name_of(value: object) -> str | None:
 
 def by_fate(table: str, *fates: str) -> list[int]:
     return [error for error, fate in rows(table).items() if fate in fates]
-
-
-@pytest.fixture(scope="session")
-def faulty_build(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_with_faults(tmp_path_factory.mktemp("faults"))
 
 
 @pytest.fixture(scope="module", params=MODES)

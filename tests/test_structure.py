@@ -32,7 +32,7 @@ C_LAYERS = (
     {"session"},
     {"core", "reactor"},
     {"invariants"},
-    {"admission", "lifecycle", "turn", "zero_copy"},
+    {"admission", "intake", "lifecycle", "turn", "zero_copy"},
 )
 
 PYTHON_LAYERS = (

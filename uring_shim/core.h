@@ -46,6 +46,13 @@ struct urs_slots {
     uint32_t count;
 };
 
+/* A queue of session slots, linked by next_slot. A session stands in one queue at most, and has a flag for it. */
+struct urs_queue {
+    uint32_t first;                      /* slot + 1; of no meaning while the queue is empty, as is last */
+    uint32_t last;
+    uint32_t count;
+};
+
 struct urs_listener {
     int fd;
     bool armed;
@@ -89,7 +96,8 @@ struct urs_reactor {
 
     struct urs_slots dirty;              /* to be flushed */
     struct urs_slots ready;              /* with held input to be fed */
-    struct urs_slots parked;             /* to be armed when buffers are back */
+    struct urs_queue lively;             /* waiting for a receive buffer, see intake.c */
+    struct urs_queue heavy;
     struct urs_slots delayed;            /* to be armed or flushed after a pause */
     struct urs_slots dead;               /* to be freed when no event refers to them */
     uint32_t slots_room;
@@ -104,6 +112,7 @@ struct urs_reactor {
     uint64_t now_ms;
     uint64_t now_us;
     uint64_t delayed_until_ms;
+    uint64_t short_until_turn;           /* receive buffers count as short until then */
     uint32_t turn;
     uint32_t handshakes;
     uint32_t sends;                      /* submitted or queued, not yet completed */
@@ -162,10 +171,41 @@ void urs_turn_ready(struct urs_reactor *reactor, struct urs_session *session);
 /* Arms receive if the session wants input and none is armed; asks for its end if it does not. */
 void urs_turn_receive(struct urs_reactor *reactor, struct urs_session *session);
 
+/* Arms a single receive if the session wants input and none is armed. Returns whether it did. */
+bool urs_turn_receive_once(struct urs_reactor *reactor, struct urs_session *session);
+
 /* Adds an event for Python; while Python handles a turn's events, to the next turn's. */
 void urs_turn_event(struct urs_reactor *reactor, uint32_t slot, const struct urs_item *item);
 
 void urs_turn_clock(struct urs_reactor *reactor);
+
+/* intake.c */
+
+/* Sessions that wait for a receive buffer. */
+static inline uint32_t urs_intake_waiting(const struct urs_reactor *reactor)
+{
+    return reactor->lively.count + reactor->heavy.count;
+}
+
+static inline uint32_t urs_intake_free_buffers(const struct urs_reactor *reactor)
+{
+    return reactor->pool.buffers - reactor->pool.in_use;
+}
+
+/* Notes that a receive found no buffer. */
+void urs_intake_shortage(struct urs_reactor *reactor);
+
+/* Whether sessions that want input have to queue for a buffer: one waits already, or did a few turns ago. */
+bool urs_intake_is_short(const struct urs_reactor *reactor);
+
+/* Notes how much the session's last receive brought, which decides in which queue it will wait. */
+void urs_intake_measure(const struct urs_reactor *reactor, struct urs_session *session, size_t bytes);
+
+/* Puts a session without an armed receive at the end of its queue. */
+void urs_intake_queue(struct urs_reactor *reactor, struct urs_session *session);
+
+/* Arms sessions that wait, in order, at most as many as there are free buffers. */
+void urs_intake_serve(struct urs_reactor *reactor);
 
 /* zero_copy.c */
 

@@ -22,7 +22,9 @@ enum urs_fault_point {
     URS_FAULT_ARM = 5,                   /* a submission queue entry to be had; epoll_ctl */
     URS_FAULT_NOTIFY = 6,                /* the kernel is done with a zero-copy send's bytes; the fault is a number of
                                             turns that it is said later by */
-    URS_FAULT_POINTS = 7
+    URS_FAULT_TASK_WORK = 7,             /* io_uring: any fault here makes a wait take in everything that is due, as
+                                            kernels before 6.13 do; later ones take about 20 completions at a time */
+    URS_FAULT_POINTS = 8
 };
 
 /* Makes `count` calls of `point`, from the `from`-th on (counted from 1, beginning now), fail with `fault`: -errno, or

@@ -90,11 +90,24 @@ static void check_sessions(const struct urs_reactor *reactor)
     }
     URS_ASSERT(sums.dirty == reactor->dirty.count);
     URS_ASSERT(sums.ready == reactor->ready.count);
-    URS_ASSERT(sums.parked == reactor->parked.count);
+    URS_ASSERT(sums.parked == urs_intake_waiting(reactor));
     URS_ASSERT(sums.delayed == reactor->delayed.count);
     URS_ASSERT(sums.in_use == reactor->sessions.in_use);
     URS_ASSERT(sums.handshakes == reactor->handshakes);
     URS_ASSERT(sums.late_events == reactor->late_count);
+}
+
+/* A queue holds as many sessions as it counts, and ends with the last of them. */
+static void check_queue(const struct urs_reactor *reactor, const struct urs_queue *queue)
+{
+    uint32_t next = queue->count == 0 ? 0 : queue->first;
+    for (uint32_t index = 0; index < queue->count; index++) {
+        URS_ASSERT(next != 0 && (index + 1 < queue->count || next == queue->last));
+        const struct urs_session *session = urs_core_session(reactor, next - 1);
+        URS_ASSERT(session->parked);
+        next = session->next_slot;
+    }
+    URS_ASSERT(next == 0);
 }
 
 /* A slot that stands on a list has that list's flag; with the equal counts above, it stands there once. */
@@ -104,8 +117,6 @@ static void check_lists(const struct urs_reactor *reactor)
         URS_ASSERT(urs_core_session(reactor, reactor->dirty.slots[index])->dirty);
     for (uint32_t index = 0; index < reactor->ready.count; index++)
         URS_ASSERT(urs_core_session(reactor, reactor->ready.slots[index])->ready);
-    for (uint32_t index = 0; index < reactor->parked.count; index++)
-        URS_ASSERT(urs_core_session(reactor, reactor->parked.slots[index])->parked);
     for (uint32_t index = 0; index < reactor->delayed.count; index++)
         URS_ASSERT(urs_core_session(reactor, reactor->delayed.slots[index])->delayed);
     for (uint32_t index = 0; index < reactor->dead.count; index++)
@@ -126,6 +137,8 @@ void urs_invariants_check(const struct urs_reactor *reactor)
         return;
     check_sessions(reactor);
     check_lists(reactor);
+    check_queue(reactor, &reactor->lively);
+    check_queue(reactor, &reactor->heavy);
 }
 
 #endif

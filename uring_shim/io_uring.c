@@ -54,9 +54,18 @@ struct uring {
 
 static struct uring *of(struct urs_io *io) { return (struct uring *)io; }
 
+/* Lets the kernel see the buffers released since. */
+static void publish(struct uring *uring)
+{
+    if (uring->released > 0)
+        io_uring_buf_ring_advance(uring->buffers, (int)uring->released);
+    uring->released = 0;
+}
+
 /* Hands over what is queued, without running completions that need the task (no GETEVENTS). */
 static int submit_all(struct uring *uring)
 {
+    publish(uring);  /* a receive that finds data takes its buffer here and now */
     while (io_uring_sq_ready(&uring->ring) > 0) {
         uring->io.stats.enters++;
         int result = urs_fault(URS_FAULT_ENTER);
@@ -355,14 +364,6 @@ static void uring_forget(struct urs_io *io, uint32_t slot, int fd)
     (void)fd;
 }
 
-/* Lets the kernel see the buffers released since. */
-static void publish(struct uring *uring)
-{
-    if (uring->released > 0)
-        io_uring_buf_ring_advance(uring->buffers, (int)uring->released);
-    uring->released = 0;
-}
-
 static int uring_submit(struct urs_io *io) { return submit_all(of(io)); }
 
 static uint32_t uring_collect(struct urs_io *io, struct urs_completion *out, uint32_t room)
@@ -408,11 +409,21 @@ static uint32_t uring_collect(struct urs_io *io, struct urs_completion *out, uin
     return count;
 }
 
+/* Takes in all completions that are due, where the kernel does so in portions: see URS_FAULT_TASK_WORK. */
+static void run_task_work(struct uring *uring)
+{
+    unsigned flags = uring->enter_flags & ~(unsigned)IORING_ENTER_EXT_ARG;
+    unsigned before;
+    do {
+        before = io_uring_cq_ready(&uring->ring);
+        io_uring_enter2((unsigned)uring->ring.enter_ring_fd, 0, 0, flags, NULL, 0);
+    } while (io_uring_cq_ready(&uring->ring) > before);
+}
+
 static int uring_wait(struct urs_io *io, int64_t timeout_ns)
 {
     struct uring *uring = of(io);
     urs_io_count_wait(&uring->faults);
-    publish(uring);
     if (!uring->wake_armed)
         arm_wake(uring);
     int error = submit_all(uring);
@@ -435,6 +446,8 @@ static int uring_wait(struct urs_io *io, int64_t timeout_ns)
     if (result == 0)
         result = io_uring_enter2((unsigned)uring->ring.enter_ring_fd, 0, timeout_ns == 0 ? 0 : 1, uring->enter_flags,
                                  (sigset_t *)&argument, sizeof argument);
+    if (urs_fault(URS_FAULT_TASK_WORK) != 0)
+        run_task_work(uring);
     switch (result) {
     case -ETIME:    /* the time-out */
     case -EAGAIN:   /* the kernel is short of memory for a moment, or */

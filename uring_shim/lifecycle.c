@@ -35,8 +35,7 @@ static int reserve_slots(struct urs_reactor *reactor, uint32_t slots)
     reactor->late = late;
     /* dirty: a session may stand there twice while the list is worked through. */
     if (grow_list(&reactor->dirty, 2 * room) != 0 || grow_list(&reactor->ready, 2 * room) != 0
-        || grow_list(&reactor->parked, room) != 0 || grow_list(&reactor->delayed, room) != 0
-        || grow_list(&reactor->dead, room) != 0)
+        || grow_list(&reactor->delayed, room) != 0 || grow_list(&reactor->dead, room) != 0)
         return -ENOMEM;
     reactor->late_room = (uint32_t)(LATE_EVENTS * room);
     reactor->slots_room = (uint32_t)room;

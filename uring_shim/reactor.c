@@ -31,7 +31,6 @@ static void free_all(struct urs_reactor *reactor)
     urs_sessions_close(&reactor->sessions);
     free(reactor->dirty.slots);
     free(reactor->ready.slots);
-    free(reactor->parked.slots);
     free(reactor->delayed.slots);
     free(reactor->dead.slots);
     free(reactor->late);

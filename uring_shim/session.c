@@ -64,7 +64,7 @@ struct urs_session *urs_session_new(struct urs_sessions *sessions, int fd)
     if (sessions->free_first != 0) {
         slot = sessions->free_first - 1;
         session = urs_session_at(sessions, slot);
-        sessions->free_first = session->next_free;
+        sessions->free_first = session->next_slot;
     } else {
         slot = sessions->slots;
         if (slot >> URS_SLAB_SESSIONS_LOG2 == sessions->slab_count && add_slab(sessions) != 0)
@@ -87,7 +87,7 @@ void urs_session_free(struct urs_sessions *sessions, struct urs_session *session
     session->fd = -1;
     urs_session_set_state(session, URS_SESSION_FREE);
     session->generation++;
-    session->next_free = sessions->free_first;
+    session->next_slot = sessions->free_first;
     sessions->free_first = session->slot + 1;
     sessions->in_use--;
 }

@@ -46,7 +46,7 @@ struct urs_session {
     int fd;
     uint32_t slot;
     uint32_t generation;                 /* odd while in use; its low 24 bits go with each request */
-    uint32_t next_free;                  /* slot + 1, while free */
+    uint32_t next_slot;                  /* slot + 1 of the next free slot, or of the next session in its queue */
     uint32_t last_input_ms;              /* all _ms: the reactor's clock, modulo 2^32 */
     uint32_t opened_ms;
     uint32_t deadline_ms;                /* of the state, where it has one */
@@ -67,7 +67,8 @@ struct urs_session {
     bool copied;                         /* the kernel copied a zero-copy send: no more of them under "auto" */
     bool dirty;                          /* on the reactor's list of sessions to flush */
     bool ready;                          /* on the list of sessions with held input to feed */
-    bool parked;                         /* on the list of those to be armed when buffers are back */
+    bool parked;                         /* in a queue of those that wait for a receive buffer */
+    bool heavy;                          /* its last receive brought much */
     bool delayed;                        /* on the list of those to be armed or flushed after a pause */
     bool paused;                         /* Python paused reading */
     bool choked;                         /* the backlog is high and nobody else would stop the input (run_echo) */

@@ -380,21 +380,43 @@ static bool wants_input(const struct urs_session *session)
     return true;
 }
 
+static void arm(struct urs_reactor *reactor, struct urs_session *session, bool once)
+{
+    URS_ASSERT(!session->receiving && !session->parked && !session->delayed);
+    session->receiving = true;
+    if (reactor->io->operations->receive(reactor->io, session->slot, session->generation, session->fd, once) != 0) {
+        session->receiving = false;
+        delay(reactor, session);
+    }
+}
+
+static void stop_receiving(struct urs_reactor *reactor, struct urs_session *session)
+{
+    if (session->receiving && !session->stopping)
+        session->stopping = reactor->io->operations->receive_stop(reactor->io, session->slot, session->generation,
+                                                                  session->fd) == 0;
+}
+
 void urs_turn_receive(struct urs_reactor *reactor, struct urs_session *session)
 {
-    const struct urs_io_operations *io = reactor->io->operations;
     if (session->state == URS_SESSION_FREE || session->parked || session->delayed)
         return;
-    bool wants = wants_input(session);
-    if (wants && !session->receiving) {
-        session->receiving = true;
-        if (io->receive(reactor->io, session->slot, session->generation, session->fd, session->local) != 0) {
-            session->receiving = false;
-            delay(reactor, session);
-        }
-    } else if (!wants && session->receiving && !session->stopping) {
-        session->stopping = io->receive_stop(reactor->io, session->slot, session->generation, session->fd) == 0;
-    }
+    if (!wants_input(session))
+        stop_receiving(reactor, session);
+    else if (session->receiving)
+        return;
+    else if (URS_UNLIKELY(urs_intake_is_short(reactor)))
+        urs_intake_queue(reactor, session);
+    else
+        arm(reactor, session, session->local);
+}
+
+bool urs_turn_receive_once(struct urs_reactor *reactor, struct urs_session *session)
+{
+    if (session->receiving || session->parked || session->delayed || !wants_input(session))
+        return false;
+    arm(reactor, session, true);
+    return true;
 }
 
 /* Makes events of bytes. What lies in `block` (held input) keeps it alive; else it lies in a receive buffer. Stops
@@ -508,6 +530,7 @@ static void on_receive(struct urs_reactor *reactor, const struct urs_completion 
 
     switch (urs_io_receive_fate(completion->result)) {
     case URS_FATE_DATA:
+        urs_intake_measure(reactor, session, (size_t)completion->result);
         on_data(reactor, session, urs_pool_buffer(&reactor->pool, completion->buffer), (size_t)completion->result);
         break;
     case URS_FATE_END:
@@ -517,11 +540,7 @@ static void on_receive(struct urs_reactor *reactor, const struct urs_completion 
             urs_life_lose(reactor, session, 0);
         break;
     case URS_FATE_PARK:
-        reactor->stats.enobufs_parks++;
-        if (!session->receiving && !session->parked) {
-            session->parked = true;
-            urs_slots_push(&reactor->parked, session->slot);
-        }
+        urs_intake_shortage(reactor);  /* below it joins those who wait */
         break;
     case URS_FATE_LATER:
         delay(reactor, session);
@@ -538,6 +557,8 @@ static void on_receive(struct urs_reactor *reactor, const struct urs_completion 
         urs_life_try_free(reactor, session);
     else if (!session->receiving)
         urs_turn_receive(reactor, session);
+    else if (URS_UNLIKELY(session->heavy) && urs_intake_is_short(reactor))
+        stop_receiving(reactor, session);  /* a multishot would take buffers out of turn */
 }
 
 static void on_writable(struct urs_reactor *reactor, const struct urs_completion *completion)
@@ -621,12 +642,7 @@ static void dispatch(struct urs_reactor *reactor)
 
 static void rearm(struct urs_reactor *reactor)
 {
-    for (uint32_t count = reactor->parked.count; count > 0; count--) {
-        struct urs_session *session = urs_core_session(reactor, reactor->parked.slots[count - 1]);
-        session->parked = false;
-        urs_turn_receive(reactor, session);
-    }
-    reactor->parked.count = 0;
+    urs_intake_serve(reactor);
     if (reactor->delayed_until_ms == 0 || reactor->now_ms < reactor->delayed_until_ms)
         return;
     uint32_t count = reactor->delayed.count;
@@ -704,7 +720,7 @@ static void take_late(struct urs_reactor *reactor)
 static int64_t patience(const struct urs_reactor *reactor, int64_t until_ms)
 {
     bool work = reactor->event_count > 0 || reactor->woken || reactor->ready.count > 0 || reactor->dirty.count > 0
-        || reactor->late_count > 0;
+        || reactor->late_count > 0 || (urs_intake_waiting(reactor) > 0 && urs_intake_free_buffers(reactor) > 0);
     if (work)
         return 0;
     int64_t wait_ms = urs_wheel_next_ms(&reactor->wheel, reactor->now_ms);
