@@ -10,7 +10,9 @@
 #include "fault.h"
 #include "io.h"
 
-enum { EVENTS_MAX = 16, ACCEPTS_PER_EVENT = 64, PENDING_MIN = 256 };
+/* Few events per wait keep receive buffers in the cache. Where many sockets are readable and some hold a lot, the wait
+ * looks at more events, to find the sockets that hold little. */
+enum { EVENTS_FEW = 16, EVENTS_MAX = 512, CROWDED_WAITS = 64, ACCEPTS_PER_EVENT = 64, PENDING_MIN = 256 };
 
 /* What epoll knows of a session's socket. */
 struct watched {
@@ -19,6 +21,8 @@ struct watched {
     uint32_t interest;                   /* EPOLLIN, EPOLLOUT; 0 and fd >= 0: registered, but silent */
     bool registered;
     bool once;
+    bool heavy;                          /* its last receive filled the buffer: the socket holds more */
+    uint32_t served;                     /* the last crowded wait that received from it */
 };
 
 struct epoll {
@@ -33,6 +37,9 @@ struct epoll {
     uint32_t pending_room;
     uint16_t *free_buffers;              /* a stack: the buffer released last is the hottest */
     uint32_t free_count;
+    uint32_t crowded_waits;              /* how many more waits look at EVENTS_MAX events */
+    uint32_t waits;                      /* of these, since open */
+    uint32_t round_began[2];             /* by `heavy`: in a round each session has one receive */
     struct epoll_event events[EVENTS_MAX];
 };
 
@@ -286,6 +293,7 @@ static int ready_receive(struct epoll *epoll, struct watched *watched)
         return end_receive(epoll, watched, got < 0 ? -errno : 0, URS_IO_NO_BUFFER);
     epoll->free_count--;
     urs_pool_taken(epoll->io.pool);
+    watched->heavy = (size_t)got == epoll->io.pool->buffer_bytes;
     if (watched->once)
         return end_receive(epoll, watched, (int32_t)got, buffer);
     struct urs_completion completion = {.result = (int32_t)got, .buffer = buffer, .more = true};
@@ -293,7 +301,13 @@ static int ready_receive(struct epoll *epoll, struct watched *watched)
     return push(epoll, completion);
 }
 
-static int ready_session(struct epoll *epoll, const struct epoll_event *event)
+static bool is_readable(const struct watched *watched, const struct epoll_event *event)
+{
+    return watched->data == event->data.u64 && (watched->interest & EPOLLIN) != 0
+        && (event->events & ~(uint32_t)EPOLLOUT) != 0;
+}
+
+static int ready_session(struct epoll *epoll, const struct epoll_event *event, bool receive)
 {
     struct urs_completion completion = {.buffer = URS_IO_NO_BUFFER};
     urs_io_unpack(event->data.u64, &completion);
@@ -306,7 +320,7 @@ static int ready_session(struct epoll *epoll, const struct epoll_event *event)
         completion.kind = URS_IO_WRITABLE;
         error = push(epoll, completion);
     }
-    if (error == 0 && (watched->interest & EPOLLIN) != 0 && (event->events & ~(uint32_t)EPOLLOUT) != 0)
+    if (error == 0 && receive && is_readable(watched, event))
         error = ready_receive(epoll, watched);
     return error;
 }
@@ -320,6 +334,68 @@ static int ready_wake(struct epoll *epoll)
     return push(epoll, (struct urs_completion){.kind = URS_IO_WAKE, .more = true, .buffer = URS_IO_NO_BUFFER});
 }
 
+static int ready_event(struct epoll *epoll, const struct epoll_event *event, bool receive)
+{
+    struct urs_completion identity = {0};
+    urs_io_unpack(event->data.u64, &identity);
+    if (identity.kind == URS_IO_WAKE)
+        return ready_wake(epoll);
+    if (identity.kind == URS_IO_ACCEPT)
+        return ready_accept(epoll, identity.slot, (int)identity.generation);
+    return ready_session(epoll, event, receive);
+}
+
+/* The session that an event makes readable; NULL if there is none. */
+static struct watched *readable_session(struct epoll *epoll, const struct epoll_event *event)
+{
+    struct urs_completion identity = {0};
+    urs_io_unpack(event->data.u64, &identity);
+    if (identity.kind != URS_IO_RECEIVE)
+        return NULL;
+    struct watched *watched = &epoll->sessions[identity.slot];
+    return is_readable(watched, event) ? watched : NULL;
+}
+
+/* Receives once from at most `room` of the heavy sessions, or of the others: first from those that had no receive in
+ * this round, then in a new round from the rest. Returns 0 or -ENOMEM. */
+static int serve(struct epoll *epoll, int count, bool heavy, uint32_t room)
+{
+    bool new_round = false;
+    for (;;) {
+        for (int index = 0; index < count && room > 0; index++) {
+            struct watched *watched = readable_session(epoll, &epoll->events[index]);
+            if (watched == NULL || watched->heavy != heavy || watched->served == epoll->waits)
+                continue;
+            if (!new_round && (int32_t)(watched->served - epoll->round_began[heavy]) >= 0)
+                continue;
+            watched->served = epoll->waits;
+            room--;
+            int error = ready_receive(epoll, watched);
+            if (error != 0)
+                return error;
+        }
+        if (room == 0 || new_round)
+            return 0;
+        new_round = true;
+        epoll->round_began[heavy] = epoll->waits;
+    }
+}
+
+/* Many readable sockets. Those that hold little come first, and leave some buffers to a few of the others. */
+static int ready_crowd(struct epoll *epoll, int count)
+{
+    uint32_t kept = (uint32_t)urs_min(epoll->free_count / 2, EVENTS_FEW / 2);
+    int error = 0;
+    epoll->waits++;
+    for (int index = 0; index < count && error == 0; index++)
+        error = ready_event(epoll, &epoll->events[index], false);
+    if (error == 0)
+        error = serve(epoll, count, false, epoll->free_count - kept);
+    if (error == 0)
+        error = serve(epoll, count, true, (uint32_t)urs_min(epoll->free_count, EVENTS_FEW));
+    return error;
+}
+
 static int epoll_wait_ready(struct urs_io *io, int64_t timeout_ns)
 {
     struct epoll *epoll = of(io);
@@ -329,19 +405,22 @@ static int epoll_wait_ready(struct urs_io *io, int64_t timeout_ns)
     io->stats.enters++;
     if (urs_fault_errno(urs_fault(URS_FAULT_ENTER)))
         return -errno;
-    int count = epoll_wait(epoll->fd, epoll->events, EVENTS_MAX, timeout_ms);
+    bool crowded = epoll->crowded_waits > 0;
+    int few = (int)urs_min(EVENTS_FEW, epoll->io.pool->buffers);  /* each of them finds a buffer */
+    int count = epoll_wait(epoll->fd, epoll->events, crowded ? EVENTS_MAX : few, timeout_ms);
     if (count < 0)
         return -errno;
+    if (crowded) {
+        epoll->crowded_waits = count > few ? CROWDED_WAITS : epoll->crowded_waits - 1;
+        return ready_crowd(epoll, count);
+    }
     int error = 0;
-    for (int index = 0; index < count && error == 0; index++) {
-        struct urs_completion identity = {0};
-        urs_io_unpack(epoll->events[index].data.u64, &identity);
-        if (identity.kind == URS_IO_WAKE)
-            error = ready_wake(epoll);
-        else if (identity.kind == URS_IO_ACCEPT)
-            error = ready_accept(epoll, identity.slot, (int)identity.generation);
-        else
-            error = ready_session(epoll, &epoll->events[index]);
+    for (int index = 0; index < count && error == 0; index++)
+        error = ready_event(epoll, &epoll->events[index], true);
+    for (int index = 0; index < count && count == few; index++) {
+        const struct watched *watched = readable_session(epoll, &epoll->events[index]);
+        if (watched != NULL && watched->heavy)
+            epoll->crowded_waits = CROWDED_WAITS;
     }
     return error;
 }
