@@ -10,7 +10,6 @@ import contextlib
 import errno
 import json
 import os
-import re
 import shutil
 import socket
 import subprocess
@@ -24,7 +23,7 @@ from servers import ROOT, START_SECONDS, STOP_SECONDS
 from uringws.shim import lib
 from wire import Frame, Peer, frame
 
-ACCEPT, RECEIVE, SEND, ENTER, SETUP, ARM, NOTIFY, TASK_WORK = (
+ACCEPT, RECEIVE, SEND, ENTER, SETUP, ARM, NOTIFY, TASK_WORK, SHUTDOWN = (
     lib.URS_FAULT_ACCEPT,
     lib.URS_FAULT_RECEIVE,
     lib.URS_FAULT_SEND,
@@ -33,6 +32,7 @@ ACCEPT, RECEIVE, SEND, ENTER, SETUP, ARM, NOTIFY, TASK_WORK = (
     lib.URS_FAULT_ARM,
     lib.URS_FAULT_NOTIFY,
     lib.URS_FAULT_TASK_WORK,
+    lib.URS_FAULT_SHUTDOWN,
 )
 ALWAYS = 1 << 60
 
@@ -60,15 +60,6 @@ def build_with_faults(directory: Path) -> Path:
     )
     assert build.returncode == 0, build.stdout
     return directory / "src"
-
-
-def rows(table: str) -> dict[int, str]:
-    """A table of io.c, read from its source: what each errno obliges to, so that no row can be added untested."""
-    source = (ROOT / "uring_shim" / "io.c").read_text()
-    (body,) = re.findall(rf"struct row {table}_rows\[\] = \{{(.*?)\n\}};", source, re.DOTALL)
-    found = {getattr(errno, name): fate for name, fate in re.findall(r"\{(E\w+), URS_FATE_(\w+)\}", body)}
-    assert found
-    return found
 
 
 class FaultyServer:

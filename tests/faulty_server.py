@@ -24,9 +24,24 @@ sys.path.insert(0, sys.argv[1])
 from uringws import Connection, Handler, Message, Options, Reactor, Sender
 from uringws.shim import lib
 
+SINK: list[Connection] = []
+"""The session that has sent a text message."""
+
+
+def echo_between_flushes(conn: Connection, message: Message) -> None:
+    """Echo, but first send so much to another that all that is owed so far leaves at once."""
+    if message.is_text:
+        SINK.append(conn)
+        return
+    for _ in range(40):
+        SINK[0].send_binary(bytes(30_000))
+    conn.echo()
+
+
 ANSWERS: dict[str, Callable[[Connection, Message], object]] = {
     "c": lambda _conn, _message: None,
     "echo": lambda conn, _message: conn.echo(),
+    "echo-between-flushes": echo_between_flushes,
     "send": lambda conn, message: conn.send(message.opcode, bytes(message)),
 }
 

@@ -6,20 +6,22 @@ After each: every session answered every byte or was closed and reported once, a
 from __future__ import annotations
 
 import errno
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from conftest import NO_URING
-from faulty import ACCEPT, ALWAYS, ARM, ENTER, NOTIFY, RECEIVE, SEND, FaultyServer, Talk, rows
-from servers import missing
+from faulty import ACCEPT, ALWAYS, ARM, ENTER, NOTIFY, RECEIVE, SEND, SHUTDOWN, FaultyServer, Talk
+from servers import ROOT, missing
 from uringws.errors import REMEDIES, UnavailableReason
-from wire import BINARY, TEXT, Frame, Peer, distinct_payloads, frame, upgrade_request
+from wire import BINARY, PING, TEXT, Frame, Peer, distinct_payloads, frame, upgrade_request
 
 MODES = ("c", "send")
 
@@ -27,12 +29,51 @@ MODES = ("c", "send")
 LOST = [errno.ECONNRESET, errno.EPIPE, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENOTCONN]
 
 
+# What each errno obliges the server to do. Written from the manual pages, not from io.c, which must agree.
+AGAIN, PAUSE = "try again at once", "try again after a pause"
+FATES = {
+    # accept(2), "Error handling": an error of the network on the new connection concerns that connection alone.
+    "accept": {
+        AGAIN: [
+            errno.EAGAIN,
+            errno.EINTR,
+            errno.ECONNABORTED,
+            errno.EPERM,
+            errno.EPROTO,
+            errno.ENETDOWN,
+            errno.ENOPROTOOPT,
+            errno.EHOSTDOWN,
+            errno.ENONET,
+            errno.EHOSTUNREACH,
+            errno.ENETUNREACH,
+            errno.ECANCELED,
+        ],
+        # Shortages, and whatever else may befall a listening socket: who waits in its queue must not be forgotten.
+        PAUSE: [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EOPNOTSUPP, errno.EBADF, errno.EIO],
+    },
+    # recv(2). ENOBUFS is io_uring's: no receive buffer was free; the bytes are still in the socket.
+    "receive": {AGAIN: [errno.EAGAIN, errno.EINTR, errno.ENOBUFS, errno.ECANCELED], PAUSE: [errno.ENOMEM]},
+    # send(2). "Again" is as soon as the socket is writable.
+    "send": {AGAIN: [errno.EAGAIN, errno.EINTR, errno.ECANCELED], PAUSE: [errno.ENOBUFS, errno.ENOMEM]},
+}
+
+
 def name_of(value: object) -> str | None:
     return errno.errorcode[value] if isinstance(value, int) and value in errno.errorcode else None
 
 
-def by_fate(table: str, *fates: str) -> list[int]:
-    return [error for error, fate in rows(table).items() if fate in fates]
+def errors(call: str) -> list[int]:
+    """The errors of a call that its session, or the listening socket, survives."""
+    return [error for fate in FATES[call].values() for error in fate]
+
+
+def test_no_errno_is_treated_specially_without_being_tried_here() -> None:
+    source = (ROOT / "uring_shim" / "io.c").read_text()
+    for call, fates in FATES.items():
+        (body,) = re.findall(rf"struct row {call}_rows\[\] = \{{(.*?)\n\}};", source, re.DOTALL)
+        rows = {getattr(errno, name) for name in re.findall(r"\{(E\w+),", body)}
+        assert rows
+        assert rows <= {error for tried in fates.values() for error in tried}
 
 
 @pytest.fixture(scope="module", params=MODES)
@@ -97,7 +138,7 @@ def test_a_large_send_cut_anywhere_is_completed(faulty: FaultyServer, cut: int) 
 
 
 @pytest.mark.parametrize("start", [1, 2, 5])
-@pytest.mark.parametrize("error", by_fate("send", "AGAIN", "LATER"), ids=name_of)
+@pytest.mark.parametrize("error", errors("send"), ids=name_of)
 def test_a_send_refused_for_now_is_tried_again(faulty: FaultyServer, error: int, start: int) -> None:
     begun = talks(faulty, 4, [])
     faulty.plan(SEND, -error, start=start, count=4)
@@ -139,16 +180,67 @@ def test_those_who_wait_are_not_put_off_by_those_who_begin_to_wait(faulty: Fault
     assert finish(begun) == 0
 
 
+def tries_in_half_a_second(faulty: FaultyServer, point: int) -> int:
+    """How often the call that always fails was made; hold the server to having slept in between."""
+    before = faulty.look()
+    time.sleep(0.5)
+    after = faulty.look()
+    assert after["stats"]["turns"] - before["stats"]["turns"] <= 60, "a few for the looks, and one in 50 ms"
+    assert after["cpu_seconds"] - before["cpu_seconds"] < 0.25
+    tries: int = after["injected"][point] - before["injected"][point]
+    return tries
+
+
+@pytest.mark.parametrize("error", FATES["send"][PAUSE], ids=name_of)
+def test_a_send_that_meets_a_shortage_does_not_spin(faulty: FaultyServer, error: int) -> None:
+    begun = talks(faulty, 5, [])
+    faulty.plan(SEND, -error, count=ALWAYS)
+    for talk in begun:
+        talk.expected = [Frame(BINARY, SMALL)]
+        talk.ask()
+    assert 1 <= tries_in_half_a_second(faulty, SEND) <= 12 * len(begun)
+    faulty.clear()
+    assert finish(begun) == 0
+
+
+def test_sessions_that_end_while_they_wait_for_a_shortage_to_pass_leave_no_trace(faulty: FaultyServer) -> None:
+    """Those that come after them, in the same moment, are not mistaken for them."""
+    for _ in range(3):
+        begun = talks(faulty, 20, [])
+        faulty.plan(SEND, -errno.ENOBUFS, count=ALWAYS)
+        for talk in begun:
+            talk.expected = [Frame(BINARY, SMALL)]
+            talk.ask()
+        while faulty.injected(SEND) < len(begun):
+            pass
+        faulty.clear()
+        for talk in begun:
+            talk.peer.reset()
+        assert finish(talks(faulty, 20, [SMALL])) == 0
+
+
 # Receives
 
 
 @pytest.mark.parametrize("start", range(1, 7))
-@pytest.mark.parametrize("error", by_fate("receive", "AGAIN", "PARK", "LATER", "STOPPED"), ids=name_of)
+@pytest.mark.parametrize("error", errors("receive"), ids=name_of)
 def test_a_receive_refused_for_now_loses_nothing(faulty: FaultyServer, error: int, start: int) -> None:
     faulty.plan(RECEIVE, -error, start=start, count=2)
     begun = talks(faulty, 3, [*distinct_payloads(10), LARGE])
     assert finish(begun) == 0
     assert faulty.injected(RECEIVE) == 2
+
+
+@pytest.mark.parametrize("error", FATES["receive"][PAUSE], ids=name_of)
+def test_a_receive_that_meets_a_shortage_does_not_spin(faulty: FaultyServer, error: int) -> None:
+    begun = talks(faulty, 5, [])
+    faulty.plan(RECEIVE, -error, count=ALWAYS)
+    for talk in begun:
+        talk.expected = [Frame(BINARY, SMALL)]
+        talk.ask()
+    assert 1 <= tries_in_half_a_second(faulty, RECEIVE) <= 12 * len(begun)
+    faulty.clear()
+    assert finish(begun) == 0
 
 
 @pytest.mark.parametrize("error", LOST, ids=name_of)
@@ -178,14 +270,14 @@ def test_input_may_come_in_pieces_of_any_length(faulty: FaultyServer, cut: int) 
 # Accepting
 
 
-@pytest.mark.parametrize("error", by_fate("accept", "AGAIN", "STOPPED"), ids=name_of)
+@pytest.mark.parametrize("error", FATES["accept"][AGAIN], ids=name_of)
 def test_a_connection_that_failed_before_it_was_accepted_is_that_peers_affair(faulty: FaultyServer, error: int) -> None:
     faulty.plan(ACCEPT, -error, count=3)
     assert finish(talks(faulty, 6, [SMALL])) == 0
     assert faulty.injected(ACCEPT) == 3
 
 
-@pytest.mark.parametrize("error", [*by_fate("accept", "LATER"), errno.EBADF], ids=name_of)
+@pytest.mark.parametrize("error", FATES["accept"][PAUSE], ids=name_of)
 def test_accepting_pauses_and_goes_on(faulty: FaultyServer, error: int) -> None:
     before = faulty.look()
     faulty.plan(ACCEPT, -error, count=4)
@@ -330,6 +422,44 @@ def test_a_ring_is_made_of_less(faulty_build: Path, error: int, count: int, entr
         assert told == f"io_uring {entries} True None"
 
 
+# A socket whose requests do not end when it is shut down
+
+
+def test_a_request_that_outlasts_its_socket_is_ended_by_name(backend: str, faulty_build: Path, tmp_path: Path) -> None:
+    """Else its session and descriptor would stay for ever."""
+    limits: dict[str, Any] = {"ping_interval_seconds": 0.1, "ping_timeout_seconds": 0.1, "close_seconds_max": 0.2}
+    with FaultyServer(faulty_build, tmp_path, backend, **limits) as server, Peer.connect(server.address) as silent:
+        server.plan(SHUTDOWN, -errno.ENOTCONN, count=ALWAYS)
+        server.settle()
+        assert server.injected(SHUTDOWN) >= 1
+        assert silent.read_frame().opcode == PING
+        silent.read_eof()
+
+
+LINGERING = """
+import errno, socket, sys
+sys.path.insert(0, sys.argv[1])
+from uringws import Handler, Options, Reactor
+from uringws.shim import lib
+
+class Last(Handler):
+    def on_close(self, conn, code, reason):
+        print("closed", code)
+
+ours, theirs = socket.socketpair()
+with theirs, Reactor(Last(), Options(close_seconds_max=3600), backend=sys.argv[2]) as reactor:
+    reactor.add_session(ours)
+    reactor.run_once(0)
+    lib.urs_fault_plan(lib.URS_FAULT_SHUTDOWN, 1, 1 << 60, -errno.ENOTCONN)
+    reactor.drain(0.1)
+    print("drained")
+"""
+
+
+def test_a_drain_that_cut_ends_even_while_requests_last(backend: str, faulty_build: Path) -> None:
+    assert run(faulty_build, LINGERING, backend) == ["closed 1006", "drained"]
+
+
 # Zero copy, whose bytes belong to the kernel until it says otherwise
 
 
@@ -377,7 +507,7 @@ def test_a_zero_copy_send_cut_short_is_completed(zero_copy: FaultyServer, cut: i
     assert zero_copy.look()["stats"]["zero_copy_sends"] > 0
 
 
-@pytest.mark.parametrize("error", [*by_fate("send", "AGAIN", "LATER"), errno.EINVAL, errno.EOPNOTSUPP], ids=name_of)
+@pytest.mark.parametrize("error", [*errors("send"), errno.EINVAL, errno.EOPNOTSUPP], ids=name_of)
 def test_a_zero_copy_send_that_is_refused_is_done_plainly_or_later(zero_copy: FaultyServer, error: int) -> None:
     begun = talks(zero_copy, 3, [])
     zero_copy.plan(SEND, -error)
@@ -393,3 +523,32 @@ def test_a_zero_copy_send_that_finds_the_peer_gone_gives_its_buffer_back(zero_co
         talk.expected = [Frame(BINARY, bytes(16_000))]
         talk.ask()
     assert finish(begun) == 1
+
+
+@pytest.mark.parametrize("start", [1, 2])
+def test_a_buffer_is_not_given_back_while_the_kernel_still_sends_from_it(
+    faulty_build: Path, tmp_path: Path, start: int
+) -> None:
+    """Two messages of one buffer are answered in two sends; the kernel is done with one of them much sooner."""
+    if NO_URING is not None:
+        missing(NO_URING)
+    options = {"zero_copy": "always", "on_full": "drop"}
+    with (
+        FaultyServer(faulty_build, tmp_path, "io_uring", "echo-between-flushes", **options) as server,
+        Peer.connect(server.address) as sink,
+    ):
+        sink.send(TEXT, b"I am the sink")
+        with Peer.connect(server.address) as peer:
+            for number in range(5):
+                payloads = [bytes([number, part]) * 8000 for part in (1, 2)]
+                server.plan(NOTIFY, 20, start=start)
+                peer.write(*(frame(BINARY, payload) for payload in payloads))
+                assert peer.read_frames(2) == [Frame(BINARY, payload) for payload in payloads]
+                stats = server.look()["stats"]
+                # On loopback every such send ends with the report that its bytes were copied.
+                lent = stats["zero_copy_sends"] - stats["zero_copy_copied"]
+                assert (stats["pool_in_use"] > 0) == (lent > 0)
+            assert stats["zero_copy_sends"] >= 5
+            for _ in range(25):
+                server.look()
+            assert peer.shake_hands() == 1000

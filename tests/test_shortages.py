@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import select
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -75,6 +76,27 @@ def test_fifty_floods_through_two_receive_buffers(backend: Backend, run: Callabl
         assert stats.messages_in == stats.messages_out == 50 * 40
         assert stats.pool_in_use == stats.memory_bytes == 0
         assert (stats.enobufs_parks > 0) == (backend == "io_uring")
+
+
+def test_a_full_submission_queue_makes_nobody_wait(backend: Backend) -> None:
+    """Sessions that begin at once, more than the ring has entries, have all sent something before.
+
+    A queue that is full is submitted and used again at once. To wait for it as for a shortage would take thousands of
+    turns that do not wait and bring nothing.
+    """
+    recorder = Recorder()
+    options = Options(ring_entries=64, ping_interval_seconds=None)
+    with Reactor(recorder, options, backend=backend) as reactor, ExitStack() as stack:
+        reactor.run_once(0)
+        for _ in range(300):
+            ours, theirs = socket.socketpair()
+            stack.enter_context(theirs)
+            theirs.sendall(frame(TEXT, b"first"))
+            reactor.add_session(ours)
+        empty = 0
+        while len(recorder.of("message")) < 300:
+            empty += not reactor.run_once(0)
+            assert empty < 30
 
 
 class Broadcaster(Recorder):

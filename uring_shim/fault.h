@@ -24,7 +24,8 @@ enum urs_fault_point {
                                             turns that it is said later by */
     URS_FAULT_TASK_WORK = 7,             /* io_uring: any fault here makes a wait take in everything that is due, as
                                             kernels before 6.13 do; later ones take about 20 completions at a time */
-    URS_FAULT_POINTS = 8
+    URS_FAULT_SHUTDOWN = 8,              /* shutdown: the socket stays as it is */
+    URS_FAULT_POINTS = 9
 };
 
 /* Makes `count` calls of `point`, from the `from`-th on (counted from 1, beginning now), fail with `fault`: -errno, or
@@ -75,6 +76,11 @@ static inline ssize_t urs_sys_send(int fd, const void *data, size_t bytes)
 {
     int32_t fault = urs_fault(URS_FAULT_SEND);
     return urs_fault_errno(fault) ? -1 : send(fd, data, urs_fault_cut(fault, bytes), MSG_DONTWAIT | MSG_NOSIGNAL);
+}
+
+static inline int urs_sys_shutdown(int fd, int how)
+{
+    return urs_fault_errno(urs_fault(URS_FAULT_SHUTDOWN)) ? -1 : shutdown(fd, how);
 }
 
 static inline ssize_t urs_sys_sendmsg(int fd, const struct msghdr *message)

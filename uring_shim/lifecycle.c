@@ -9,6 +9,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "fault.h"
+
 enum { PROXY_V2_BYTES = 16, BUDGET_SCAN_MAX = 64, LATE_EVENTS = 3 };
 
 /* ---- beginning ----------------------------------------------------------------------------------------------- */
@@ -199,7 +201,7 @@ void urs_life_flushed(struct urs_reactor *reactor, struct urs_session *session)
     /* The peer reads to our end of stream, we to its: closing with unread input would reset the connection, and
      * destroy what the peer has not read yet. The system call, for the opcode would start a worker thread. */
     urs_session_set_state(session, URS_SESSION_AWAIT_END);
-    if (session->input_ended || session->lost || shutdown(session->fd, SHUT_WR) != 0)
+    if (session->input_ended || session->lost || urs_sys_shutdown(session->fd, SHUT_WR) != 0)
         urs_life_end(reactor, session);
 }
 
@@ -237,7 +239,7 @@ void urs_life_end(struct urs_reactor *reactor, struct urs_session *session)
     urs_outbound_clear(&reactor->outbox, &session->outbound);
     urs_session_drop_memory(session);
     if (session->receiving || session->polling)
-        shutdown(session->fd, SHUT_RDWR);  /* makes them complete; close alone would not */
+        urs_sys_shutdown(session->fd, SHUT_RDWR);  /* makes them complete; close alone would not */
     urs_life_deadline(reactor, session, reactor->options.close_ms);
     urs_life_try_free(reactor, session);
 }
