@@ -19,7 +19,7 @@ from typing import Any, NoReturn, Self, TypeVar
 
 import pytest
 
-from uringws import Connection, Handler, Message, Options, Reactor, Sender, Stats
+from uringws import Connection, Handler, HandlerProtocol, Message, Options, Reactor, Sender, Stats
 from uringws.backend import Backend
 from wire import Address, Peer
 
@@ -146,7 +146,7 @@ class ReactorThread:
 
     def __init__(
         self,
-        handler: Handler,
+        handler: HandlerProtocol,
         *,
         backend: Backend,
         options: Options | None = None,

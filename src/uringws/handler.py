@@ -20,25 +20,25 @@ class HandlerProtocol(Protocol):
     """The shape of a handler, for type checkers. `Handler` says when each is called and what it may return.
 
     Derive from `Handler` to write only the callbacks that matter. At run time any object does: a callback that it lacks
-    does nothing.
+    does nothing. Arguments are passed by position: name the parameters as you like.
     """
 
-    def on_upgrade(self, request: Request) -> Accept | Reject | None:
+    def on_upgrade(self, request: Request, /) -> Accept | Reject | None:
         """Decide on an opening request."""
 
-    def on_request(self, request: Request) -> Response | None:
+    def on_request(self, request: Request, /) -> Response | None:
         """Answer a plain HTTP request."""
 
-    def on_open(self, conn: Connection) -> None:
+    def on_open(self, conn: Connection, /) -> None:
         """Greet a new connection."""
 
-    def on_message(self, conn: Connection, message: Message) -> None:
+    def on_message(self, conn: Connection, message: Message, /) -> None:
         """Take a message."""
 
-    def on_drain(self, conn: Connection) -> None:
+    def on_drain(self, conn: Connection, /) -> None:
         """Go on sending."""
 
-    def on_close(self, conn: Connection, code: int, reason: str) -> None:
+    def on_close(self, conn: Connection, code: int, reason: str, /) -> None:
         """Say farewell."""
 
 
@@ -57,7 +57,7 @@ class Handler:
     (`fin` is True). `on_message` is not called then.
     """
 
-    def on_upgrade(self, request: Request) -> Accept | Reject | None:
+    def on_upgrade(self, request: Request, /) -> Accept | Reject | None:
         """Decide on an opening request that is valid by RFC 6455 4.2.1 and let in by `Options`.
 
         Return an Accept, a Reject, or None to accept it with the first of `Options.subprotocols` that the client
@@ -65,7 +65,7 @@ class Handler:
         """
         return None
 
-    def on_request(self, request: Request) -> Response | None:
+    def on_request(self, request: Request, /) -> Response | None:
         """Answer a plain GET, HEAD or OPTIONS on the same port.
 
         Return a Response, or None for the default: 426 Upgrade Required to GET and HEAD, 204 No Content to OPTIONS,
@@ -74,23 +74,23 @@ class Handler:
         """
         return None
 
-    def on_open(self, conn: Connection) -> None:
+    def on_open(self, conn: Connection, /) -> None:
         """Greet a connection that is open now: what is sent from here on follows the 101 answer."""
 
-    def on_message(self, conn: Connection, message: Message) -> None:
+    def on_message(self, conn: Connection, message: Message, /) -> None:
         """Take a whole message, its fragments put together (RFC 6455 5.4).
 
         `message` and `message.data` are valid until the return. Pings are answered without you.
         """
 
-    def on_drain(self, conn: Connection) -> None:
+    def on_drain(self, conn: Connection, /) -> None:
         """Go on sending: `conn.buffered_amount`, once at the high water mark, has fallen to the low one.
 
         Once for each such rise and fall. Whoever sends while `buffered_amount` is below
         `Options.backlog_high_bytes`, and again from here, sends as fast as the peer reads and no faster.
         """
 
-    def on_close(self, conn: Connection, code: int, reason: str) -> None:
+    def on_close(self, conn: Connection, code: int, reason: str, /) -> None:
         """Let go of a connection that has ended; nothing can be sent any more.
 
         `code` and `reason` are the peer's (RFC 6455 7.1.5, 7.1.6; 1005: its close frame had no code), or those it was
