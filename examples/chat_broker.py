@@ -8,6 +8,7 @@ does it through a `Sender`. Ctrl-C ends it.
 
 import argparse
 import json
+import math
 import sys
 import threading
 import time
@@ -26,7 +27,6 @@ from uringws import (
     Request,
     Response,
     Sender,
-    UringUnavailable,
 )
 
 PAGE = Path(__file__).with_suffix(".html")
@@ -37,6 +37,7 @@ PAGE_HEADERS = {
 }
 NAME_LETTERS_MAX = 24
 TEXT_LETTERS_MAX = 2000
+TICK_SECONDS_MIN, TICK_SECONDS_MAX = 0.01, 86400
 
 OPTIONS = Options(
     message_bytes_max=16 * 1024,  # a longer message ends its session with 1009
@@ -127,18 +128,29 @@ def serve(arguments: argparse.Namespace) -> None:
             striking.join()
 
 
+def seconds(text: str) -> float:
+    """A time of the command line: a number from 0.01 to a day."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not TICK_SECONDS_MIN <= value <= TICK_SECONDS_MAX:  # neither is nan
+        raise argparse.ArgumentTypeError(f"{text!r} is no time: give {TICK_SECONDS_MIN} to {TICK_SECONDS_MAX} seconds")
+    return value
+
+
 def main() -> int:
     """Parse the command line and serve."""
     parser = argparse.ArgumentParser(description="A WebSocket chat on io_uring, with its page.")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=9002, help="0 takes a free one (default: %(default)s)")
     parser.add_argument("--backend", choices=("auto", "io_uring", "epoll"), default="auto")
-    parser.add_argument("--tick-seconds", type=float, default=30.0, help="of the clock (default: %(default)s)")
+    parser.add_argument("--tick-seconds", type=seconds, default=30.0, help="of the clock (default: %(default)s)")
     try:
         serve(parser.parse_args())
     except KeyboardInterrupt:
         pass  # before the reactor ran; after that Ctrl-C drains it
-    except (OSError, ValueError, UringUnavailable) as error:
+    except (OSError, ValueError) as error:  # UringUnavailable is an OSError
         print(f"chat_broker: {error}", file=sys.stderr)
         return 1
     return 0

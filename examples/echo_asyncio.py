@@ -100,7 +100,10 @@ async def serve(host: str, port: int, tls: ssl.SSLContext | None) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    server = await asyncio.start_server(connected, host, port, ssl=tls, limit=OPTIONS.header_bytes_max)
+    try:
+        server = await asyncio.start_server(connected, host, port, ssl=tls, limit=OPTIONS.header_bytes_max)
+    except (OSError, OverflowError) as error:
+        raise OSError(f"cannot listen on {host}:{port}: {getattr(error, 'strerror', None) or error}") from None
     host, port = server.sockets[0].getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     print(f"listening on {'wss' if tls else 'ws'}://{shown}:{port} (asyncio)", flush=True)
@@ -114,6 +117,17 @@ async def serve(host: str, port: int, tls: ssl.SSLContext | None) -> None:
         session.abort()
 
 
+def tls_context(certificate: str) -> ssl.SSLContext:
+    """Return the server's side of TLS. Raises OSError that names the file, which those of `ssl` do not."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(certificate)
+    except OSError as error:
+        reason = error.strerror if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError) else error
+        raise OSError(f"{certificate}: {reason}; it must be a PEM file with a certificate and its key") from None
+    return context
+
+
 def main() -> int:
     """Parse the command line and serve."""
     parser = argparse.ArgumentParser(description="A WebSocket echo server on asyncio, around the sans-IO engine.")
@@ -122,14 +136,11 @@ def main() -> int:
     parser.add_argument("--certificate", metavar="PEM", help="file with certificate and key: serve wss://")
     arguments = parser.parse_args()
     try:
-        tls = None
-        if arguments.certificate:
-            tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-            tls.load_cert_chain(arguments.certificate)
+        tls = tls_context(arguments.certificate) if arguments.certificate else None
         asyncio.run(serve(arguments.host, arguments.port, tls))
     except KeyboardInterrupt:
         pass  # before it listened
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         print(f"echo_asyncio: {error}", file=sys.stderr)
         return 1
     return 0

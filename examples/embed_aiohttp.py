@@ -15,7 +15,10 @@ import socket
 import sys
 import threading
 
-from aiohttp import web
+try:
+    from aiohttp import web
+except ModuleNotFoundError:
+    sys.exit("embed_aiohttp: aiohttp is not installed: run pip install aiohttp")
 
 from uringws import (
     Accept,
@@ -28,7 +31,6 @@ from uringws import (
     Reactor,
     Request,
     Sender,
-    UringUnavailable,
     check_upgrade,
     encode_accept,
 )
@@ -155,7 +157,11 @@ async def serve(arguments: argparse.Namespace) -> None:
     runner = web.AppRunner(app)
     try:
         await runner.setup()
-        await web.TCPSite(runner, arguments.host, arguments.port).start()
+        try:
+            await web.TCPSite(runner, arguments.host, arguments.port).start()
+        except (OSError, OverflowError) as error:
+            where = f"{arguments.host}:{arguments.port}"
+            raise OSError(f"cannot listen on {where}: {getattr(error, 'strerror', None) or error}") from None
         host, port = runner.addresses[0][:2]
         shown = f"[{host}]" if ":" in host else host
         print(f"listening on ws://{shown}:{port} ({thread.reactor.backend}, and aiohttp for HTTP)", flush=True)
@@ -176,7 +182,7 @@ def main() -> int:
         asyncio.run(serve(arguments))
     except KeyboardInterrupt:
         pass  # before it listened
-    except (OSError, OverflowError, UringUnavailable) as error:
+    except OSError as error:  # UringUnavailable is an OSError
         print(f"embed_aiohttp: {error}", file=sys.stderr)
         return 1
     return 0

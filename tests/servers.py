@@ -118,6 +118,14 @@ class ServerProcess:
         assert self.process.stdout is not None
         self.process.stdout.close()
 
+    def wait_for_line(self, start: str) -> str:
+        """The line that begins so, waited for."""
+        deadline = time.monotonic() + START_SECONDS
+        while not (found := [line for line in self.lines if line.startswith(start)]):
+            assert time.monotonic() < deadline, f"no line begins with {start!r}:\n{self.output}"
+            time.sleep(0.01)
+        return found[0]
+
     @property
     def pid(self) -> int:
         return self.process.pid

@@ -6,8 +6,10 @@ browser.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import http.server
+import itertools
 import json
 import os
 import queue
@@ -15,12 +17,15 @@ import shutil
 import signal
 import subprocess
 import threading
+import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
 import pytest
+from websockets.sync.client import ClientConnection, connect
 
 from servers import ServerProcess, missing
 from test_interop import SIZES
@@ -32,6 +37,8 @@ FILES = {
     "/payloads.mjs": (TESTS / "js" / "payloads.mjs", "text/javascript"),
 }
 REPORT_SECONDS = 45.0
+SCREENSHOTS = os.environ.get("URINGWS_SCREENSHOTS")
+"""A directory for pictures of the pages, to look at; none are made where it is not set."""
 
 
 class PageServer(http.server.ThreadingHTTPServer):
@@ -83,7 +90,7 @@ def chromium() -> str:
 
 
 @contextlib.contextmanager
-def browsing(chromium: str, url: str, profile: Path) -> Iterator[None]:
+def browsing(chromium: str, url: str, profile: Path, *options: str) -> Iterator[None]:
     """A headless Chromium with a profile of its own, which speaks to this machine only."""
     with (profile.parent / "chromium.log").open("wb") as log:
         process = subprocess.Popen(
@@ -98,6 +105,7 @@ def browsing(chromium: str, url: str, profile: Path) -> Iterator[None]:
                 "--disable-sync",
                 "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
                 f"--user-data-dir={profile}",
+                *options,
                 *(["--no-sandbox"] if os.geteuid() == 0 else []),  # its sandbox refuses root
                 url,
             ],
@@ -138,3 +146,98 @@ def test_the_page_of_the_chat_joins_the_chat(chromium: str, tmp_path: Path) -> N
         ada.sock.settimeout(REPORT_SECONDS)
         while b"Bob is here" not in ada.read_frame().payload:
             pass
+
+
+class Tab:
+    """A page in Chromium, steered through its DevTools."""
+
+    def __init__(self, connection: ClientConnection) -> None:
+        self._connection = connection
+        self._calls = itertools.count(1)
+
+    def call(self, method: str, **parameters: Any) -> Any:
+        number = next(self._calls)
+        self._connection.send(json.dumps({"id": number, "method": method, "params": parameters}))
+        while True:
+            answer = json.loads(self._connection.recv(REPORT_SECONDS))
+            if answer.get("id") == number:
+                assert "error" not in answer, answer
+                return answer["result"]
+
+    def evaluate(self, expression: str) -> Any:
+        """The value of a JavaScript expression, or of the promise that it is."""
+        done = self.call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
+        assert "exceptionDetails" not in done, done
+        return done["result"].get("value")
+
+    def wait_until(self, condition: str) -> None:
+        deadline = time.monotonic() + REPORT_SECONDS
+        while not self.evaluate(condition):
+            assert time.monotonic() < deadline, f"never true: {condition}\n{self.evaluate('document.body.innerText')}"
+            time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def tab(chromium: str, url: str, profile: Path) -> Iterator[Tab]:
+    with browsing(chromium, url, profile, "--remote-debugging-port=0"):
+        told = profile / "DevToolsActivePort"
+        deadline = time.monotonic() + REPORT_SECONDS
+        pages: list[str] = []
+        while not pages:
+            assert time.monotonic() < deadline, (profile.parent / "chromium.log").read_text(errors="replace")
+            time.sleep(0.05)
+            if told.exists() and (port := told.read_text().partition("\n")[0]):
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/json/list", timeout=REPORT_SECONDS) as listing:
+                    targets = json.loads(listing.read())
+                pages = [target["webSocketDebuggerUrl"] for target in targets if target["url"].startswith(url)]
+        with connect(pages[0], max_size=None, proxy=None) as connection:
+            yield Tab(connection)
+
+
+DEVICES = {"desk": (1280, 800), "phone": (360, 640)}
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_page_of_the_echo_example_echoes(chromium: str, tmp_path: Path, device: str) -> None:
+    width, height = DEVICES[device]
+    backgrounds = set()
+    with (
+        ServerProcess("examples/echo_uring.py", "--port", "0") as server,
+        tab(chromium, f"{server.url.replace('ws', 'http', 1)}/", tmp_path / "profile") as page,
+    ):
+        page.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width, height=height, deviceScaleFactor=1, mobile=device == "phone",
+        )  # fmt: skip
+        page.wait_until("document.getElementById('state')?.className === 'open'")
+        for text in ("héllo <b>😀</b>", "x" * 400):
+            page.evaluate(f"byId('text').value = {json.dumps(text)}; byId('send').click()")
+            page.wait_until("log.lastElementChild.className === 'back'")
+            assert page.evaluate("log.lastElementChild.querySelector('p').textContent") == text
+            assert page.evaluate("log.children[log.childElementCount - 2].textContent") == text
+        page.evaluate("byId('burst').click()")
+        page.wait_until("log.lastElementChild.className === 'notice'")
+        assert "1,000 messages back" in page.evaluate("log.lastElementChild.textContent")
+        assert "all of them right and in order" in page.evaluate("log.lastElementChild.textContent")
+
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "it is wider than the screen"
+        assert page.evaluate("document.documentElement.scrollHeight <= innerHeight"), "the form is below the screen"
+        for scheme in ("light", "dark"):
+            page.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+            backgrounds.add(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+            if SCREENSHOTS is not None:
+                shot = page.call("Page.captureScreenshot")
+                (Path(SCREENSHOTS) / f"echo-{device}-{scheme}.png").write_bytes(base64.b64decode(shot["data"]))
+        assert len(backgrounds) == 2
+
+
+def test_the_page_of_the_echo_example_comes_back_after_its_server(chromium: str, tmp_path: Path) -> None:
+    with ServerProcess("examples/echo_uring.py", "--port", "0") as first:
+        port = str(first.address[1])
+        with tab(chromium, f"{first.url.replace('ws', 'http', 1)}/", tmp_path / "profile") as page:
+            page.wait_until("document.getElementById('state')?.className === 'open'")
+            first.stop()
+            page.wait_until("state.textContent.startsWith('closed')")
+            assert page.evaluate("byId('send').disabled && byId('burst').disabled")
+            with ServerProcess("examples/echo_uring.py", "--port", port):
+                page.wait_until("state.className === 'open' && !byId('send').disabled")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
 import signal
 import socket
 import ssl
@@ -15,7 +17,7 @@ from pathlib import Path
 import pytest
 from websockets.sync.client import connect
 
-from servers import ROOT, STOP_SECONDS, ServerProcess, require_tool
+from servers import MODES, ROOT, STOP_SECONDS, ServerProcess, require_tool
 from uringws.backend import Backend
 from wire import (
     BINARY,
@@ -72,12 +74,80 @@ def test_a_port_in_use_is_one_line(name: str) -> None:
     assert "Traceback" not in run.stderr
 
 
+WRONG_ARGUMENTS = {
+    **{f"{name}-port": (name, ["--port", "70000"], "port") for name in EXAMPLES},
+    **{f"{name}-host": (name, ["--host", "no.such.host.invalid"], "no.such.host.invalid") for name in EXAMPLES},
+    **{
+        f"tick-{text}": ("chat_broker.py", ["--tick-seconds", text], "seconds")
+        for text in ("nan", "inf", "0", "-1", "x")
+    },
+    "certificate-missing": ("echo_asyncio.py", ["--certificate", "no/such/file.pem"], "no/such/file.pem: No such file"),
+    "certificate-bad": ("echo_asyncio.py", ["--certificate", "README.md"], "README.md: "),
+    "certificate-directory": ("echo_asyncio.py", ["--certificate", "tests"], "tests: Is a directory"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_ARGUMENTS)
+def test_wrong_arguments_are_one_line_that_says_which(wrong: str) -> None:
+    name, arguments, says = WRONG_ARGUMENTS[wrong]
+    command = [sys.executable, str(ROOT / "examples" / name), *arguments]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=20, check=False)
+    assert run.returncode in {1, 2}
+    assert "Traceback" not in run.stderr
+    # A warning may come before it, that this machine has no io_uring, and argparse shows the usage.
+    complaint = run.stderr.splitlines()[-1]
+    assert complaint.startswith((f"{name.removesuffix('.py')}: ", f"{name}: error: "))
+    assert says in complaint
+
+
+def test_embed_aiohttp_without_aiohttp_says_what_to_install(tmp_path: Path) -> None:
+    (tmp_path / "aiohttp.py").write_text("raise ModuleNotFoundError('No module named aiohttp', name='aiohttp')")
+    paths = os.pathsep.join([str(tmp_path), *sys.path])
+    run = subprocess.run(
+        [sys.executable, ROOT / "examples" / "embed_aiohttp.py"],
+        env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, timeout=20, check=False,
+    )  # fmt: skip
+    assert run.returncode == 1
+    assert run.stderr == "embed_aiohttp: aiohttp is not installed: run pip install aiohttp\n"
+
+
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_help_names_the_arguments(name: str) -> None:
     run = subprocess.run(
         [sys.executable, ROOT / "examples" / name, "--help"], capture_output=True, text=True, check=True
     )
     assert "--port" in run.stdout
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_echo_uring_names_a_client_that_works(mode: str) -> None:
+    with example("echo_uring.py", "--mode", mode) as server:
+        line = server.wait_for_line("in a terminal: ")
+        command = shlex.split(line.partition(": ")[2].partition("#")[0])
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as client:
+            assert client.stdin is not None
+            assert client.stdout is not None
+            client.stdin.write("hello\n")
+            client.stdin.flush()
+            assert any("< hello" in printed for printed in client.stdout)  # it ends when it has lost the server
+            client.stdin.close()
+            assert client.wait(STOP_SECONDS) == 0
+
+
+@pytest.mark.parametrize(("host", "called"), [("0.0.0.0", "127.0.0.1"), ("::", "[::1]"), ("::1", "[::1]")])
+def test_echo_uring_names_an_address_that_can_be_reached(host: str, called: str) -> None:
+    with example("echo_uring.py", "--host", host) as server:
+        assert f"http://{called}:{server.address[1]}/" in server.wait_for_line("in a browser: ")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_echo_uring_serves_its_page(mode: str) -> None:
+    with example("echo_uring.py", "--mode", mode) as server:
+        response = http(server.address, GET)
+        assert response.status == 200
+        assert response.headers["content-type"].startswith("text/html")
+        assert not re.search(rb"(src|href)=\"?(https?:)?//", response.body), "the page fetches something from elsewhere"
+        assert http(server.address, GET.replace(b"/ ", b"/favicon.ico ", 1)).status == 404
 
 
 def test_echo_asyncio_echoes() -> None:

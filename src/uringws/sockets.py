@@ -29,6 +29,11 @@ _PORT_MAX: Final = 65_535
 _ANY_HOST: Final = "0.0.0.0"  # noqa: S104 - asked for by an empty host, as in socket.create_server
 _UNIX_NAME_BYTES_MAX: Final = 107  # unix(7): sun_path has 108 bytes, one of them NUL
 _MODE_MAX: Final = 0o777
+_BIND_HINTS: Final = {
+    errno.EADDRINUSE: "; another program listens there: stop it, or choose another port",
+    errno.EADDRNOTAVAIL: "; no interface of this machine has that address",
+    errno.EACCES: "; ports below net.ipv4.ip_unprivileged_port_start (1024) take root or CAP_NET_BIND_SERVICE",
+}
 _FAMILIES: Final = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
 
 
@@ -55,7 +60,8 @@ def listen_tcp(host: str, port: int, *, reuse_port: bool) -> socket.socket:
         listener.bind(address)
     except OSError as error:
         listener.close()
-        raise OSError(error.errno, f"bind {host}:{port}: {error.strerror}") from None
+        hint = _BIND_HINTS.get(error.errno or 0, "")
+        raise OSError(error.errno, f"bind {host}:{port}: {error.strerror}{hint}") from None
     return listener
 
 
