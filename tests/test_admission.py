@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 import pytest
 
 from servers import EchoRecorder, ReactorThread, Recorder, ServerProcess, no_listener, wait_until
-from uringws import LimitReached, Options, Stats
+from uringws import Connection, LimitReached, Options, Reactor, Request, Stats
 from uringws.backend import Backend
 from wire import TEXT, Address, Frame, Peer, http, upgrade_request
 
@@ -171,6 +171,13 @@ def v2_ipv4(source: str = "192.0.2.1", port: int = 4711, more: bytes = b"") -> b
     return v2(1, 0x11, addresses + struct.pack("!HH", port, 443) + more)
 
 
+MAPPED = bytes(10) + b"\xff\xff"
+V1_MAPPED = b"PROXY TCP6 ::ffff:192.0.2.1 ::ffff:192.0.2.99 4711 443\r\n"
+V2_MAPPED = v2(
+    1,
+    0x21,
+    MAPPED + socket.inet_aton("192.0.2.1") + MAPPED + socket.inet_aton("192.0.2.99") + struct.pack("!HH", 4711, 443),
+)
 V2_IPV6 = v2(
     1,
     0x21,
@@ -181,19 +188,33 @@ V2_IPV6 = v2(
 NAMED = {
     "v1": (V1, ("192.0.2.1", 4711)),
     "v1-ipv6": (V1_IPV6, ("2001:db8::1", 4711)),
+    "v1-mapped": (V1_MAPPED, ("192.0.2.1", 4711)),
     "v1-unknown": (V1_UNKNOWN, None),
     "v2": (v2_ipv4(), ("192.0.2.1", 4711)),
     "v2-extensions": (v2_ipv4(more=b"\x04\x00\x04\r\n\r\n"), ("192.0.2.1", 4711)),
     "v2-ipv6": (V2_IPV6, ("2001:db8::1", 4711)),
+    "v2-mapped": (V2_MAPPED, ("192.0.2.1", 4711)),
     "v2-local": (v2(0, 0, b""), None),
 }
 """Headers, and whom they name; None: nobody but the proxy itself."""
 
 
+class Peers(EchoRecorder):
+    """Keeps where a request comes from, as it is said before the upgrade and after it."""
+
+    def on_upgrade(self, request: Request) -> None:
+        self.record("upgrade", request.peer)
+
+    def on_open(self, conn: Connection) -> None:
+        super().on_open(conn)
+        self.record("opened", conn.peer)
+
+
 @pytest.mark.parametrize("name", NAMED)
 @pytest.mark.parametrize("cut", ["whole", "cut"])
-def test_a_trusted_proxy_names_the_peer(backend: Backend, recorder: EchoRecorder, name: str, cut: str) -> None:
+def test_a_trusted_proxy_names_the_peer(backend: Backend, name: str, cut: str) -> None:
     header, named = NAMED[name]
+    recorder = Peers()
     options = Options(proxy_protocol_from=["127.0.0.0/8"])
     with serving(backend, options, recorder) as server, Peer.dial(server.address) as peer:
         request = header + upgrade_request()
@@ -204,6 +225,55 @@ def test_a_trusted_proxy_names_the_peer(backend: Backend, recorder: EchoRecorder
         assert server.ask(lambda: conn.peer) == (named or peer.sock.getsockname())
         peer.send(TEXT, b"through the proxy")
         assert peer.read_frame() == Frame(TEXT, b"through the proxy")
+        assert recorder.of("upgrade") == [("upgrade", named or peer.sock.getsockname())]
+
+
+def dual_stack(reactor: Reactor) -> None:
+    """For `ReactorThread.prepare`: listen on one socket for IPv6 and IPv4."""
+    listener = socket.socket(socket.AF_INET6)
+    listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    listener.bind(("::", 0))
+    reactor.bind_socket(listener)
+
+
+def test_a_peer_has_its_plain_address_on_a_socket_for_both_families(backend: Backend) -> None:
+    recorder = Peers()
+    options = Options(sessions_per_ip_max=1)
+    with ReactorThread(recorder, backend=backend, options=options, prepare=dual_stack) as server, ExitStack() as stack:
+        peers = []
+        for host in (HERE, "::1", THERE):
+            peer, answer = ask((HERE if "." in host else host, server.address[1]), source=host)  # type: ignore[arg-type]
+            assert answer == 101
+            peers.append(stack.enter_context(peer).sock.getsockname()[:2])
+        assert [host for host, _ in peers] == [HERE, "::1", THERE]
+        assert recorder.wait_for("upgrade", 3) == [("upgrade", peer) for peer in peers]
+        assert recorder.wait_for("opened", 3) == [("opened", peer) for peer in peers]
+        for host in (HERE, "::1", THERE):
+            address = (HERE if "." in host else host, server.address[1])
+            assert status(address, source=host) == 429  # type: ignore[arg-type]
+
+
+def test_an_adopted_session_has_its_plain_address_too(backend: Backend) -> None:
+    recorder = Peers()
+    listener = socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True)
+    with (
+        listener,
+        ReactorThread(recorder, backend=backend, prepare=no_listener) as server,
+        socket.create_connection((HERE, listener.getsockname()[1])) as theirs,
+    ):
+        server.sender.add_session(listener.accept()[0])
+        assert recorder.wait_for("opened") == [("opened", theirs.getsockname())]
+
+
+def test_the_mapped_form_is_the_same_peer_to_the_limit(backend: Backend) -> None:
+    options = Options(proxy_protocol_from=[HERE], sessions_per_ip_max=1)
+    with serving(backend, options) as server:
+        peer, answer = ask(server.address, before=V1_MAPPED)
+        with peer:
+            assert answer == 101
+            for header in (V1, V1_MAPPED, v2_ipv4(), V2_MAPPED):
+                assert status(server.address, before=header) == 429
+            assert status(server.address, before=v2_ipv4("192.0.2.2")) == 101
 
 
 @pytest.mark.parametrize("name", NAMED)

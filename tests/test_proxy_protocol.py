@@ -15,6 +15,7 @@ from uringws.proxy_protocol import HEADER_BYTES_MAX, ProxyHeader, parse_proxy_he
 SIGNATURE = bytes.fromhex("0D0A0D0A000D0A515549540A")
 TCP4 = b"\xc0\0\x02\x01" + b"\xc0\0\x02\x02" + b"\xdc\x04" + b"\x01\xbb"
 TCP6 = socket.inet_pton(socket.AF_INET6, "2001:db8::1") + socket.inet_pton(socket.AF_INET6, "::1") + b"\0\x01\xff\xff"
+MAPPED = bytes(10) + b"\xff\xff" + TCP4[:4] + bytes(10) + b"\xff\xff" + TCP4[4:]
 UNIX = b"/run/a.sock".ljust(108, b"\0") + b"\0abstract".ljust(108, b"\0")
 TLV = b"\x02\0\x09a.example"
 
@@ -37,12 +38,19 @@ HEADERS = [
         ("ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", 65535),
         id="v1 longest TCP6",
     ),
+    pytest.param(
+        b"PROXY TCP6 ::ffff:192.0.2.1 ::FFFF:c000:202 56324 443\r\n",
+        ("192.0.2.1", 56324),
+        ("192.0.2.2", 443),
+        id="v1 TCP6 of mapped IPv4",  # HAProxy, bound to :::443 v4v6
+    ),
     pytest.param(b"PROXY UNKNOWN\r\n", None, None, id="v1 UNKNOWN"),
     pytest.param(b"PROXY UNKNOWN ffff::1 whatever\0 it says\r\n", None, None, id="v1 UNKNOWN with more"),
     pytest.param(b"PROXY UNKNOWN " + b"f" * 91 + b"\r\n", None, None, id="v1 of 107 bytes"),
     pytest.param(v2(TCP4), ("192.0.2.1", 56324), ("192.0.2.2", 443), id="v2 TCP4"),
     pytest.param(v2(TCP4 + TLV), ("192.0.2.1", 56324), ("192.0.2.2", 443), id="v2 TCP4 with an extension"),
     pytest.param(v2(TCP6, family=0x21), ("2001:db8::1", 1), ("::1", 65535), id="v2 TCP6"),
+    pytest.param(v2(MAPPED, family=0x21), ("192.0.2.1", 56324), ("192.0.2.2", 443), id="v2 TCP6 of mapped IPv4"),
     pytest.param(v2(UNIX, family=0x31), "/run/a.sock", "\0abstract", id="v2 Unix"),
     pytest.param(v2(b"x" * 216, family=0x31), "x" * 108, "x" * 108, id="v2 longest Unix"),
     pytest.param(v2(bytes(216), family=0x31), "", "", id="v2 Unix without names"),
@@ -147,6 +155,11 @@ ip_pairs = st.one_of(
 )
 
 
+def plain(address: IPv4Address | IPv6Address) -> str:
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return str(mapped or address)
+
+
 @given(ip_pairs, ports, ports, st.binary(max_size=40))
 def test_every_address_in_both_versions(
     pair: tuple[IPv4Address, IPv4Address] | tuple[IPv6Address, IPv6Address], source: int, destination: int, rest: bytes
@@ -156,8 +169,8 @@ def test_every_address_in_both_versions(
     binary = v2(block, family=0x11 if pair[0].version == 4 else 0x21)
     for header in (line, binary):
         assert parse_proxy_header(header + rest) == (
-            (str(pair[0]), source),
-            (str(pair[1]), destination),
+            (plain(pair[0]), source),
+            (plain(pair[1]), destination),
             len(header),
         )
 

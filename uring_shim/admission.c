@@ -31,23 +31,24 @@ void urs_admission_peer(struct urs_session *session)
         session->peer.family = 4;
     } else if (address.ss_family == AF_INET6) {
         const struct sockaddr_in6 *in6 = (const struct sockaddr_in6 *)&address;
-        memcpy(session->peer.address, &in6->sin6_addr, 16);
+        /* An IPv4 peer on a socket that takes both families: one peer has one address everywhere. */
+        bool is_mapped = IN6_IS_ADDR_V4MAPPED(&in6->sin6_addr);
+        memcpy(session->peer.address, in6->sin6_addr.s6_addr + (is_mapped ? 12 : 0), is_mapped ? 4 : 16);
         session->peer.port = ntohs(in6->sin6_port);
-        session->peer.family = 6;
+        session->peer.family = is_mapped ? 4 : 6;
     }
 }
 
-/* FNV-1a over the address: of IPv6, but for mapped IPv4, over the /64 that one peer owns. Two addresses that share a
- * hash share a limit; nothing worse. */
+/* FNV-1a over the address: of IPv6 over the /64 that one peer owns. Two addresses that share a hash share a limit;
+ * nothing worse. */
 static uint32_t peer_hash(const struct urs_peer *peer)
 {
     static const uint8_t mapped[12] = {[10] = 0xff, [11] = 0xff};
-    bool is_mapped = peer->family == 6 && memcmp(peer->address, mapped, sizeof mapped) == 0;
-    const uint8_t *bytes = is_mapped ? peer->address + sizeof mapped : peer->address;
-    size_t count = peer->family == 4 || is_mapped ? 4 : 8;
+    URS_ASSERT(peer->family != 6 || memcmp(peer->address, mapped, sizeof mapped) != 0);
+    size_t count = peer->family == 4 ? 4 : 8;
     uint32_t hash = 2166136261u;
     for (size_t index = 0; index < count; index++)
-        hash = (hash ^ bytes[index]) * 16777619u;
+        hash = (hash ^ peer->address[index]) * 16777619u;
     return peer->family == 0 ? 0 : hash | 1u;
 }
 

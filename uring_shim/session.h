@@ -24,7 +24,7 @@ enum urs_session_state {
     URS_SESSION_AWAIT_REQUESTS = 7       /* both sides are shut down: the last completions */
 };
 
-/* Where a session comes from. */
+/* Where a session comes from. An IPv4 address is never written as IPv6 (::ffff:a.b.c.d, RFC 4291 2.5.5.2). */
 struct urs_peer {
     uint8_t address[16];                 /* the first 4 for IPv4 */
     uint16_t port;

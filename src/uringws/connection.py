@@ -35,8 +35,6 @@ _OWN_OPCODE: Final = 0
 _TEXT: Final = int(Opcode.TEXT)
 _BINARY: Final = int(Opcode.BINARY)
 _PING: Final = int(Opcode.PING)
-_MAPPED: Final = bytes(10) + b"\xff\xff"
-"""How the address of an IPv4 peer begins on a socket that takes both, RFC 4291 2.5.5.2."""
 
 
 # Looked up once: an attribute of the module costs as much as a small call.
@@ -262,7 +260,5 @@ def peer_of(peer: Any) -> Peer:
     if peer.family == 4:
         return socket.inet_ntop(socket.AF_INET, address[:4]), int(peer.port)
     if peer.family == 6:
-        if address.startswith(_MAPPED):
-            return socket.inet_ntop(socket.AF_INET, address[len(_MAPPED) :]), int(peer.port)
         return socket.inet_ntop(socket.AF_INET6, address), int(peer.port)
     return None

@@ -40,7 +40,8 @@ __all__ = [
 ]
 
 Peer = tuple[str, int] | tuple[str, int, int, int] | str | None
-"""A peer's address as `socket.getpeername` gives it, or None where it is not known."""
+"""A peer's address as `socket.getpeername` gives it, or None where it is not known. The reactor gives (host, port), or
+None for a peer on a Unix socket; an IPv4 host always in its plain form, also on a socket that takes IPv6 too."""
 
 HeaderFields = Mapping[str, str] | Sequence[tuple[str, str]]
 """Field lines of an answer; a sequence of pairs where a name comes more than once (Set-Cookie)."""

@@ -16,7 +16,8 @@ from uringws.errors import ProtocolError
 __all__ = ["HEADER_BYTES_MAX", "Endpoint", "ProxyHeader", "parse_proxy_header"]
 
 Endpoint = tuple[str, int] | str
-"""An IP address and port, or the path of a Unix socket ("" if it has none)."""
+"""An IP address and port, or the path of a Unix socket ("" if it has none). An IPv4 address always has its plain form,
+also where the proxy writes it as IPv6 (::ffff:192.0.2.1, RFC 4291 2.5.5.2)."""
 
 HEADER_BYTES_MAX: Final = 4096
 """The longest header taken. Version 2 could announce 65,551 bytes; extensions in use stay far below this."""
@@ -81,10 +82,15 @@ def _parse_v1(data: bytes) -> ProxyHeader | int:
     family, *fields = (field.decode("ascii") for field in match.groups())
     address = IPv4Address if family == "4" else IPv6Address
     try:
-        source, destination = str(address(fields[0])), str(address(fields[1]))
+        source, destination = _plain(address(fields[0])), _plain(address(fields[1]))
     except ValueError as error:
         raise ProtocolError(f"PROXY v1: {error}") from error
     return ProxyHeader((source, _v1_port(fields[2])), (destination, _v1_port(fields[3])), header_bytes)
+
+
+def _plain(address: IPv4Address | IPv6Address) -> str:
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return str(address if mapped is None else mapped)
 
 
 def _v1_port(text: str) -> int:
@@ -129,8 +135,8 @@ def _v2_endpoints(family: int, block: bytes) -> tuple[Endpoint, Endpoint]:
     ports = block[2 * size : 2 * size + ports_bytes]
     address = IPv4Address if family == _V2_TCP4 else IPv6Address
     return (
-        (str(address(source)), int.from_bytes(ports[:2], "big")),
-        (str(address(destination)), int.from_bytes(ports[2:], "big")),
+        (_plain(address(source)), int.from_bytes(ports[:2], "big")),
+        (_plain(address(destination)), int.from_bytes(ports[2:], "big")),
     )
 
 
