@@ -249,4 +249,12 @@ MUTANTS = (
         "A buffer stays out of the pool until the kernel is done with all that was sent from it",
         ("tests/test_faults.py::test_a_buffer_is_not_given_back_while_the_kernel_still_sends_from_it",),
     ),
+    Mutant(
+        "large-message-put-aside",
+        "uring_shim/turn.c",
+        "|| (session->engine.phase == URS_ENGINE_AWAIT_PAYLOAD && bytes < session->engine.frame_left);",
+        "|| false;",
+        "The middle of a large message is copied once, not put aside first",
+        ("tests/test_turns.py::test_the_middle_of_a_large_message_is_taken_in_and_not_put_aside",),
+    ),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import socket
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -141,3 +142,25 @@ def test_what_was_to_be_told_of_a_session_is_not_told_of_the_next_one_in_its_slo
             assert (handler.adopted & 0xFFFFFFFF) != (first & 0xFFFFFFFF), "its events had not all been told"
             peer.close()
             unread.close()
+
+
+def test_the_middle_of_a_large_message_is_taken_in_and_not_put_aside(backend: Backend, recorder: EchoRecorder) -> None:
+    """Beyond its session's share of a turn too (`session_turn_bytes_max`): it costs its own size in memory, no more."""
+    size = 4 << 20
+    options = Options(
+        receive_buffer_bytes=16 << 10,
+        session_turn_bytes_max=16 << 10,
+        message_bytes_max=size,
+        ping_interval_seconds=None,
+    )
+    most = 0
+    with Reactor(recorder, options, backend=backend) as reactor, connected(reactor) as peer:
+        reactor.run_once(0)
+        writer = threading.Thread(target=peer.write, args=(frame(BINARY, bytes(size)),), daemon=True)
+        writer.start()
+        writer.join(0.1)  # as much as the sockets take before the first turn
+        while not recorder.of("message"):
+            reactor.run_once(0)
+            most = max(most, reactor.stats().memory_bytes)
+        writer.join()
+    assert size // 2 < most <= size + (64 << 10)
