@@ -12,8 +12,11 @@ from typing import Annotated, Any, get_args, get_origin
 
 import pytest
 
+from servers import Silent
+from uringws import Reactor
 from uringws.errors import OptionsError
 from uringws.options import _HINTS, Options
+from uringws.shim import lib
 
 RANGED = {name: hint for name, hint in _HINTS.items() if get_origin(hint) is Annotated}
 NULLABLE = {name for name, hint in RANGED.items() if type(None) in get_args(get_args(hint)[0])}
@@ -156,6 +159,63 @@ def test_the_memory_budget_holds_the_pool_and_the_largest_message() -> None:
     needed = 32 * 66 * 1024 + 16 * 1024 * 1024
     assert Options(memory_bytes_max=needed).memory_bytes_max == needed
     assert str(needed) in refused(memory_bytes_max=needed - 1).allowed
+
+
+def test_the_memory_budget_counts_the_pool_as_it_is_laid_out() -> None:
+    """Buffers begin at whole cache lines: 1025 bytes take 1088."""
+    fields = {"receive_buffer_bytes": 1025, "message_bytes_max": 1}
+    needed = 32 * 1088 + 1
+    assert str(needed) in refused(memory_bytes_max=needed - 1, **fields).allowed
+    Reactor(Silent(), Options(memory_bytes_max=needed, **fields), backend="epoll").close()
+
+
+NEEDED_BESIDE: dict[str, dict[str, Any]] = {
+    "receive_buffer_bytes": {"session_turn_bytes_max": 2**30},
+    "backlog_high_bytes": {"backlog_bytes_max": 2**31 - 1, "backlog_low_bytes": 0},
+    "backlog_low_bytes": {"backlog_bytes_max": 2**31 - 1, "backlog_high_bytes": 2**31 - 1},
+    "receive_buffers": {"receive_buffer_bytes": 1024},
+}
+"""What a field's extremes need of others."""
+UNUSABLE = {("memory_bytes_max", "low"), ("backlog_low_bytes", "high"), ("session_turn_bytes_max", "low")}
+"""Extremes that the rules between fields refuse: less than the pool, not below the high mark, less than a buffer."""
+
+
+@pytest.mark.parametrize("end", ["low", "high"])
+@pytest.mark.parametrize("name", RANGED)
+def test_a_reactor_is_made_with_any_value_that_options_take(name: str, end: str) -> None:
+    value = getattr(get_args(RANGED[name])[1], end)
+    fields = {**NEEDED_BESIDE.get(name, {}), name: value}
+    if (name, end) in UNUSABLE:
+        assert refused(**fields).field == name
+    else:
+        Reactor(Silent(), Options(**fields), backend="epoll").close()
+
+
+@pytest.mark.parametrize(
+    "name", ["message_bytes_max", "backlog_bytes_max", "session_turn_bytes_max", "zero_copy_bytes_min"]
+)
+def test_lengths_have_31_bits(name: str) -> None:
+    assert getattr(made(**{name: 2**31 - 1}), name) == 2**31 - 1
+    for value in (2**31, 2**32, 2**63 - 1):
+        assert str(2**31 - 1) in refused(**{name: value}).allowed
+
+
+@pytest.mark.parametrize(
+    ("buffers", "buffer_bytes"), [(512, 16 << 20), (256, 16 << 20), (32768, 131072), (32768, 131009)]
+)
+def test_a_pool_of_4_gib_is_refused(buffers: int, buffer_bytes: int) -> None:
+    """A message's place in the pool is given in 32 bits: beyond them it would be read from another session's buffer."""
+    fields = {"receive_buffers": buffers, "receive_buffer_bytes": buffer_bytes, "session_turn_bytes_max": 16 << 20}
+    error = refused(**fields)
+    assert error.field == "receive_buffers"
+    assert "4 GiB" in error.allowed
+    assert lib.urs_pool_bytes(buffers, buffer_bytes) == 0
+
+
+@pytest.mark.parametrize(("buffers", "buffer_bytes"), [(128, 16 << 20), (32768, 131008)])
+def test_a_pool_just_below_4_gib_is_taken(buffers: int, buffer_bytes: int) -> None:
+    assert 0 < lib.urs_pool_bytes(buffers, buffer_bytes) < 2**32 - 1
+    assert made(receive_buffers=buffers, receive_buffer_bytes=buffer_bytes, session_turn_bytes_max=16 << 20)
 
 
 def test_pings_can_be_turned_off_alone() -> None:

@@ -12,7 +12,8 @@ size_t urs_pool_bytes(uint32_t buffers, size_t buffer_bytes)
     if (buffers < 2 || buffers > BUFFERS_MAX || (buffers & (buffers - 1)) != 0
         || buffer_bytes < BUFFER_BYTES_MIN || buffer_bytes > BUFFER_BYTES_MAX)
         return 0;
-    return stride_of(buffer_bytes) * buffers;
+    uint64_t bytes = (uint64_t)stride_of(buffer_bytes) * buffers;
+    return bytes < UINT32_MAX ? (size_t)bytes : 0;
 }
 
 int urs_pool_open(struct urs_pool *pool, uint8_t *memory, uint32_t buffers, size_t buffer_bytes)

@@ -17,7 +17,8 @@ struct urs_pool {
 };
 
 /* Bytes of memory that a pool of that shape needs; 0 for sizes outside the limits (buffers: a power of two from 2 to
- * 32768; buffer_bytes: 256 to 16 MiB). */
+ * 32768; buffer_bytes: 256 to 16 MiB; all of them together: less than UINT32_MAX, for a message's place in the pool is
+ * given in 32 bits). */
 size_t urs_pool_bytes(uint32_t buffers, size_t buffer_bytes);
 
 /* Divides `memory` (urs_pool_bytes of it, page-aligned) into buffers. The memory stays the caller's, who must keep it

@@ -13,12 +13,14 @@ from typing import Annotated, Any, Final, Literal, NamedTuple, get_args, get_ori
 
 from uringws.errors import OptionsError
 from uringws.field_docs import document_fields
+from uringws.shim import lib
 
 __all__ = ["IPNetwork", "Options"]
 
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
-_BYTES_MAX: Final = 2**63 - 1
+_BYTES_MAX: Final = 2**31 - 1
+"""Of one message, backlog or turn: a send takes no more (MAX_RW_COUNT of the kernel), and lengths have 32 bits."""
 _DAY_SECONDS: Final = 86400.0
 
 IPNetwork = IPv4Network | IPv6Network
@@ -32,6 +34,7 @@ class _Range(NamedTuple):
 
 
 _Bytes = _Range(1, _BYTES_MAX)
+_MemoryBytes = _Range(1, 2**63 - 1)
 _Seconds = _Range(0.001, 24 * _DAY_SECONDS)  # the shim counts milliseconds in 31 bits
 _Count = _Range(1, 2**31 - 1)
 
@@ -137,14 +140,14 @@ class Options:
 
     # Memory and the ring
 
-    memory_bytes_max: Annotated[int | None, _Bytes] = None
+    memory_bytes_max: Annotated[int | None, _MemoryBytes] = None
     """The receive pool, partial messages and backlogs of all sessions together. At seven eighths of what is left for
     sessions the greediest are closed, until a quarter of it is free: with 1009, or, where unsent bytes are thrown away,
     without a close frame (1006). A message that would not fit even so is answered 1013."""
 
     receive_buffers: Annotated[int, _Range(2, 32_768)] = 32
     """Buffers of the receive pool, a power of two. Few and hot is faster than many: what is used of each goes through
-    the cache in turn."""
+    the cache in turn. All of them together must take less than 4 GiB."""
 
     receive_buffer_bytes: Annotated[int, _Range(1 * KIB, 16 * MIB)] = 66 * KIB
     """One buffer of the pool, the most a single receive brings. A message that fits whole is never copied."""
@@ -167,7 +170,7 @@ class Options:
     """The smallest segment that `zero_copy="auto"` sends so."""
 
     tcp_nodelay: bool = True
-    """Set TCP_NODELAY on accepted sockets."""
+    """Set TCP_NODELAY on accepted sockets, and on those of `add_session`; False leaves them as they are."""
 
     sender_commands_max: Annotated[int, _Count] = 65_536
     """Commands of `Sender`s of other threads that may wait for the reactor."""
@@ -251,8 +254,14 @@ class Options:
                 self.session_turn_bytes_max,
                 f"at least receive_buffer_bytes ({self.receive_buffer_bytes})",
             )
+        pool = lib.urs_pool_bytes(self.receive_buffers, self.receive_buffer_bytes)
+        if not pool:
+            raise OptionsError(
+                "receive_buffers",
+                self.receive_buffers,
+                f"so few that they take less than 4 GiB, {self.receive_buffer_bytes} bytes each",
+            )
         if self.memory_bytes_max is not None:
-            pool = self.receive_buffers * self.receive_buffer_bytes
             needed = pool + self.message_bytes_max
             if self.memory_bytes_max < needed:
                 raise OptionsError(
