@@ -21,7 +21,7 @@ import pytest
 import uvicorn
 from aiohttp import web
 
-from servers import EchoRecorder, ReactorThread, no_listener, run_until
+from servers import EchoRecorder, ReactorThread, no_listener, run_until, tcp_pair
 from uringws import Connection, Options, Reactor, Sender
 from uringws.backend import Backend
 from wire import BINARY, PING, PONG, TEXT, Frame, Peer, accept_for, close_frame, cuts, frame, http
@@ -463,3 +463,15 @@ def test_the_subprotocol_is_the_connections_and_data_stays_its_own(backend: Back
         reactor.add_session(ours, subprotocol="chat")
         (connection,) = handler.connections.values()
         assert (connection.subprotocol, connection.data) == ("chat", None)
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+@pytest.mark.parametrize("before", [True, False])
+def test_tcp_nodelay_is_set_where_the_options_say_so(backend: Backend, *, wanted: bool, before: bool) -> None:
+    """False leaves the socket as its first owner made it."""
+    ours, theirs = tcp_pair()
+    ours.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, before)
+    options = Options(tcp_nodelay=wanted, ping_interval_seconds=None)
+    with theirs, ours.dup() as copy, Reactor(EchoRecorder(), options, backend=backend) as reactor:
+        reactor.add_session(ours)
+        assert bool(copy.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)) == (wanted or before)

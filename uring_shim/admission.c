@@ -6,6 +6,7 @@
 #include <netinet/in.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -39,17 +40,59 @@ void urs_admission_peer(struct urs_session *session)
     }
 }
 
-/* FNV-1a over the address: of IPv6 over the /64 that one peer owns. Two addresses that share a hash share a limit;
- * nothing worse. */
-static uint32_t peer_hash(const struct urs_peer *peer)
+void urs_admission_open(struct urs_reactor *reactor)
+{
+    /* Without it (a kernel or a sandbox that refuses) the key is only hard to guess. */
+    if (getrandom(reactor->ip_key, sizeof reactor->ip_key, 0) == (ssize_t)sizeof reactor->ip_key)
+        return;
+    reactor->ip_key[0] = reactor->now_us;
+    reactor->ip_key[1] = (uint64_t)(uintptr_t)reactor;
+}
+
+static uint64_t rotate_left(uint64_t value, int bits) { return value << bits | value >> (64 - bits); }
+
+static void sip_round(uint64_t v[4])
+{
+    v[0] += v[1];
+    v[2] += v[3];
+    v[1] = rotate_left(v[1], 13) ^ v[0];
+    v[3] = rotate_left(v[3], 16) ^ v[2];
+    v[0] = rotate_left(v[0], 32);
+    v[2] += v[1];
+    v[0] += v[3];
+    v[1] = rotate_left(v[1], 17) ^ v[2];
+    v[3] = rotate_left(v[3], 21) ^ v[0];
+    v[2] = rotate_left(v[2], 32);
+}
+
+/* SipHash-1-3 of one word. Its last block holds the size in bytes. */
+static uint64_t sip_hash(const uint64_t key[2], uint64_t word, uint64_t bytes)
+{
+    uint64_t v[4] = {key[0] ^ 0x736f6d6570736575, key[1] ^ 0x646f72616e646f6d, key[0] ^ 0x6c7967656e657261,
+                     key[1] ^ 0x7465646279746573};
+    const uint64_t blocks[2] = {word, bytes << 56};
+    for (size_t index = 0; index < URS_COUNT(blocks); index++) {
+        v[3] ^= blocks[index];
+        sip_round(v);
+        v[0] ^= blocks[index];
+    }
+    v[2] ^= 0xff;
+    for (int round = 0; round < 3; round++)
+        sip_round(v);
+    return v[0] ^ v[1] ^ v[2] ^ v[3];
+}
+
+/* A number that stands for the address: for IPv6, for the /64 that one peer owns. Two addresses with the same number share
+ * a limit. The key is secret and each reactor's own: else a stranger with many addresses could choose one that shares its
+ * number with a victim, and use up the victim's limit. */
+static uint32_t peer_hash(const struct urs_reactor *reactor, const struct urs_peer *peer)
 {
     static const uint8_t mapped[12] = {[10] = 0xff, [11] = 0xff};
     URS_ASSERT(peer->family != 6 || memcmp(peer->address, mapped, sizeof mapped) != 0);
     size_t count = peer->family == 4 ? 4 : 8;
-    uint32_t hash = 2166136261u;
-    for (size_t index = 0; index < count; index++)
-        hash = (hash ^ peer->address[index]) * 16777619u;
-    return peer->family == 0 ? 0 : hash | 1u;
+    uint64_t word = 0;
+    memcpy(&word, peer->address, count);
+    return peer->family == 0 ? 0 : (uint32_t)sip_hash(reactor->ip_key, word, count) | 1u;
 }
 
 static struct urs_ip_count *ip_entry(const struct urs_reactor *reactor, uint32_t hash)
@@ -117,7 +160,7 @@ bool urs_admission_count(struct urs_reactor *reactor, struct urs_session *sessio
 {
     if (reactor->options.sessions_per_ip_max == 0)
         return true;
-    uint32_t hash = peer_hash(&session->peer);
+    uint32_t hash = peer_hash(reactor, &session->peer);
     if (!ip_enter(reactor, hash))
         return false;
     session->peer_hash = hash;

@@ -107,6 +107,7 @@ struct urs_reactor {
     struct urs_ip_count *ips;            /* sessions by address, open addressing */
     uint32_t ips_room;
     uint32_t ips_used;
+    uint64_t ip_key[2];                  /* secret: of the hash by which addresses are counted */
 
     struct urs_reactor_stats stats;
     uint64_t now_ms;
@@ -123,6 +124,7 @@ struct urs_reactor {
     bool draining;
     bool woken;
     bool dispatching;                    /* events may be added to this turn's */
+    bool broken;                         /* an event had no room: a fault of the shim's, and no turn is taken any more */
 };
 
 enum { URS_VECTORS = 1024 };
@@ -226,6 +228,9 @@ struct urs_session *urs_zero_copy_sent(struct urs_reactor *reactor, const struct
 void urs_zero_copy_release(struct urs_reactor *reactor, const struct urs_completion *completion);
 
 /* admission.c */
+
+/* Chooses the secret by which addresses are counted. The clock must be set. */
+void urs_admission_open(struct urs_reactor *reactor);
 
 /* Asks the kernel who the session's peer is. */
 void urs_admission_peer(struct urs_session *session);

@@ -103,5 +103,6 @@ void urs_wake_write(struct urs_wake *wake)
 
 void urs_wake_clear(struct urs_wake *wake)
 {
-    __atomic_store_n(&wake->pending, 0, __ATOMIC_RELEASE);
+    /* Not a plain store: whoever found the flag set wrote no byte, and what it did before must be visible from here. */
+    __atomic_exchange_n(&wake->pending, 0, __ATOMIC_ACQ_REL);
 }

@@ -77,6 +77,7 @@ struct urs_reactor *urs_reactor_open(const char *backend, const struct urs_react
     }
     urs_turn_clock(reactor);
     urs_wheel_open(&reactor->wheel, reactor->now_ms);
+    urs_admission_open(reactor);
     error = operations->open(&reactor->io, &reactor->pool, options->ring_entries,
                              options->zero_copy != URS_ZERO_COPY_NEVER, report);
     if (error != 0)
@@ -218,7 +219,7 @@ int urs_reactor_adopt(struct urs_reactor *reactor, int fd, const uint8_t *prefix
     if (error != 0)
         return error;
     bool local = address.ss_family == AF_UNIX;
-    if (!local)
+    if (!local && reactor->options.tcp_nodelay)
         setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
     struct urs_session *session = urs_life_new(reactor, fd, local);
     if (session == NULL)

@@ -61,6 +61,7 @@ struct urs_reactor_options {
     uint32_t zero_copy;                  /* enum urs_zero_copy */
     uint32_t zero_copy_bytes_min;        /* of a segment */
     bool proxy_protocol;                 /* a request may follow a PROXY header */
+    bool tcp_nodelay;                    /* of adopted sockets; accepted ones inherit it from their listener */
 };
 
 enum urs_reactor_limit {

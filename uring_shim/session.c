@@ -87,9 +87,12 @@ void urs_session_free(struct urs_sessions *sessions, struct urs_session *session
     session->fd = -1;
     urs_session_set_state(session, URS_SESSION_FREE);
     session->generation++;
+    sessions->in_use--;
+    /* All 2^31 generations are used up: the next one would repeat an id, so the slot is never used again. */
+    if (session->generation == 0)
+        return;
     session->next_slot = sessions->free_first;
     sessions->free_first = session->slot + 1;
-    sessions->in_use--;
 }
 
 void urs_sessions_close(struct urs_sessions *sessions)

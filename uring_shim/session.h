@@ -107,7 +107,8 @@ static inline uint64_t urs_session_id(const struct urs_session *session)
 /* A free slot made a session of that socket; NULL without memory. */
 struct urs_session *urs_session_new(struct urs_sessions *sessions, int fd);
 
-/* Frees what the session holds, and its slot. The descriptor must be closed already. */
+/* Frees what the session holds, and its slot. The descriptor must be closed already. No id is ever given twice: a slot
+ * that has had 2^31 sessions stays free for good. */
 void urs_session_free(struct urs_sessions *sessions, struct urs_session *session);
 
 void urs_sessions_close(struct urs_sessions *sessions);

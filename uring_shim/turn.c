@@ -57,6 +57,11 @@ void urs_turn_event(struct urs_reactor *reactor, uint32_t slot, const struct urs
     } else if (reactor->late_count < reactor->late_room) {
         reactor->late[reactor->late_count++] = (struct urs_event){.item = *item, .slot = slot};
         urs_core_session(reactor, slot)->late_events++;
+    } else {
+        /* There is room for all that a session can cause (LATE_EVENTS). A session whose end is not reported would stay
+         * for ever: better that the whole reactor says so. */
+        URS_ASSERT(false);
+        reactor->broken = true;
     }
 }
 
@@ -768,6 +773,8 @@ int urs_reactor_turn(struct urs_reactor *reactor, int64_t timeout_ms, bool echo)
         int error = finish(reactor);
         if (error != 0)
             return error;
+        if (URS_UNLIKELY(reactor->broken))
+            return -EOVERFLOW;
         reactor->turn++;
         reactor->stats.turns++;
         take_late(reactor);

@@ -177,6 +177,7 @@ class Reactor:
         shim.zero_copy = _ZERO_COPY.index(options.zero_copy)
         shim.zero_copy_bytes_min = options.zero_copy_bytes_min
         shim.proxy_protocol = bool(options.proxy_protocol_from)
+        shim.tcp_nodelay = options.tcp_nodelay
         return open_core(backend, shim)
 
     # ---- where it listens

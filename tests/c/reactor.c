@@ -1,0 +1,137 @@
+/* The insides of the reactor on epoll, brought into states that cannot be reached from outside within a test's time.
+ * Runs the case that the command line names; aborts where it does not hold. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "core.h"
+
+#define CHECK(condition) ((condition) ? (void)0 : fail(#condition, __LINE__))
+
+enum { BUFFERS = 4, BUFFER_BYTES = 4096 };
+
+/* The other backend is not linked. */
+const struct urs_io_operations urs_io_uring = {.name = "io_uring"};
+
+static uint8_t echo_flags[URS_EVENTS_MAX];
+static uint8_t pool[BUFFERS * BUFFER_BYTES];
+
+static _Noreturn void fail(const char *condition, int line)
+{
+    fprintf(stderr, "line %d: does not hold: %s\n", line, condition);
+    abort();
+}
+
+static struct urs_reactor *start_reactor(uint64_t memory_bytes_max)
+{
+    struct urs_io_report report;
+    const struct urs_reactor_options options = {
+        .receive_buffers = BUFFERS, .receive_buffer_bytes = BUFFER_BYTES, .pool_memory = pool, .verdicts = echo_flags,
+        .rules = {.message_bytes_max = 1 << 24}, .backlog_bytes_max = 1 << 24, .backlog_high_bytes = 1 << 20,
+        .memory_bytes_max = memory_bytes_max, .header_bytes_max = 1024, .session_turn_bytes_max = 1 << 16};
+    struct urs_reactor *reactor = urs_reactor_open("epoll", &options, &report);
+    CHECK(reactor != NULL && urs_reactor_start(reactor) == 0);
+    return reactor;
+}
+
+/* A new open session; *peer is the other end of its socket. */
+static struct urs_session *add_session(struct urs_reactor *reactor, int *peer)
+{
+    int ends[2];
+    uint64_t id;
+    CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, ends) == 0);
+    CHECK(urs_reactor_adopt(reactor, ends[0], NULL, 0, &id) == 0);
+    *peer = ends[1];
+    return urs_session_find(&reactor->sessions, id);
+}
+
+/* ---- cases --------------------------------------------------------------------------------------------------- */
+
+/* A slot whose generations are used up gives no id a second time. */
+static void ids_never_repeat(void)
+{
+    static struct urs_sessions sessions;
+    uint64_t first = urs_session_id(urs_session_new(&sessions, -1));
+    struct urs_session *session = urs_session_at(&sessions, 0);
+    urs_session_free(&sessions, session);
+    session->generation = UINT32_MAX - 3;  /* as after 2^31 - 2 sessions */
+    uint64_t ids[6] = {first};
+    for (size_t count = 1; count < URS_COUNT(ids); count++) {
+        session = urs_session_new(&sessions, -1);
+        ids[count] = urs_session_id(session);
+        for (size_t before = 0; before < count; before++)
+            CHECK(ids[before] != ids[count] && urs_session_find(&sessions, ids[before]) == NULL);
+        CHECK(urs_session_find(&sessions, ids[count]) == session);
+        urs_session_free(&sessions, session);
+        CHECK(sessions.in_use == 0);
+    }
+    CHECK((uint32_t)ids[2] == 0 && (uint32_t)ids[3] != 0);
+    urs_sessions_close(&sessions);
+}
+
+/* An event that found no room ends the reactor with an error instead of leaving its session for ever. */
+static void a_lost_event_is_reported(void)
+{
+    int peer;
+    struct urs_reactor *reactor = start_reactor(0);
+    struct urs_session *session = add_session(reactor, &peer);
+    CHECK(urs_reactor_turn(reactor, 0, false) == 0);
+    reactor->late_room = 0;
+    urs_life_lose(reactor, session, -ECONNABORTED);
+    CHECK(urs_reactor_turn(reactor, 0, false) == -EOVERFLOW);
+    CHECK(urs_reactor_turn(reactor, 0, false) == -EOVERFLOW);
+    urs_reactor_close(reactor);
+    close(peer);
+}
+
+/* The number that stands for an address is another one in each reactor: nobody can look for one that two addresses share.
+ * In one reactor it is the same each time, also for the other addresses of a /64. */
+static void addresses_are_counted_by_a_secret(void)
+{
+    static const struct urs_peer origins[] = {
+        {.family = 4, .address = {10, 0, 0, 1}},
+        {.family = 6, .address = {0x20, 0x01, 0x0d, 0xb8, [7] = 1, [15] = 1}},
+        {.family = 6, .address = {0x20, 0x01, 0x0d, 0xb8, [7] = 1, [15] = 2}},
+        {.family = 6, .address = {0x20, 0x01, 0x0d, 0xb8, [7] = 2, [15] = 1}},
+    };
+    uint32_t numbers[2][URS_COUNT(origins)];
+    for (size_t number = 0; number < URS_COUNT(numbers); number++) {
+        int peer;
+        struct urs_reactor *reactor = start_reactor(0);
+        reactor->options.sessions_per_ip_max = 10;
+        struct urs_session *session = add_session(reactor, &peer);
+        for (size_t index = 0; index < URS_COUNT(origins); index++) {
+            session->peer = origins[index];
+            CHECK(urs_admission_count(reactor, session));
+            numbers[number][index] = session->peer_hash;
+            urs_admission_leave(reactor, session->peer_hash);
+        }
+        session->peer_hash = 0;
+        urs_reactor_close(reactor);
+        close(peer);
+        CHECK(numbers[number][1] == numbers[number][2]);
+        CHECK(numbers[number][0] != numbers[number][1] && numbers[number][1] != numbers[number][3]);
+    }
+    for (size_t index = 0; index < URS_COUNT(origins); index++)
+        CHECK(numbers[0][index] != numbers[1][index]);
+}
+
+int main(int count, char **arguments)
+{
+    static const struct { const char *name; void (*run)(void); } cases[] = {
+        {"ids_never_repeat", ids_never_repeat},
+        {"a_lost_event_is_reported", a_lost_event_is_reported},
+        {"addresses_are_counted_by_a_secret", addresses_are_counted_by_a_secret},
+    };
+    for (size_t index = 0; count == 2 && index < URS_COUNT(cases); index++) {
+        if (strcmp(arguments[1], cases[index].name) == 0) {
+            cases[index].run();
+            return 0;
+        }
+    }
+    return 2;
+}
