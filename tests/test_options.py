@@ -163,7 +163,7 @@ def test_the_memory_budget_holds_the_pool_and_the_largest_message() -> None:
 
 def test_the_memory_budget_counts_the_pool_as_it_is_laid_out() -> None:
     """Buffers begin at whole cache lines: 1025 bytes take 1088."""
-    fields = {"receive_buffer_bytes": 1025, "message_bytes_max": 1}
+    fields: dict[str, Any] = {"receive_buffer_bytes": 1025, "message_bytes_max": 1}
     needed = 32 * 1088 + 1
     assert str(needed) in refused(memory_bytes_max=needed - 1, **fields).allowed
     Reactor(Silent(), Options(memory_bytes_max=needed, **fields), backend="epoll").close()
