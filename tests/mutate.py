@@ -3,6 +3,7 @@
     python tests/mutate.py                      every mutant, about ten seconds each
     python tests/mutate.py --only echo-limit    one of them; --only may be given several times
     python tests/mutate.py --list               what there is
+    python tests/mutate.py --check              only see whether each mutant's line is still in the source
     python tests/mutate.py --table FILE         also write the results as a Markdown table
 
 Each mutant in mutants.py is one change of the source that breaks one promise, and the tests that hold the promise.
@@ -153,6 +154,18 @@ def check_unbroken(tree: Tree, mutants: list[Mutant]) -> None:
             raise NotTriedError(f"{test} does not pass without a mutant: {failure}")
 
 
+def check_lines(mutants: list[Mutant]) -> int:
+    """See whether every mutant can be applied; return the exit status."""
+    status = 0
+    for mutant in mutants:
+        try:
+            mutated(mutant)
+        except NotTriedError as error:
+            print(f"{mutant.name}: {error}")
+            status = 2
+    return status
+
+
 def markdown(results: list[Result]) -> str:
     """Return the results as a table for docs/mutants.md."""
     lines = ["| mutant | where | broken promise | outcome |", "|---|---|---|---|"]
@@ -180,6 +193,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Break the library one line at a time; every mutant must be noticed.")
     parser.add_argument("--only", action="append", default=[], metavar="NAME", help="try this mutant; may be repeated")
     parser.add_argument("--list", action="store_true", help="list the mutants and stop")
+    parser.add_argument("--check", action="store_true", help="see whether each mutant's line is there and stop")
     parser.add_argument("--table", type=Path, metavar="FILE", help="write the results there as a Markdown table")
     return parser.parse_args()
 
@@ -192,6 +206,8 @@ def main() -> int:
         for mutant in mutants:
             print(f"{mutant.name:32} {mutant.file:28} {mutant.promise}")
         return 0
+    if options.check:
+        return check_lines(mutants)
     results = []
     with tempfile.TemporaryDirectory(prefix="uringws-mutants-") as directory:
         tree = Tree(Path(directory))

@@ -147,6 +147,19 @@ def test_ping_timeout_cuts_off_who_does_not_answer(backend: Backend, recorder: E
         assert_struck(watch.seconds(), 2 * SHORT_SECONDS - 0.05)
 
 
+def test_who_does_not_answer_a_ping_is_not_given_more_time_by_another(backend: Backend) -> None:
+    """One ping at a time where its pong decides: the next would be another question, with a clock of its own."""
+    recorder = Recorder()
+    options = only(ping_interval_seconds=0.1, ping_timeout_seconds=0.45)
+    with serving(backend, options, recorder) as server, Peer.connect(server.address) as peer:
+        watch = Stopwatch()
+        assert peer.read_frame().opcode == PING
+        assert recorder.wait_for("close")[0][2] == 1006
+        assert_struck(watch.seconds(), 0.4)
+        peer.read_eof()
+        assert server.ask(server.reactor.stats).pings_sent == 1
+
+
 def test_a_message_after_the_ping_is_a_sign_of_life_too(backend: Backend, recorder: EchoRecorder) -> None:
     """A peer that answers late because it is sending is not taken for dead."""
     options = only(ping_interval_seconds=0.1, ping_timeout_seconds=0.3)
