@@ -68,7 +68,7 @@ REACTOR = tuple(sorted(path.stem for path in SHIM.glob("*.c") if path.stem != "i
 TARGETS = {
     target.name: target
     for target in (
-        Target("leaves", ("frame", "mask", "utf8"), seeds.leaves, 512),
+        Target("leaves", ("frame", "head", "mask", "utf8"), seeds.leaves, 512),
         Target("engine", CODEC, seeds.engine, 1024, ALLOCATION),
         Target("reactor", REACTOR, seeds.reactor, 2048, (*ALLOCATION, *CLOCK), ("URS_FAULTS",)),
     )

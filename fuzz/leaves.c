@@ -1,8 +1,9 @@
-/* Fuzzes the leaves: frame headers, UTF-8, masking. Each is held to a plain reading of its standard written here, and
+/* Fuzzes the leaves: frame headers, UTF-8, masking, the ends of heads. Each is held to a plain reading of its standard written here, and
  * each implementation of it to the others, on memory that ends where the data ends.
  *
  * The input is four bytes of decisions, then the data. */
 #include "frame.h"
+#include "head.h"
 #include "mask.h"
 #include "support.h"
 #include "utf8.h"
@@ -157,6 +158,28 @@ static void check_mask(const uint8_t *data, size_t bytes, const uint8_t key[4], 
     free(memory);
 }
 
+/* ---- heads, RFC 9112 2.2 and 3 ---- */
+
+/* Byte by byte and in one piece the same is found, whatever was seen before. */
+static void check_head(const uint8_t *data, size_t bytes, bool proxy_protocol, size_t chunk_max)
+{
+    const struct urs_head_rules rules = {.bytes_max = 256, .proxy_protocol = proxy_protocol};
+    size_t seen = 0;
+    for (size_t at = 0; at < bytes;) {
+        at = bytes - at > chunk_max ? at + chunk_max : bytes;
+        uint8_t *copy = exact_copy(data, at);
+        int64_t found = urs_head_find(copy, at, seen, &rules);
+        CHECK(found == urs_head_find(copy, at, 0, &rules));
+        free(copy);
+        CHECK(found <= (int64_t)urs_min(at, rules.bytes_max) && (found != 0 || at <= rules.bytes_max));
+        if (found > 0)
+            CHECK(memcmp(data + found - 4, "\r\n\r\n", 4) == 0 && (size_t)found > seen);
+        if (found != 0)
+            return;
+        seen = at;
+    }
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
 {
     struct input input = {.next = data, .end = data + bytes};
@@ -169,6 +192,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
 
     if ((rules & 3) != 3)
         check_header(input.next, left, rules);
+    check_head(input.next, left, rules & 4, 1);
+    check_head(input.next, left, rules & 4, 1u + distance);
     static const char *const checkers[] = {"automaton", "avx2", "neon"};
     for (size_t index = 0; index < sizeof checkers / sizeof *checkers; index++) {
         check_utf8(input.next, left, checkers[index], seed, 0);

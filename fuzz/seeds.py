@@ -46,13 +46,17 @@ STREAMS = (
 
 
 def leaves() -> Iterator[bytes]:
-    """Four bytes of decisions, then a header or a text."""
+    """Four bytes of decisions, then a header, a text or a request's head."""
     for rules, first, size in product((0, 1, 2, 4, 5), (TEXT, 0xC2, PING, 0x03), (5, 0x85, 0xFE, 0xFF)):
         yield bytes([rules, 0, 1, 2, first, size]) + bytes([0, 1, 0, 0, 0, 0, 0, 0, 1, 2, 3, 4])
     for text in ("κόσμε", "\x7f\x80\u07ff\u0800\uffff\U00010000\U0010ffff" * 20, "a" * 200 + "é"):
         yield bytes([0, 3, 2, 9]) + text.encode()
     for bad in (b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xc0\xaf", b"\xe0\x9f\xbf", b"\xf0\x8f\xbf\xbf", b"\xff"):
         yield bytes([0, 3, 2, 70]) + b"a" * 61 + bad + b"b" * 64
+    request = b"GET /chat HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\n\r\n\x81\x80"
+    for before in (b"", b"\r\n", b"PROXY TCP4 1.2.3.4 5.6.7.8 9 10\r\n", b"\r\n\r\n\0\r\nQUIT\n!\x11\0\1x\r\n"):
+        yield bytes([4, 0, 0, 6]) + before + request
+        yield bytes([0, 0, 0, 6]) + before + request.replace(b"\r", b"")
 
 
 def engine() -> Iterator[bytes]:

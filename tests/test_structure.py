@@ -22,7 +22,7 @@ PACKAGE = ROOT / "src" / "uringws"
 # A file may include what stands in its own layer or above it in this list, as long as no circle comes of it.
 C_LAYERS = (
     {"base"},
-    {"block", "fault", "frame", "mask", "signals", "utf8", "wheel"},
+    {"block", "fault", "frame", "head", "mask", "signals", "utf8", "wheel"},
     {"engine"},
     {"outbound"},
     {"pool"},
@@ -48,7 +48,7 @@ PYTHON_LAYERS = (
 )
 
 # The engine and what it stands on do no I/O and know no clock: from the system they take memory and arithmetic.
-PURE = {"base", "block", "engine", "frame", "mask", "outbound", "utf8", "wheel"}
+PURE = {"base", "block", "engine", "frame", "head", "mask", "outbound", "utf8", "wheel"}
 PURE_HEADERS = re.compile(
     r"(assert|errno|limits|stdbool|stddef|stdint|stdlib|string|emmintrin|immintrin|arm_neon|cpuid)\.h|sys/auxv\.h"
 )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import pytest
 
 import wire
-from servers import EchoRecorder, ReactorThread, Recorder
+from servers import EchoRecorder, ReactorThread, Recorder, wait_until
 from uringws import Accept, Connection, Options, Reject, Request, Response
 from uringws.backend import Backend
 from wire import BINARY, TEXT, Frame, Peer, frame, http, upgrade_request
@@ -50,6 +52,12 @@ def test_on_upgrade_may_refuse(backend: Backend) -> None:
     assert recorder.events == []
 
 
+HEADERS_OF_PROXIES = {
+    b"PROXY TCP4 203.0.113.7 192.0.2.1 4711 80\r\n": "v1",
+    b"\r\n\r\n\0\r\nQUIT\n!\x11\0\x0c\xcb\0q\x07\xc0\0\x02\x01\x12\x67\0\x50": "v2",
+}
+
+
 def replace(old: bytes, new: bytes) -> bytes:
     request = upgrade_request()
     assert old in request
@@ -89,6 +97,78 @@ def test_a_request_may_arrive_byte_by_byte(echo: ReactorThread) -> None:
         assert peer.read_response().status == 101
         peer.send(TEXT, b"hello")
         assert peer.read_frame() == Frame(TEXT, b"hello")
+
+
+@pytest.mark.parametrize("cut", ["whole", "cut"])
+@pytest.mark.parametrize("before", [b"", *HEADERS_OF_PROXIES], ids=["alone", *HEADERS_OF_PROXIES.values()])
+def test_one_empty_line_before_the_request_is_ignored(backend: Backend, before: bytes, cut: str) -> None:
+    options = Options(proxy_protocol_from=["127.0.0.1"] if before else [])
+    request = before + b"\r\n" + upgrade_request()
+    with (
+        ReactorThread(EchoRecorder(), backend=backend, options=options) as server,
+        Peer.dial(server.address) as peer,
+    ):
+        for part in [request] if cut == "whole" else [request[at : at + 1] for at in range(len(request))]:
+            peer.write(part)
+        assert peer.read_response().status == 101
+        assert http(server.address, before + b"\r\n\r\n" + upgrade_request()).status == 400
+
+
+GARBAGE = {
+    "SSH": b"SSH-2.0-OpenSSH_9.2p1 Debian-2+deb12u3\r\n",
+    "SSH without a line end": b"SSH-2.0-OpenSSH_9.2p1",
+    "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+    "SMTP": b"EHLO mail.example\r\n",
+    "Redis": b"*1\r\n$4\r\nPING\r\n",
+    "Redis in one line": b"PING\r\n",
+    "memcached": b"stats\r\n",
+    "NUL": b"\0",
+    "HTTP/0.9": b"GET /\r\n",
+    "RTSP": b"OPTIONS * RTSP/1.0\r\n",
+    "a method in lower case": b"get / HTTP/1.1\r\n",
+    "a method without end": b"GETGETGETGETGETGETGETGETGETGETGET",
+    "a head of bare LF": b"GET / HTTP/1.1\nHost: a\nUpgrade: websocket\n\n",
+    "a bare LF after a field": b"GET / HTTP/1.1\r\nHost: a\n",
+    "a bare LF for the empty line": b"GET / HTTP/1.1\r\nHost: a\r\n\n",
+    "a bare LF before": b"\n",
+    "a bare CR before": b"\rG",
+    "two empty lines": b"\r\n\r\n",
+    "an untrusted PROXY header": b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n",
+}
+"""The beginnings of what can be no request. Were the rest waited for, the deadline alone would end it."""
+PATIENT = Options(handshake_seconds_max=None)
+
+
+@pytest.mark.parametrize("name", GARBAGE)
+def test_what_can_be_no_request_is_refused_at_once(backend: Backend, name: str) -> None:
+    recorder = EchoRecorder()
+    with ReactorThread(recorder, backend=backend, options=PATIENT) as server:
+        assert http(server.address, GARBAGE[name]).status == 400
+        with Peer.dial(server.address) as peer:
+            for byte in GARBAGE[name]:
+                with suppress(ConnectionError):  # it may have been refused already
+                    peer.write(bytes([byte]))
+            with suppress(ConnectionResetError):
+                assert peer.read_response().status == 400
+        wait_until(lambda: server.ask(server.reactor.stats).sessions == 0)
+        assert server.ask(server.reactor.stats).rejected == {"bad_request": 2}
+    assert recorder.events == []
+
+
+@pytest.mark.parametrize("header", HEADERS_OF_PROXIES, ids=HEADERS_OF_PROXIES.values())
+@pytest.mark.parametrize("name", ["SSH", "Redis in one line", "a head of bare LF", "a bare CR before"])
+def test_what_can_be_no_request_is_refused_behind_a_proxy_too(backend: Backend, header: bytes, name: str) -> None:
+    options = Options(handshake_seconds_max=None, proxy_protocol_from=["127.0.0.1"])
+    with ReactorThread(EchoRecorder(), backend=backend, options=options) as server:
+        assert http(server.address, header + GARBAGE[name]).status == 400
+
+
+@pytest.mark.parametrize("start", ["VERSION-CONTROL / HTTP/1.1", "UPDATEREDIRECTREF / HTTP/1.1", "PRI * HTTP/2.0"])
+def test_a_strange_method_is_waited_for_and_named_in_the_answer(echo: ReactorThread, start: str) -> None:
+    with Peer.dial(echo.address) as peer:
+        for byte in f"{start}\r\nHost: a\r\n\r\n".encode():
+            peer.write(bytes([byte]))
+        assert peer.read_response().status == (505 if "2.0" in start else 405)
 
 
 def test_bytes_after_the_request_are_the_first_frames(echo: ReactorThread) -> None:

@@ -10,8 +10,9 @@
 #include <unistd.h>
 
 #include "fault.h"
+#include "head.h"
 
-enum { PROXY_V2_BYTES = 16, BUDGET_SCAN_MAX = 64, LATE_EVENTS = 3 };
+enum { BUDGET_SCAN_MAX = 64, LATE_EVENTS = 3 };
 
 /* ---- beginning ----------------------------------------------------------------------------------------------- */
 
@@ -69,47 +70,22 @@ void urs_life_deadline(struct urs_reactor *reactor, struct urs_session *session,
 
 /* ---- the opening request ------------------------------------------------------------------------------------- */
 
-/* Bytes of a PROXY v2 header at the start; 0 for none, SIZE_MAX while that cannot be told. */
-static size_t proxy_bytes(const uint8_t *data, size_t bytes)
-{
-    static const uint8_t signature[] = "\r\n\r\n\0\r\nQUIT\n";
-    if (memcmp(data, signature, urs_min(bytes, sizeof signature - 1)) != 0)
-        return 0;
-    if (bytes < PROXY_V2_BYTES)
-        return SIZE_MAX;
-    return PROXY_V2_BYTES + ((size_t)data[14] << 8 | data[15]);
-}
-
-/* The size of the request's head, up to and with the empty line; 0 if it is not whole yet; a negative result if it
- * will never be one. */
-static int64_t head_bytes(const struct urs_reactor *reactor, const uint8_t *data, size_t bytes)
-{
-    size_t skip = reactor->options.proxy_protocol ? proxy_bytes(data, bytes) : 0;
-    const uint8_t *end = NULL;
-    if (skip < bytes) {
-        /* Methods are upper-case: what begins otherwise is TLS, or noise, and would wait for ever. */
-        if (data[skip] < 'A' || data[skip] > 'Z')
-            return URS_ERROR_REQUEST;
-        end = memmem(data + skip, bytes - skip, "\r\n\r\n", 4);
-    }
-    size_t have = end == NULL ? bytes : (size_t)(end - data) + 4;
-    if (have > reactor->options.header_bytes_max)
-        return URS_ERROR_TOO_BIG;
-    return end == NULL ? 0 : (int64_t)have;
-}
-
 void urs_life_head(struct urs_reactor *reactor, struct urs_session *session, uint8_t *data, size_t bytes)
 {
     struct urs_item item = {.kind = URS_EVENT_UPGRADE};
+    const struct urs_head_rules rules = {.bytes_max = reactor->options.header_bytes_max,
+                                         .proxy_protocol = reactor->options.proxy_protocol};
     struct urs_block *held = NULL;
+    size_t seen = 0;
     int error = 0;
     if (session->held != NULL) {
+        seen = urs_block_bytes(session->held);
         error = urs_session_hold(session, &reactor->memory, data, bytes);
         held = session->held;
         data = urs_block_data(held);
         bytes = urs_block_bytes(held);
     }
-    int64_t head = error != 0 ? error : head_bytes(reactor, data, bytes);
+    int64_t head = error != 0 ? error : urs_head_find(data, bytes, seen, &rules);
     if (head == 0) {
         if (held == NULL)
             error = urs_session_hold(session, &reactor->memory, data, bytes);

@@ -1,0 +1,21 @@
+/* Where the head of an opening request ends, and which bytes can be the beginning of none. Python parses the head; here
+ * lives only what must be known before it is whole. No state, no I/O. */
+#ifndef URS_HEAD_H
+#define URS_HEAD_H
+
+#include "base.h"
+
+struct urs_head_rules {
+    size_t bytes_max;                    /* of the whole head, a PROXY header included */
+    bool proxy_protocol;                 /* a PROXY header, v1 or v2, may come first */
+};
+
+/* Looks for the end of a request's head: the empty line after its fields. `data` is all that came, of which the first
+ * `seen` bytes were there at an earlier call that returned 0.
+ *
+ * Returns the head's size, with the PROXY header and the one empty line that may come before the request (RFC 9112
+ * 2.2); 0 while it is not whole; URS_ERROR_REQUEST as soon as the bytes cannot become a request of HTTP/1;
+ * URS_ERROR_TOO_BIG. A whole head is not checked beyond its first byte: its parser says better what is wrong. */
+int64_t urs_head_find(const uint8_t *data, size_t bytes, size_t seen, const struct urs_head_rules *rules);
+
+#endif
