@@ -316,6 +316,7 @@ static uint32_t turn(struct world *world, uint32_t seed)
     }
     for (world->index = 0; world->index < (uint32_t)count; world->index++)
         on_event(world, next_number(&seed));
+    *world->options.handled = (uint32_t)count;
     return (uint32_t)count;
 }
 
@@ -566,6 +567,7 @@ static void read_options(struct world *world, struct input *input)
 {
     struct urs_reactor_options *options = &world->options;
     static uint8_t verdicts[URS_EVENTS_MAX];
+    static uint32_t handled;
     uint8_t flags = take_byte(input);
     uint8_t sizes = take_byte(input);
     uint8_t limits = take_byte(input);
@@ -575,6 +577,7 @@ static void read_options(struct world *world, struct input *input)
     world->echo = flags & 1;
     world->send_buffer_bytes = 2048 << (sizes >> 6);
     options->verdicts = verdicts;
+    options->handled = &handled;
     options->rules.frames = (flags & 6) == 6;
     options->rules.refuse_text = (flags & 24) == 8;
     options->rules.refuse_binary = (flags & 24) == 16;

@@ -111,6 +111,12 @@ int urs_block_reserve(struct urs_memory *memory, struct urs_block **block, size_
     return 0;
 }
 
+void urs_block_drop_for(struct urs_block *block, const void *payload)
+{
+    (void)payload;
+    urs_block_drop(block);
+}
+
 void urs_memory_clear(struct urs_memory *memory)
 {
     for (size_t index = 0; index < URS_BLOCK_CACHE_CLASSES; index++) {

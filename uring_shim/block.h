@@ -40,6 +40,10 @@ void urs_block_share(struct urs_block *block);
 /* Drops one reference; the last one frees the block. NULL is allowed. A shared block may be dropped by any thread. */
 void urs_block_drop(struct urs_block *block);
 
+/* The same, as a destructor that cffi calls with the payload. Bound to its block it is C alone: no signal handler can
+ * raise in it, and so keep the reference. */
+void urs_block_drop_for(struct urs_block *block, const void *payload);
+
 /* Frees the cached blocks. */
 void urs_memory_clear(struct urs_memory *memory);
 

@@ -159,9 +159,9 @@ void urs_turn_dirty(struct urs_reactor *reactor, struct urs_session *session);
 
 #define URS_NO_EVENT UINT32_MAX
 
-/* Carries out what the events before `until` owe: echoes, pongs, close frames, ends. In wire order. `in_hand`: the one
- * of them that is a message whose handler has not returned yet, so that its payload must stay as it is; URS_NO_EVENT
- * for none. */
+/* Carries out what the events before `until` owe: echoes, pongs, close frames, ends. In wire order. An `until` past the
+ * last event stands for those that Python has handled. `in_hand`: the one of them that is a message whose handler has
+ * not returned yet, so that its payload must stay as it is; URS_NO_EVENT for none. */
 void urs_turn_apply(struct urs_reactor *reactor, uint32_t until, uint32_t in_hand);
 
 /* Sends what is to be sent. Returns 0 or -errno for a backend beyond use. */

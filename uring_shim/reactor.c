@@ -527,6 +527,8 @@ int urs_session_settle_peer(struct urs_reactor *reactor, uint64_t id, const stru
     int refused = find(reactor, id, &session);
     if (refused != 0)
         return refused;
+    urs_admission_leave(reactor, session->peer_hash);
+    session->peer_hash = 0;
     if (peer != NULL)
         session->peer = *peer;
     return urs_admission_count(reactor, session) ? 0 : URS_ERROR_LIMIT;

@@ -40,6 +40,7 @@ struct urs_reactor_options {
     size_t receive_buffer_bytes;
     uint8_t *pool_memory;                /* urs_pool_bytes of it; the caller's */
     uint8_t *verdicts;                   /* URS_EVENTS_MAX bytes, the caller's: 1 at an event's index echoes it */
+    uint32_t *handled;                   /* one number, the caller's: how many of the turn's events it has handled */
     struct urs_engine_rules rules;
     uint64_t backlog_bytes_max;          /* never 0 */
     uint64_t backlog_high_bytes;
@@ -132,8 +133,10 @@ int urs_reactor_listen(struct urs_reactor *reactor, int fd, bool local);
 void urs_reactor_stop_listening(struct urs_reactor *reactor);
 
 /* One turn: carries out what was asked since the last one, then waits until there is something for Python, at most
- * `timeout_ms` (negative: without end). With `echo` messages are sent back without Python. Returns the number of
- * events (0 also on time-out and wake-up), -EINTR where a signal came first, or -errno for a backend that is beyond
+ * `timeout_ms` (negative: without end). While options.handled is less than the number of events that the last turn
+ * returned, it does nothing but return that number again: no event is lost where an exception kept Python from it. A
+ * turn that is done sets options.handled to 0. With `echo` messages are sent back without Python. Returns the number
+ * of events (0 also on time-out and wake-up), -EINTR where a signal came first, or -errno for a backend that is beyond
  * use. Event i's target is its session's slot for a message (or frame), URS_TARGET_OTHER for all else. */
 int urs_reactor_turn(struct urs_reactor *reactor, int64_t timeout_ms, bool echo);
 
@@ -214,7 +217,7 @@ int urs_session_descriptor(struct urs_reactor *reactor, uint64_t id);
 int urs_session_peer(struct urs_reactor *reactor, uint64_t id, struct urs_peer *peer);
 
 /* A trusted PROXY header (`peer`) or its absence (NULL) settled where the session comes from: counts it for that
- * address. Once a session, and only where options.proxy_protocol is set. Returns 0, URS_ERROR_LIMIT or
+ * address, in place of the one it was counted for before. Only where options.proxy_protocol is set. Returns 0, URS_ERROR_LIMIT or
  * URS_ERROR_STALE. */
 int urs_session_settle_peer(struct urs_reactor *reactor, uint64_t id, const struct urs_peer *peer);
 

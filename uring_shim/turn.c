@@ -131,6 +131,10 @@ static void apply_lost(struct urs_reactor *reactor, struct urs_session *session)
 
 void urs_turn_apply(struct urs_reactor *reactor, uint32_t until, uint32_t in_hand)
 {
+    /* Between two turns no event is being handled. Those that an exception kept from Python are not to be carried out
+     * yet: their payloads would go. */
+    if (until > reactor->event_count)
+        until = *reactor->options.handled;
     /* A turn that a signal ended early has fewer events than the one that the caller's index is of. */
     until = (uint32_t)urs_min(until, reactor->event_count);
     for (; reactor->applied < until; reactor->applied++) {
@@ -686,6 +690,7 @@ static int finish(struct urs_reactor *reactor)
 {
     urs_turn_apply(reactor, reactor->event_count, URS_NO_EVENT);
     reactor->event_count = reactor->applied = reactor->visible = 0;
+    *reactor->options.handled = 0;
     int error = urs_turn_flush(reactor);
     if (error != 0)
         return error;
@@ -766,6 +771,8 @@ int urs_reactor_turn(struct urs_reactor *reactor, int64_t timeout_ms, bool echo)
     int refused = urs_core_check(reactor);
     if (refused != 0)
         return refused;
+    if (URS_UNLIKELY(*reactor->options.handled < reactor->event_count))
+        return (int)reactor->event_count;
     reactor->echo = echo;
     urs_turn_clock(reactor);
     int64_t until_ms = timeout_ms < 0 ? -1 : (int64_t)reactor->now_ms + timeout_ms;

@@ -124,7 +124,7 @@ class Burst:
 
         def turn() -> int:
             before = int(stats.messages_in)  # one event may be many messages
-            lib.urs_reactor_turn(core, 0, bool(self._answer))
+            self._reactor._handled[0] = max(0, lib.urs_reactor_turn(core, 0, bool(self._answer)))  # noqa: SLF001
             lib.urs_reactor_read_stats(core, stats)
             return int(stats.messages_in) - before
 

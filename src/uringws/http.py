@@ -288,6 +288,9 @@ def _parse_fields(head: bytes) -> list[tuple[bytes, bytes]]:
         httptools.HttpRequestParser(collector).feed_data(head)
     except httptools.HttpParserUpgrade:
         pass  # How it says that the request asks for one.
+    except httptools.HttpParserCallbackError as error:
+        # Not the peer's doing: a signal handler raised while the callback ran.
+        raise (error.__context__ or error) from None
     except httptools.HttpParserError as error:
         raise HandshakeError(400, f"malformed request: {error}") from error
     return collector.fields

@@ -5,6 +5,7 @@ Reading it costs nothing until it is asked for: the payload stays where the kern
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Final
 
 from uringws.shim import ffi, lib
@@ -155,7 +156,7 @@ class Message:
             raise RuntimeError(_INVALID)
         lib.urs_block_share(block)
         # ffi.buffer keeps the pointer alive, the pointer its share of the block.
-        payload = ffi.gc(item.payload, lambda _: lib.urs_block_drop(block), self._lengths[self._index])
+        payload = ffi.gc(item.payload, partial(lib.urs_block_drop_for, block), self._lengths[self._index])
         return memoryview(ffi.buffer(payload, item.bytes))
 
     def _release(self) -> None:

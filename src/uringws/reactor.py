@@ -17,6 +17,7 @@ import time
 import warnings
 import weakref
 from collections import Counter, deque
+from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from uringws.backend import Backend, Opened, open_core
@@ -44,7 +45,7 @@ from uringws.sockets import (
 )
 from uringws.stats import Stats
 from uringws.timers import Timer, Timers
-from uringws.upgrade import Upgrade, answer_upgrade
+from uringws.upgrade import Answer, Upgrade, answer_or_500
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -117,12 +118,12 @@ class Reactor:
         self._listeners: list[socket.socket] = []
         self._addresses: list[Address] = []
         self._bound_paths: list[BoundPath] = []
-        self._batch: Iterator[tuple[int, int]] | None = None  # events not handled yet
         self._commands: deque[Callable[[], object]] = deque()
         self._timers = Timers(self._check_thread)
         self._new_locks()
         self._senders = 0
         self._abandoned: deque[None] = deque()  # Senders that were collected without a release
+        self._answered: tuple[int, Answer] | None = None  # the answer that is being carried out
         self._sessions_made = 0
         self._rejected: Counter[RejectReason] = Counter()
         self._close_codes: Counter[int] = Counter()
@@ -146,9 +147,11 @@ class Reactor:
         pool = mmap.mmap(-1, pool_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self._pool = memoryview(pool)
         self._verdicts = bytearray(_EVENTS_MAX)
+        self._handled = ffi.new("uint32_t[1]")
         self._anchors = (ffi.from_buffer("uint8_t[]", pool), ffi.from_buffer("uint8_t[]", self._verdicts))
         shim = ffi.new("struct urs_reactor_options *")
         shim.pool_memory, shim.verdicts = self._anchors
+        shim.handled = self._handled
         shim.ring_entries = options.ring_entries
         shim.receive_buffers = options.receive_buffers
         shim.receive_buffer_bytes = options.receive_buffer_bytes
@@ -436,8 +439,11 @@ class Reactor:
         )
         if isinstance(sock, socket.socket):
             sock.detach()
-        self._open_connection(int(identity[0]), subprotocol, data)
-        return int(identity[0])
+        connection = self._prepare_connection(int(identity[0]), subprotocol, data)
+        self._connections[int(identity[0]) & 0xFFFFFFFF] = connection
+        self._sessions_made += 1
+        self._call(connection, self._on_open, connection)
+        return connection.id
 
     def sender(self) -> Sender:
         """Return a handle for other threads. `run` goes on while one is alive: release it, or use it in a `with`."""
@@ -511,14 +517,16 @@ class Reactor:
     def _turns(self, timeout: float | None, *, echo: bool = False, once: bool = False) -> int:
         """Take turns for as long as they bring events and nothing asks for attention; return the last one's events."""
         milliseconds = -1 if timeout is None else int(timeout * 1000 + 0.999)
-        core, targets, message = self._core, self._targets, self._message
-        on_message: Callable[..., object] = self._skip if echo else self._on_message
-        if self._batch is not None:
-            self._dispatch(self._batch, on_message)  # what an exception left over
+        core, targets, message, handled = self._core, self._targets, self._message, self._handled
+        on_message = _nothing if echo else self._on_message  # the shim echoes
+        if message._index != _EVENTS_MAX:
+            self._note_handled()
         while True:
             count: int = _turn_shim(core, milliseconds, echo)
             if count > 0:
-                self._dispatch(enumerate(targets[:count].tolist()), on_message)
+                first = handled[0]
+                self._dispatch(enumerate(targets[first:count].tolist(), first), on_message)
+                handled[0] = count
                 message._index = _EVENTS_MAX
             elif count < 0:
                 if count != -_EINTR:
@@ -529,11 +537,21 @@ class Reactor:
             if once or not count or self._attention:
                 return count
 
-    def _dispatch(self, batch: Iterator[tuple[int, int]], on_message: Callable[..., object]) -> None:
-        """Hand the rest of the batch to the handler. An exception that is not an error (KeyboardInterrupt) gets out;
-        the events after it wait for the next turn.
+    def _note_handled(self) -> None:
+        """Tell the shim where an exception got out of the dispatch: it returns the rest of the turn's events again.
+
+        An event is handled once its callback is called. For a message that is when it is at hand: between the two
+        nothing can raise. Those of the others are noted as they are called.
         """
-        self._batch = batch
+        index = self._message._index
+        self._handled[0] = max(self._handled[0], index + (self._targets[index] >= 0))
+        self._message._index = _EVENTS_MAX
+
+    def _dispatch(self, batch: Iterator[tuple[int, int]], on_message: Callable[..., object]) -> None:
+        """Hand a batch of events to the handler, and log what its callbacks raise. All else gets out (a
+        KeyboardInterrupt, what a signal handler raises between two callbacks); the events after it wait for the next
+        turn.
+        """
         message = self._message
         connections = self._connections
         connection: Connection | None = None
@@ -544,6 +562,8 @@ class Reactor:
                     if connection is None:
                         if slot < 0:
                             self._on_other()
+                        else:
+                            assert slot in self._ending, f"slot {slot} has no connection"  # noqa: S101
                         continue
                     message._connection = connection
                     on_message(connection, message)
@@ -554,29 +574,30 @@ class Reactor:
                             view.release()
                         except BufferError:
                             pass
-                self._batch = None
                 return
-            except Exception as error:  # noqa: BLE001 - whatever it is, it is logged and ends its connection only
+            except Exception as error:
+                if connection is None or on_message is _nothing or not _came_out_of(on_message, error):
+                    raise
                 self._failed(connection, error)
             finally:
                 message._connection = None
                 if message._view is not None:
                     message._release()
 
-    def _skip(self, connection: Connection, message: Message) -> None:
-        """Do nothing: the shim echoes."""
-
     def _on_other(self) -> None:
         """Handle the event at the message's index, which is no message."""
         message = self._message
-        event = self._events[message._index]
-        message._connection = None
-        message._index += 1  # this event is carried out before what its handler asks for
-        message._hide()
+        index = message._index
+        event = self._events[index]
         try:
+            message._connection = None
+            message._hide()
+            message._index = index + 1  # this event is carried out before what its handler asks for
             self._on_event(event.slot, event.item)
-        finally:
-            message._show()
+            self._handled[0] = index + 1
+        finally:  # no calls here: a signal handler could raise in them
+            message._index = index
+            message._offsets, message._lengths, message._opcodes = message._columns
 
     def _on_event(self, slot: int, item: Any) -> None:
         """Call back for what is no message. Callbacks of the application that fail are dealt with here."""
@@ -597,34 +618,66 @@ class Reactor:
 
     def _on_upgrade(self, slot: int, item: Any) -> None:
         identity = int(lib.urs_reactor_id(self._core, slot))
-        answer = answer_upgrade(self, Upgrade(identity, item, self._peer(identity)))
-        if answer.reason is not None:
-            self._rejected[answer.reason] += 1
-        if not answer.accepted:
-            lib.urs_session_reject(self._core, identity, answer.response, len(answer.response))
-            return
-        if lib.urs_session_accept(self._core, identity, answer.response, len(answer.response)) < 0:
-            return
-        self._open_connection(identity, answer.subprotocol, answer.data)
+        connection = self._connection(identity)  # there already, if an exception came before on_open was called
+        if connection is None and lib.urs_session_state(self._core, identity) == lib.URS_SESSION_AWAIT_VERDICT:
+            connection = self._answer(Upgrade(identity, item, self._peer(identity)))
+        if connection is not None:
+            self._call(connection, self._on_open, connection)
 
-    def _open_connection(self, identity: int, subprotocol: str | None, data: object) -> None:
-        slot = identity & 0xFFFFFFFF
-        connection = make_connection(self._message, identity, subprotocol, data)
-        while slot + 1 >= len(self._connections):
+    def _answer(self, upgrade: Upgrade) -> Connection | None:
+        """Answer a request, and return its connection if it has become one. What got out of it is raised then."""
+        identity = upgrade.identity
+        error = connection = None
+        if self._answered is not None and self._answered[0] == identity:
+            answer = self._answered[1]  # an exception came before it was carried out
+        else:
+            answer, error = answer_or_500(self, upgrade)
+            self._answered = identity, answer
+        if answer.accepted:
+            connection = self._prepare_connection(identity, answer.subprotocol, answer.data)
+            slot, response, size = identity & 0xFFFFFFFF, answer.response, len(answer.response)
+            # No call between these, in which a signal handler could raise: a session opens with its connection.
+            self._connections[slot] = connection
+            self._sessions_made += 1
+            if lib.urs_session_accept(self._core, identity, response, size) < 0:
+                self._connections[slot] = None
+                self._sessions_made -= 1
+                connection = None
+        else:
+            reason, response, size = answer.reason, answer.response, len(answer.response)
+            count = 0 if reason is None else self._rejected[reason] + 1
+            if reason is not None:
+                self._rejected[reason] = count  # no call after it but the next
+            lib.urs_session_reject(self._core, identity, response, size)
+        self._answered = None
+        if error is not None:
+            raise error
+        return connection
+
+    def _prepare_connection(self, identity: int, subprotocol: str | None, data: object) -> Connection:
+        """Make a connection, and room for it; it is not among the others yet."""
+        while len(self._connections) <= (identity & 0xFFFFFFFF) + 1:
             self._connections.append(None)
-        self._connections[slot] = connection
-        self._sessions_made += 1
-        self._call(connection, self._on_open, connection)
+        return make_connection(self._message, identity, subprotocol, data)
 
     def _ended(self, slot: int, code: int, reason: str) -> None:
         """Call on_close, once: events of sessions that never opened, or have ended, find no connection."""
-        connection = self._ending.pop(slot, None)
-        if connection is None and slot < len(self._connections):
-            connection, self._connections[slot] = self._connections[slot], None
+        ending = self._ending.get(slot)
+        connection = ending
+        if ending is None and slot < len(self._connections):
+            connection = self._connections[slot]
         if connection is None:
             return
         code = int(code)
-        self._close_codes[code] += 1
+        count = self._close_codes[code] + 1
+        # No call from here to the callback, in which a signal handler could raise.
+        self._close_codes[code] = count
+        if ending is not None:
+            del self._ending[slot]
+        else:
+            self._connections[slot] = None
+        if self._message._index < _EVENTS_MAX:
+            self._handled[0] = self._message._index
         try:
             self._on_close(connection, code, reason)
         except Exception:
@@ -640,6 +693,8 @@ class Reactor:
             self._message._connection = None  # too late to echo it
 
     def _call(self, connection: Connection, callback: Callable[..., object], *arguments: object) -> None:
+        if self._message._index < _EVENTS_MAX:
+            self._handled[0] = self._message._index  # counts as handled from here on
         try:
             callback(*arguments)
         except Exception as error:  # noqa: BLE001 - as above
@@ -785,9 +840,11 @@ class Reactor:
 
     def _run_commands(self) -> None:
         """Carry out what Senders asked for, as much as was there when the turn ended."""
-        for _ in range(len(self._commands)):
+        commands = self._commands
+        for _ in range(len(commands)):
             try:
-                command = self._commands.popleft()
+                command = commands[0]
+                del commands[0]  # no call, in which a signal handler could raise: it is called, or still waits
                 command()
             except Exception:
                 logger.exception("a command of a Sender failed")
@@ -812,6 +869,17 @@ def _after_fork() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork)
+
+
+def _came_out_of(function: Callable[..., object], error: BaseException) -> bool:
+    """Whether an error that the caller caught came out of a callback, and not of a signal handler between two."""
+    if isinstance(function, MethodType):
+        function = function.__func__
+    if not isinstance(function, FunctionType):
+        return True  # without a frame by which to tell
+    trace = error.__traceback__
+    entered = None if trace is None else trace.tb_next
+    return entered is not None and entered.tb_frame.f_code is function.__code__
 
 
 def _check_seconds(timeout: object) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from uringws.reactor import Reactor
 
-__all__ = ["Answer", "Upgrade", "answer_upgrade"]
+__all__ = ["Answer", "Upgrade", "answer_or_500"]
 
 logger = logging.getLogger("uringws")
 
@@ -37,6 +37,8 @@ class Upgrade:
     identity: int
     item: Any
     peer: Peer
+    asked: bool = False
+    """Whether the handler was asked."""
 
 
 @dataclass(slots=True)
@@ -51,19 +53,46 @@ class Answer:
     """Under which `stats()` counts a request that opened no session; None for one that asked for none."""
 
 
+def answer_or_500(reactor: Reactor, upgrade: Upgrade) -> tuple[Answer, BaseException | None]:
+    """Decide on a request, and return what is to be raised once it is answered.
+
+    What is no error (KeyboardInterrupt) may come out of the handler, and a signal handler may raise anything anywhere.
+    A request whose handler was asked is answered 500 then; one whose handler was not is as good as before, and is
+    answered as ever, or handed over again by the exception that gets out of here. A request that cannot be answered at
+    all, for a fault of this library's, raises nothing: it must not end the server.
+    """
+    try:
+        return answer_upgrade(reactor, upgrade), None
+    except BaseException as error:
+        if upgrade.asked:
+            return _internal_error(reactor), error
+        if not isinstance(error, Exception):
+            raise
+        came_from_elsewhere = error
+    try:
+        return answer_upgrade(reactor, upgrade), came_from_elsewhere
+    except Exception:
+        logger.exception("an opening request could not be answered; it is answered 500")
+        return _internal_error(reactor), None
+
+
+def _internal_error(reactor: Reactor) -> Answer:
+    return Answer(encode_refusal(refusal("handler"), server_header=reactor.options.server_header), reason="handler")
+
+
 def answer_upgrade(reactor: Reactor, upgrade: Upgrade) -> Answer:
-    """Decide on a request. Never raises: whatever goes wrong is an answer, a fault of the handler's 500."""
+    """Decide on a request. Errors are answers too, 500 for those of the handler."""
     options = reactor.options
     head_only = False
     try:
         head, peer = _take_head(reactor, upgrade)
         request = parse_request(head, header_count_max=options.header_count_max, peer=peer or upgrade.peer)
         head_only = request.method == "HEAD"
-        plain = None if request.is_upgrade else _answer_plain(reactor, request)
+        plain = None if request.is_upgrade else _answer_plain(reactor, upgrade, request)
         if plain is not None:
             return Answer(encode_response(plain, head_only=head_only, server_header=options.server_header))
         key = check_upgrade(request, options)
-        return _ask_handler(reactor, request, key)
+        return _ask_handler(reactor, upgrade, request, key)
     except HandshakeError as error:
         response = encode_refusal(error, head_only=head_only, server_header=options.server_header)
         return Answer(response, reason=error.reason)
@@ -105,13 +134,14 @@ def _settle_peer(reactor: Reactor, identity: int, source: tuple[str, int] | None
         raise refusal("sessions_per_ip_max")
 
 
-def _answer_plain(reactor: Reactor, request: Request) -> Response | None:
+def _answer_plain(reactor: Reactor, upgrade: Upgrade, request: Request) -> Response | None:
     options = reactor.options
     asks_options = request.method == "OPTIONS"
     if options.metrics_path is not None and request.raw_path == options.metrics_path and not asks_options:
         return Response(200, (("Content-Type", CONTENT_TYPE),), prometheus_text(reactor.stats()))
     on_request: Callable[..., Any] | None = reactor._callbacks.on_request
     try:
+        upgrade.asked = True
         response = None if on_request is None else on_request(request)
         if response is not None and not isinstance(response, Response):
             raise TypeError(f"on_request returns a Response or None, not {type(response).__name__}")
@@ -121,10 +151,11 @@ def _answer_plain(reactor: Reactor, request: Request) -> Response | None:
     return _ALLOWED if response is None and asks_options else response
 
 
-def _ask_handler(reactor: Reactor, request: Request, key: bytes) -> Answer:
+def _ask_handler(reactor: Reactor, upgrade: Upgrade, request: Request, key: bytes) -> Answer:
     options = reactor.options
     on_upgrade: Callable[..., Any] | None = reactor._callbacks.on_upgrade
     try:
+        upgrade.asked = True
         verdict = None if on_upgrade is None else on_upgrade(request)
         if verdict is None:
             supported = options.subprotocols
