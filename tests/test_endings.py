@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import gc
+import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
 
-from servers import Recorder, Silent
+from servers import Recorder, Silent, connected, run_until
 from uringws import Connection, Options, Reactor, ReactorStateError
 from uringws.backend import Backend
-from wire import TEXT, Peer, frame, upgrade_request
+from uringws.shim import lib
+from wire import TEXT, Peer, close_frame, frame, upgrade_request
 
 
 def open_files() -> int:
@@ -38,6 +41,106 @@ def test_connections_accepted_but_not_seen_are_closed(backend: Backend, turns: i
             assert peer.sock.recv(1) == b""
         peer.close()
     assert open_files() == before
+
+
+def duplicate(reactor: Reactor, connection: Connection) -> socket.socket:
+    """What a forked child has: another descriptor of the connection's socket."""
+    descriptor: int = lib.urs_session_descriptor(reactor._core, connection.id)
+    return socket.socket(fileno=os.dup(descriptor))
+
+
+def say_nothing(_reactor: Reactor, _connection: Connection, _peer: Peer) -> None:
+    """Leave it open for `close()` of the reactor."""
+
+
+def close_both(_reactor: Reactor, connection: Connection, peer: Peer) -> None:
+    connection.close()
+    peer.write(close_frame())
+
+
+def half_close(_reactor: Reactor, _connection: Connection, peer: Peer) -> None:
+    peer.sock.shutdown(socket.SHUT_WR)
+
+
+def abort_paused(_reactor: Reactor, connection: Connection, _peer: Peer) -> None:
+    connection.pause_reading()
+    connection.abort()
+
+
+WAYS_TO_END: dict[str, Callable[[Reactor, Connection, Peer], object]] = {
+    "abort": lambda _reactor, connection, _peer: connection.abort(),
+    "abort-paused": abort_paused,
+    "close-handshake": close_both,
+    "half-closed-peer": half_close,
+    "protocol-error": lambda _reactor, _connection, peer: peer.write(b"\xff\xff"),
+    "drain": lambda reactor, _connection, _peer: reactor.drain(0),
+    "close": say_nothing,
+}
+
+
+@pytest.mark.parametrize("how", WAYS_TO_END)
+def test_a_peer_sees_the_end_though_a_forked_child_keeps_the_socket(backend: Backend, how: str) -> None:
+    recorder = Recorder()
+    options = Options(close_seconds_max=0.2, ping_interval_seconds=None)
+    with Reactor(recorder, options, backend=backend) as reactor, ExitStack() as stack:
+        peer = stack.enter_context(connected(reactor))
+        (connection,) = recorder.connections.values()
+        reactor.run_once(0)
+        stack.enter_context(duplicate(reactor, connection))
+        WAYS_TO_END[how](reactor, connection, peer)
+        if how == "close":
+            reactor.close()
+        else:
+            run_until(reactor, lambda: recorder.of("close") and not lib.urs_reactor_sessions(reactor._core))
+        peer.sock.settimeout(5)
+        with suppress(ConnectionResetError):
+            while peer.sock.recv(4096):
+                pass
+
+
+def test_a_connection_never_seen_is_ended_though_a_forked_child_keeps_the_socket(backend: Backend) -> None:
+    """In a process of its own: pytest's may have threads, and forks badly."""
+    program = """
+import os, socket, sys
+from uringws import Handler, Reactor
+
+class Silent(Handler):
+    pass
+
+reactor = Reactor(Silent(), backend=sys.argv[1])
+address = reactor.bind("127.0.0.1", 0)
+reactor.run_once(0)
+peers = [socket.create_connection(address, 5) for _ in range(3)]
+reactor.run_once(1)  # takes some or all of them
+late = socket.create_connection(address, 5)
+end, child_end = socket.socketpair()
+if (child := os.fork()) == 0:
+    end.close()
+    reactor.close()  # leaves the parent's sockets as they are, but keeps none
+    os._exit(child_end.recv(1) != b"")
+child_end.close()
+reactor.close()
+for peer in [*peers, late]:
+    try:
+        assert peer.recv(1) == b""
+    except ConnectionResetError:
+        pass
+try:
+    socket.create_connection(address, 5)
+except ConnectionRefusedError:
+    print("refused")
+end.close()
+assert os.waitpid(child, 0)[1] == 0
+"""
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program, backend],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout == "refused\n"
 
 
 class ClosesAgain(Recorder):

@@ -176,9 +176,10 @@ void urs_life_flushed(struct urs_reactor *reactor, struct urs_session *session)
         return;
     /* The peer reads to our end of stream, we to its: closing with unread input would reset the connection, and
      * destroy what the peer has not read yet. The system call, for the opcode would start a worker thread. */
-    urs_session_set_state(session, URS_SESSION_AWAIT_END);
     if (session->input_ended || session->lost || urs_sys_shutdown(session->fd, SHUT_WR) != 0)
         urs_life_end(reactor, session);
+    else
+        urs_session_set_state(session, URS_SESSION_AWAIT_END);
 }
 
 void urs_life_lose(struct urs_reactor *reactor, struct urs_session *session, int error)
@@ -209,13 +210,15 @@ void urs_life_end(struct urs_reactor *reactor, struct urs_session *session)
 {
     if (session->state == URS_SESSION_AWAIT_REQUESTS || session->state == URS_SESSION_FREE)
         return;
+    /* Closing the descriptor alone would complete no request, and tell the peer nothing while a forked child or a
+     * duplicate keeps the socket. In AWAIT_END the peer has our end of stream already. */
+    if (session->state != URS_SESSION_AWAIT_END || session->receiving || session->polling)
+        (void)urs_sys_shutdown(session->fd, SHUT_RDWR);  /* fails where the peer is gone: nobody is left to be told */
     end_handshake(reactor, session);
     urs_session_set_state(session, URS_SESSION_AWAIT_REQUESTS);
     session->lost = true;
     urs_outbound_clear(&reactor->outbox, &session->outbound);
     urs_session_drop_memory(session);
-    if (session->receiving || session->polling)
-        urs_sys_shutdown(session->fd, SHUT_RDWR);  /* makes them complete; close alone would not */
     urs_life_deadline(reactor, session, reactor->options.close_ms);
     urs_life_try_free(reactor, session);
 }

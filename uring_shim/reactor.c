@@ -91,12 +91,19 @@ struct urs_reactor *urs_reactor_open(const char *backend, const struct urs_react
     return reactor;
 }
 
+/* Ends the connection, also where a forked child or a duplicate of the descriptor keeps the socket. */
+static void close_socket(int fd)
+{
+    shutdown(fd, SHUT_RDWR);
+    close(fd);
+}
+
 /* Connections that were accepted, but came to no session. */
 static void close_accepted(const struct urs_completion *completions, uint32_t count)
 {
     for (uint32_t index = 0; index < count; index++)
         if (completions[index].kind == URS_IO_ACCEPT && completions[index].result >= 0)
-            close(completions[index].result);
+            close_socket(completions[index].result);
 }
 
 /* Ends accepting, and what it brought that no turn has seen. */
@@ -140,7 +147,7 @@ void urs_reactor_close(struct urs_reactor *reactor)
         urs_outbound_clear(&reactor->outbox, &session->outbound);
         urs_session_drop_memory(session);
         if (session->fd >= 0)
-            close(session->fd);
+            close_socket(session->fd);
     }
     free_all(reactor);
 }

@@ -116,6 +116,7 @@ class Reactor:
         self._connections: list[Connection | None] = [None]
         self._ending: dict[int, Connection] = {}  # by slot, those that await only on_close
         self._listeners: list[socket.socket] = []
+        self._own_listeners: list[socket.socket] = []  # those of bind and bind_unix, which no other server shares
         self._addresses: list[Address] = []
         self._bound_paths: list[BoundPath] = []
         self._commands: deque[Callable[[], object]] = deque()
@@ -215,6 +216,7 @@ class Reactor:
         except BaseException:
             listener.close()
             raise
+        self._own_listeners.append(listener)
         name = listener.getsockname()
         return name[0], name[1]
 
@@ -237,6 +239,7 @@ class Reactor:
                 bound_path.remove()
             listener.close()
             raise
+        self._own_listeners.append(listener)
         if bound_path is not None:
             self._bound_paths.append(bound_path)
         return address
@@ -813,6 +816,10 @@ class Reactor:
         for bound_path in self._bound_paths if not self._inherited else ():
             bound_path.remove()
         self._bound_paths.clear()
+        for listener in self._own_listeners if not self._inherited else ():
+            with contextlib.suppress(OSError):
+                listener.shutdown(socket.SHUT_RDWR)  # a forked child would otherwise keep the port open
+        self._own_listeners.clear()
         for listener in self._listeners:
             listener.close()
         self._listeners.clear()
