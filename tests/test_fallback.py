@@ -38,9 +38,9 @@ print(ctypes.get_errno() if ring < 0 else 0)
 """
 
 RAISE = """
-from uringws import Reactor, UringUnavailable
+from uringws import Handler, Reactor, UringUnavailable
 try:
-    Reactor(object(), backend="io_uring")
+    Reactor(Handler(), backend="io_uring")
 except UringUnavailable as error:
     print({"reason": str(error.reason), "remedy": error.remedy, "errno": error.errno, "text": str(error)})
 """
