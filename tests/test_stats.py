@@ -138,6 +138,67 @@ def test_every_ending_and_every_rejection_is_counted_once(backend: Backend, reco
     assert stats.handshakes == 0
 
 
+def test_a_deadline_that_passes_is_counted(backend: Backend, recorder: EchoRecorder) -> None:
+    options = Options(ping_interval_seconds=None, idle_seconds_max=0.05)
+    with ReactorThread(recorder, backend=backend, options=options) as server, Peer.connect(server.address) as peer:
+        assert peer.read_close() == CloseCode.GOING_AWAY
+        peer.write(close_frame(CloseCode.GOING_AWAY))
+        peer.read_eof()
+        assert server.ask(server.reactor.stats).timeouts == 1
+
+
+def test_sessions_closed_for_the_memory_budget_are_counted(backend: Backend) -> None:
+    options = Options(
+        ping_interval_seconds=None,
+        receive_buffers=2,
+        receive_buffer_bytes=4096,
+        message_bytes_max=1 << 20,
+        memory_bytes_max=2 * 4096 + (2 << 20),
+    )
+    with pairs(1) as ((ours, _),), Reactor(Recorder(), options, backend=backend) as reactor:
+        handler = reactor.handler
+        assert isinstance(handler, Recorder)
+        conn = handler.connections[reactor.add_session(ours)]
+        for _ in range(40):  # more than the socket and the budget together hold
+            if conn.is_open:
+                assert reactor.stats().evictions == 0
+                conn.send_binary(bytes(1 << 16))
+                reactor.run_once(0)
+        assert not conn.is_open
+        assert reactor.stats().evictions == 1
+
+
+def test_a_large_message_that_is_sent_at_once_is_counted(backend: Backend) -> None:
+    with pairs(1) as ((ours, peer),), Reactor(Recorder(), QUIET, backend=backend) as reactor:
+        handler = reactor.handler
+        assert isinstance(handler, Recorder)
+        conn = handler.connections[reactor.add_session(ours)]
+        conn.send_binary(bytes(1000))
+        reactor.run_once(0)
+        assert reactor.stats().sends_direct == 0
+        conn.send_binary(bytes(100_000))
+        assert reactor.stats().sends_direct == 1
+        assert len(peer.read_frame().payload) == 1000
+
+
+def test_waits_and_the_buffers_that_were_lent_are_counted(backend: Backend) -> None:
+    with pairs(2) as ((one, peer), (other, another)), Reactor(Recorder(), QUIET, backend=backend) as reactor:
+        reactor.add_session(one)
+        reactor.add_session(other)
+        reactor.run_once(0)
+        before = reactor.stats()
+        assert before.enters > 0
+        peer.send(TEXT, b"one")
+        another.send(TEXT, b"two")
+        while reactor.stats().messages_in < 2:
+            reactor.run_once(0.05)
+        reactor.run_once(0)
+        stats = reactor.stats()
+        assert stats.enters > before.enters
+        assert stats.pool_in_use == 0
+        assert 1 <= stats.pool_in_use_peak <= stats.pool_buffers
+
+
 # What it costs
 
 

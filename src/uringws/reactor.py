@@ -464,17 +464,16 @@ class Reactor:
         self._check_thread()
         shim = ffi.new("struct urs_reactor_stats *")
         lib.urs_reactor_read_stats(self._core, shim)
-        rejected = Counter(self._rejected)
-        rejected.update({name: int(shim.refused[index]) for index, name in enumerate(_REFUSALS) if shim.refused[index]})
         return Stats(
             backend=self.backend,
             sessions=int(shim.sessions - shim.handshakes),
             sessions_peak=int(shim.sessions_most),
             handshakes=int(shim.handshakes),
             accepted=self._sessions_made,
-            rejected=dict(rejected),
+            rejected=self._rejections(shim),
             accept_pauses=int(shim.accept_pauses),
             close_codes=dict(self._close_codes),
+            timeouts=int(shim.timeouts),
             messages_in=int(shim.messages_in),
             messages_out=int(shim.messages_out),
             bytes_in=int(shim.bytes_in),
@@ -484,16 +483,26 @@ class Reactor:
             queued_bytes=int(shim.queued_bytes),
             drops=int(shim.drops),
             sends_short=int(shim.sends_short),
+            sends_direct=int(shim.sends_direct),
             zero_copy_sends=int(shim.zero_copy_sends),
             zero_copy_copied=int(shim.zero_copy_copied),
             memory_bytes=int(shim.memory_bytes),
+            evictions=int(shim.evictions),
             pool_buffers=int(shim.pool_buffers),
             pool_in_use=int(shim.pool_in_use),
+            pool_in_use_peak=int(shim.pool_in_use_most),
             enobufs_parks=int(shim.enobufs_parks),
             cq_overflows=int(shim.cq_overflows),
             turns=int(shim.turns),
+            enters=int(shim.enters),
             events=int(shim.events),
         )
+
+    def _rejections(self, shim: Any) -> dict[RejectReason, int]:
+        """Return those that Python decided on and those of the shim, by reason."""
+        rejected = Counter(self._rejected)
+        rejected.update({name: int(shim.refused[index]) for index, name in enumerate(_REFUSALS) if shim.refused[index]})
+        return dict(rejected)
 
     # ---- the turn
 

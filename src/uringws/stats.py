@@ -41,6 +41,9 @@ class Stats:
     """Times accepting stopped for a while, for want of descriptors or memory."""
     close_codes: Mapping[int, int] = field(default_factory=dict)
     """Sessions that ended, by the code given to `on_close` (1006: without a close frame)."""
+    timeouts: int = 0
+    """Deadlines of sessions that passed: idle, no pong, too old, and closes that were not answered in time (one session
+    may have two of them). An opening request that took too long is counted in `rejected`."""
 
     messages_in: int = 0
     """Messages (under `on_frame` frames) of text and binary that came whole."""
@@ -61,6 +64,9 @@ class Stats:
     """Messages that a full backlog turned away."""
     sends_short: int = 0
     """Sends of which the socket took only a part."""
+    sends_direct: int = 0
+    """Large messages offered to the socket within `send`, without a copy before it. What the socket did not take is
+    queued."""
     zero_copy_sends: int = 0
     """Sends that asked the kernel not to copy."""
     zero_copy_copied: int = 0
@@ -68,10 +74,14 @@ class Stats:
 
     memory_bytes: int = 0
     """Held now by partial messages and backlogs: what `Options.memory_bytes_max` bounds, but for the receive pool."""
+    evictions: int = 0
+    """Sessions closed to keep within `Options.memory_bytes_max`."""
     pool_buffers: int = 0
     """Buffers of the receive pool."""
     pool_in_use: int = 0
     """Of those, lent now to receives and sends."""
+    pool_in_use_peak: int = 0
+    """The most that were lent at a time."""
     enobufs_parks: int = 0
     """Receives that found the pool empty and waited."""
     cq_overflows: int = 0
@@ -79,6 +89,8 @@ class Stats:
 
     turns: int = 0
     """Turns of the loop."""
+    enters: int = 0
+    """System calls that waited or submitted: io_uring_enter(2), or epoll_wait(2) on epoll."""
     events: int = 0
     """Events that the turns brought to Python."""
 
