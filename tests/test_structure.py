@@ -32,6 +32,7 @@ C_LAYERS = (
     {"session"},
     {"core", "reactor"},
     {"invariants"},
+    {"fast_send"},
     {"admission", "intake", "lifecycle", "turn", "zero_copy"},
 )
 

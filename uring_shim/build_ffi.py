@@ -37,6 +37,7 @@ HEADERS = (
     "fault.h",
     "io.h",
     "reactor.h",
+    "fast_send.h",
 )
 
 ZONE_BEGIN = "/* cdef: begin */"

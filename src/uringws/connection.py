@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, overload
 from uringws.errors import ConnectionClosed, UringWSError, check
 from uringws.frames import CloseCode, Opcode
 from uringws.sending import ABSENT, check_close, check_send, name_opcode
-from uringws.shim import ffi, lib
+from uringws.shim import fast_send, fast_send_event, ffi, lib
 
 if TYPE_CHECKING:
     from uringws.http import Peer
@@ -38,8 +38,8 @@ _PING: Final = int(Opcode.PING)
 
 
 # Looked up once: an attribute of the module costs as much as a small call.
-_send: Final = lib.urs_session_send
-_send_event: Final = lib.urs_session_send_event
+_send: Final = fast_send
+_send_event: Final = fast_send_event
 _BYTES: Final = ffi.typeof("uint8_t[]")
 
 
@@ -132,18 +132,17 @@ class Connection:
         result = _NOT_EVENT
         if payload is ABSENT:
             if opcode is message:
-                result = _send_event(message._core, self.id, message._index, _OWN_OPCODE)
+                result = _send_event(message._address, self.id, message._index, _OWN_OPCODE)
             elif type(opcode) is bytes:
-                result = _send(message._core, self.id, message._index, _BINARY, opcode, len(opcode))
+                result = _send(message._address, self.id, message._index, _BINARY, opcode)
             elif type(opcode) is str:
-                text = opcode.encode()
-                result = _send(message._core, self.id, message._index, _TEXT, text, len(text))
+                result = _send(message._address, self.id, message._index, _TEXT, opcode.encode())
         elif opcode == _BINARY or opcode == _TEXT:
             if payload is message._view is not None or payload is message:
                 # The payload of the message at hand: the shim knows where it is.
-                result = _send_event(message._core, self.id, message._index, opcode)
+                result = _send_event(message._address, self.id, message._index, opcode)
             elif type(payload) is bytes:
-                result = _send(message._core, self.id, message._index, opcode, payload, len(payload))
+                result = _send(message._address, self.id, message._index, opcode, payload)
         if result == 0:
             return _SENT
         return self._send_any(opcode, payload) if result == _NOT_EVENT else self._not_sent(result)
@@ -154,10 +153,11 @@ class Connection:
         if payload is ABSENT:
             opcode, payload = name_opcode(opcode)
         data = check_send(opcode, payload)
-        size = len(data)
-        if type(data) is not bytes:
-            data = ffi.from_buffer(_BYTES, data)
-        result = _send(message._core, self.id, message._index, opcode, data, size)
+        if type(data) is bytes:
+            result = _send(message._address, self.id, message._index, opcode, data)
+        else:
+            buffer = ffi.from_buffer(_BYTES, data)
+            result = lib.urs_session_send(message._core, self.id, message._index, opcode, buffer, len(buffer))
         return _SENT if result == 0 else self._not_sent(result)
 
     def send_text(self, text: str) -> SendResult:

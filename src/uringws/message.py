@@ -26,6 +26,7 @@ class Message:
     """
 
     __slots__ = (
+        "_address",
         "_columns",
         "_connection",
         "_core",
@@ -45,6 +46,7 @@ class Message:
         """Only the reactor makes messages."""
         self._reactor = reactor
         self._core = core
+        self._address = int(ffi.cast("uintptr_t", core))  # for `fast_send`
         self._pool = pool
         self._memory: Any = pool.obj  # the mmap itself: a slice of it is a copy, without a view in between
         self._verdicts = verdicts

@@ -338,6 +338,7 @@ class Reactor:
         with self._core_lock:
             core, self._core = self._core, ffi.NULL
         self._message._core = ffi.NULL
+        self._message._address = 0
         self._message._index = _EVENTS_MAX  # nothing of it is there to be read any more
         lib.urs_reactor_close(core)
         self._close_listeners()

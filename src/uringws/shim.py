@@ -1,9 +1,20 @@
 """The one door to the C shim.
 
-cffi's module has no types, so its two names are Any here. Everything outside this module is typed, and nothing else
-imports `uringws._shim`.
+cffi's module has no types, so its names are Any here. Everything outside this module is typed, and nothing else imports
+`uringws._shim`.
 """
 
+from typing import Any, Final
+
+from uringws import _shim
 from uringws._shim import ffi, lib
 
-__all__ = ["ffi", "lib"]
+__all__ = ["fast_send", "fast_send_event", "ffi", "lib"]
+
+if lib.urs_fast_send_attach() != 0:
+    raise MemoryError
+
+fast_send: Final[Any] = _shim.fast_send
+"""`urs_session_send` for bytes, and for a reactor by its address: fast_send.h says why it exists."""
+fast_send_event: Final[Any] = _shim.fast_send_event
+"""`urs_session_send_event` likewise."""

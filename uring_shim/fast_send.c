@@ -1,0 +1,89 @@
+/* Python's functions for sending: fast_send.h says what they do and why they exist. */
+#include <Python.h>
+
+#include "fast_send.h"
+
+#include "core.h"
+
+/* A larger payload is worth the time that it takes to give up the GIL: it is copied, or sent by a system call. */
+enum { GIL_KEPT_BYTES_MAX = 16384 };
+
+struct target {
+    struct urs_reactor *reactor;
+    uint64_t id;
+    uint32_t index;
+    uint8_t opcode;
+};
+
+/* Reads the first four arguments. Returns false with a Python exception set. */
+static bool read_target(PyObject *const *arguments, struct target *target)
+{
+    target->reactor = PyLong_AsVoidPtr(arguments[0]);
+    target->id = PyLong_AsUnsignedLongLong(arguments[1]);
+    target->index = (uint32_t)PyLong_AsUnsignedLong(arguments[2]);
+    target->opcode = (uint8_t)PyLong_AsUnsignedLong(arguments[3]);
+    return PyErr_Occurred() == NULL;
+}
+
+static PyObject *check_count(Py_ssize_t given, Py_ssize_t wanted)
+{
+    return PyErr_Format(PyExc_TypeError, "%zd arguments are needed, not %zd", wanted, given);
+}
+
+static PyObject *fast_send(PyObject *self, PyObject *const *arguments, Py_ssize_t count)
+{
+    struct target to;
+    char *payload;
+    Py_ssize_t bytes;
+    int result;
+    (void)self;
+    if (count != 5)
+        return check_count(count, 5);
+    if (!read_target(arguments, &to) || PyBytes_AsStringAndSize(arguments[4], &payload, &bytes) != 0)
+        return NULL;
+    if (bytes <= GIL_KEPT_BYTES_MAX) {
+        result = urs_session_send(to.reactor, to.id, to.index, to.opcode, (const uint8_t *)payload, (size_t)bytes);
+    } else {
+        Py_BEGIN_ALLOW_THREADS
+        result = urs_session_send(to.reactor, to.id, to.index, to.opcode, (const uint8_t *)payload, (size_t)bytes);
+        Py_END_ALLOW_THREADS
+    }
+    return PyLong_FromLong(result);
+}
+
+static PyObject *fast_send_event(PyObject *self, PyObject *const *arguments, Py_ssize_t count)
+{
+    struct target to;
+    int result;
+    (void)self;
+    if (count != 4)
+        return check_count(count, 4);
+    if (!read_target(arguments, &to))
+        return NULL;
+    bool large = to.reactor != NULL && to.index < to.reactor->event_count
+        && to.reactor->events[to.index].item.bytes > GIL_KEPT_BYTES_MAX;
+    if (!large) {
+        result = urs_session_send_event(to.reactor, to.id, to.index, to.opcode);
+    } else {
+        Py_BEGIN_ALLOW_THREADS
+        result = urs_session_send_event(to.reactor, to.id, to.index, to.opcode);
+        Py_END_ALLOW_THREADS
+    }
+    return PyLong_FromLong(result);
+}
+
+static PyMethodDef functions[] = {
+    {"fast_send", (PyCFunction)(void (*)(void))fast_send, METH_FASTCALL, "See fast_send.h."},
+    {"fast_send_event", (PyCFunction)(void (*)(void))fast_send_event, METH_FASTCALL, "See fast_send.h."},
+    {NULL, NULL, 0, NULL},
+};
+
+int urs_fast_send_attach(void)
+{
+    PyGILState_STATE state = PyGILState_Ensure(); /* cffi has released it */
+    PyObject *module = PyImport_AddModule("uringws._shim");
+    int result = module == NULL ? -1 : PyModule_AddFunctions(module, functions);
+    PyErr_Clear();
+    PyGILState_Release(state);
+    return result;
+}
