@@ -6,6 +6,7 @@ import gc
 import itertools
 import random
 import struct
+import threading
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -662,3 +663,133 @@ def test_engines_leave_nothing_behind() -> None:
         engine.process_into(bytearray(stream), EngineMessage.echo)
         del engine  # abandoned with its segments pending: a leak is the sanitizers' to find
     gc.collect()
+
+
+# Calls from inside of a handler, and from other threads
+
+CALLS: dict[str, Callable[[ServerEngine, EngineMessage], object]] = {
+    "clear_outbound": lambda engine, _: engine.clear_outbound(),
+    "echo": lambda _, message: message.echo(),
+    "send": lambda engine, _: engine.send(Opcode.BINARY, b"sent"),
+    "send-message": lambda engine, message: engine.send(message),
+    "send-large": lambda engine, _: engine.send(Opcode.BINARY, bytes(200_000)),
+    "outbound_segments": lambda engine, _: engine.outbound_segments(),
+    "outbound_local": lambda engine, _: engine.outbound_local(),
+    "read": lambda engine, message: (engine.partial_len, engine.is_closed, engine.close_code, bytes(message)),
+    "close": lambda engine, _: engine.close(),
+}
+
+
+def three_messages(size: int) -> tuple[list[bytes], bytes]:
+    """Payloads, and a stream with them: the first message comes whole, the second one in fragments."""
+    one, two, three = (bytes([number]) * size for number in (1, 2, 3))
+    frames = [
+        Frame(BINARY, one),
+        Frame(BINARY, two, fin=False),
+        Frame(PING, b"?"),
+        Frame(CONTINUATION),
+        Frame(BINARY, three),
+    ]
+    return [one, two, three], wire(*frames)
+
+
+@pytest.mark.parametrize("size", [0, 5, 100_000])
+@pytest.mark.parametrize("into", [False, True], ids=["process", "process_into"])
+@pytest.mark.parametrize("names", list(itertools.product(CALLS, CALLS)), ids="+".join)
+def test_a_handler_may_make_any_two_calls_while_more_messages_wait(
+    names: tuple[str, str], size: int, *, into: bool
+) -> None:
+    engine = ServerEngine()
+    seen: list[bytes] = []
+    refused: list[tuple[str, type[Exception]]] = []
+    payloads, stream = three_messages(size)
+
+    def handler(message: EngineMessage) -> None:
+        seen.append(bytes(message))
+        for name in names:
+            try:
+                CALLS[name](engine, message)
+            except (ConnectionClosed, RuntimeError) as error:
+                refused.append((name, type(error)))
+
+    if into:
+        engine.process_into(bytearray(stream), handler)
+        engine.clear_outbound()
+    else:
+        engine.process(stream, ignore, handler)
+    assert seen == (payloads[:1] if "close" in names else payloads)
+    if "close" in names:
+        assert {error for _, error in refused} <= {ConnectionClosed}
+    else:
+        assert set(refused) == ({("echo", RuntimeError)} if names == ("echo", "echo") else set())
+        engine.process(stream, ignore, handler)
+        assert seen == 2 * payloads
+
+
+@pytest.mark.parametrize("cut", [False, True], ids=["whole", "cut"])
+def test_what_a_handler_clears_is_not_sent_and_the_rest_is(*, cut: bool) -> None:
+    def answer(message: EngineMessage) -> None:
+        message.echo()
+        if bytes(message.data) == b"two":
+            session.engine.clear_outbound()
+
+    session = Session(answer=answer)
+    stream = wire(*(Frame(TEXT, payload) for payload in (b"one", b"two", b"three", b"four")))
+    session.feed(*([stream[:25], stream[25:]] if cut else [stream]))
+    assert session.frames == [Frame(TEXT, b"three"), Frame(TEXT, b"four")]
+    assert session.texts == [b"one", b"two", b"three", b"four"]
+
+
+def test_nothing_is_written_where_data_is_refused_because_of_what_is_owed() -> None:
+    """Whoever has the segments of process_into sends them: written by process too, they would go out twice."""
+    engine = ServerEngine()
+    segments = engine.process_into(bytearray(wire(Frame(TEXT, b"one"))), EngineMessage.echo)
+    written: list[bytes] = []
+    with pytest.raises(RuntimeError, match="clear_outbound"):
+        engine.process(wire(Frame(TEXT, b"two")), written.append, ignore)
+    assert written == []
+    assert engine.outbound_segments() == segments
+
+
+@pytest.mark.parametrize("name", [*CALLS, "process", "process_into"])
+def test_another_thread_is_refused_while_a_handler_runs(name: str) -> None:
+    """Two threads inside of one engine would change the same lists."""
+    engine = ServerEngine()
+    calls: dict[str, Callable[[ServerEngine, EngineMessage], object]] = {
+        **CALLS,
+        "process": lambda engine, _: engine.process(b"", ignore, ignore),
+        "process_into": lambda engine, _: engine.process_into(bytearray(), ignore),
+        "read": lambda engine, _: engine.partial_len,
+    }
+    raised: list[BaseException] = []
+
+    def elsewhere(message: EngineMessage) -> None:
+        try:
+            calls[name](engine, message)
+        except RuntimeError as error:
+            raised.append(error)
+
+    def handler(message: EngineMessage) -> None:
+        thread = threading.Thread(target=elsewhere, args=(message,))
+        thread.start()
+        thread.join()
+
+    engine.process(wire(Frame(TEXT, b"one")), ignore, handler)
+    (error,) = raised
+    assert "another thread" in str(error)
+    thread = threading.Thread(target=engine.send, args=(Opcode.TEXT, b"afterwards"))
+    thread.start()
+    thread.join()
+    assert decode(engine.outbound_local())[0] == [Frame(TEXT, b"afterwards")]
+
+
+@pytest.mark.parametrize("value", [0, -1, 2**63, 2**64, 2**100])
+def test_a_limit_that_no_message_can_have_is_refused(value: int) -> None:
+    with pytest.raises(ValueError, match="message_bytes_max"):
+        ServerEngine(message_bytes_max=value)
+
+
+@pytest.mark.parametrize("value", [1.5, "1", None, True])
+def test_a_limit_is_a_whole_number(value: object) -> None:
+    with pytest.raises(TypeError, match="message_bytes_max"):
+        ServerEngine(message_bytes_max=value)  # type: ignore[arg-type]

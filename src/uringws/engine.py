@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any, NamedTuple, overload
+import threading
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, overload
 
 from uringws.errors import ConnectionClosed, check
 from uringws.frames import CloseCode, Opcode
@@ -16,6 +17,25 @@ if TYPE_CHECKING:
     from uringws.sending import Payload
 
 __all__ = ["EngineMessage", "OutboundSegment", "ServerEngine"]
+
+
+_MESSAGE_BYTES_MAX: Final = 2**63 - 1  # RFC 6455 5.2: a frame can be no larger
+
+
+class _Exclusive:
+    """Lets one thread at a time into an engine, as often as it likes, and raises in the others."""
+
+    __slots__ = ("_lock",)
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(blocking=False):
+            raise RuntimeError("another thread is using this engine: an engine is for one thread at a time")
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
 
 
 class OutboundSegment(NamedTuple):
@@ -81,6 +101,9 @@ class ServerEngine:
     copies; send what it owes in that order. What breaks the protocol is answered with a close frame, after the answers
     to all that came whole before it; then `is_closed` is True: send what is owed and close. A handler that raises ends
     the connection in the same way, with 1011, and what it raised gets out.
+
+    An engine is for one thread at a time: a call while another thread is inside of one raises RuntimeError. A handler
+    may call everything except `process` and `process_into` of its own engine.
     """
 
     def __init__(
@@ -92,8 +115,11 @@ class ServerEngine:
         refuse_binary: bool = False,
     ) -> None:
         """`frames` gives fragments as they come. A refused type is answered with 1003, a larger message with 1009."""
-        if message_bytes_max < 1:
-            raise ValueError(f"message_bytes_max must be at least 1, not {message_bytes_max}")
+        if isinstance(message_bytes_max, bool) or not isinstance(message_bytes_max, int):
+            raise TypeError(f"message_bytes_max is an int, not {type(message_bytes_max).__name__}")
+        if not 1 <= message_bytes_max <= _MESSAGE_BYTES_MAX:
+            raise ValueError(f"message_bytes_max must be from 1 to {_MESSAGE_BYTES_MAX}, not {message_bytes_max}")
+        self._exclusive = _Exclusive()
         rules = self._rules = ffi.new("struct urs_engine_rules *")
         rules.message_bytes_max = message_bytes_max
         rules.frames = frames
@@ -138,7 +164,8 @@ class ServerEngine:
     @property
     def partial_len(self) -> int:
         """Bytes of a frame or message begun that the engine holds."""
-        return int(lib.urs_engine_partial_bytes(self._engine))
+        with self._exclusive:
+            return int(lib.urs_engine_partial_bytes(self._engine))
 
     def process(self, data: Any, write: Callable[[bytes], object], handler: Callable[[EngineMessage], object]) -> None:
         """Take in `data`, call `handler(message)` for each message, then `write(bytes)` once with all that is owed.
@@ -147,13 +174,15 @@ class ServerEngine:
         handler raises gets out, after what is owed is written. What the peer did wrong does not raise: see
         `close_code`.
         """
-        try:
-            self._feed(bytearray(data) if isinstance(data, bytes) else data, handler)
-        finally:
-            if not self._feeding and self._outbound.first:
-                owed = b"".join(ffi.buffer(ffi.cast("char *", start), size) for start, size in self._raw_segments())
-                self.clear_outbound()
-                write(owed)
+        with self._exclusive:
+            self._check_ready()
+            try:
+                self._feed(bytearray(data) if isinstance(data, bytes) else data, handler)
+            finally:
+                if self._outbound.first:
+                    owed = b"".join(ffi.buffer(ffi.cast("char *", start), size) for start, size in self._raw_segments())
+                    self.clear_outbound()
+                    write(owed)
 
     def process_into(self, data: Any, handler: Callable[[EngineMessage], object]) -> list[OutboundSegment]:
         """Take in `data`, a writable buffer, call `handler(message)` for each message; return `outbound_segments()`.
@@ -162,37 +191,43 @@ class ServerEngine:
         there are such of the call before. Raises TypeError or BufferError for data that cannot be written to. After an
         exception of the handler's `outbound_segments()` has what was owed.
         """
-        self._feed(data, handler)
-        return self.outbound_segments()
+        with self._exclusive:
+            self._check_ready()
+            self._feed(data, handler)
+            return self.outbound_segments()
 
     def outbound_segments(self) -> list[OutboundSegment]:
         """Return what is owed, in the order of the wire."""
         segments = []
         base = 0
-        for data, size in self._raw_segments():
-            if self._is_in_data(data):
-                start = data - self._data_start
-                segments.append(OutboundSegment(False, start, start + size))
-            else:
-                segments.append(OutboundSegment(True, base, base + size))
-                base += size
+        with self._exclusive:
+            for data, size in self._raw_segments():
+                if self._is_in_data(data):
+                    start = data - self._data_start
+                    segments.append(OutboundSegment(False, start, start + size))
+                else:
+                    segments.append(OutboundSegment(True, base, base + size))
+                    base += size
         return segments
 
     def outbound_local(self) -> bytes:
         """Return a copy of those of the segments' bytes that do not lie in the data: close frames, sends, and answers
         to what came in several pieces.
         """
-        return b"".join(
-            ffi.buffer(ffi.cast("char *", data), size)
-            for data, size in self._raw_segments()
-            if not self._is_in_data(data)
-        )
+        with self._exclusive:
+            return b"".join(
+                ffi.buffer(ffi.cast("char *", data), size)
+                for data, size in self._raw_segments()
+                if not self._is_in_data(data)
+            )
 
     def clear_outbound(self) -> None:
-        """Forget what was owed, once it is sent."""
-        lib.urs_outbound_clear(self._outbox, self._outbound)
-        lib.urs_outbox_reset(self._outbox)
-        self._data = None
+        """Forget what was owed, once it is sent. In a handler: what was owed so far, whether sent or not."""
+        with self._exclusive:
+            lib.urs_outbound_clear(self._outbox, self._outbound)
+            lib.urs_outbox_reset(self._outbox)
+            if not self._feeding:  # else the messages still to come lie in it
+                self._data = None
 
     @overload
     def send(self, payload: Payload, /) -> None: ...
@@ -209,13 +244,14 @@ class ServerEngine:
         if payload is ABSENT:
             opcode, payload = name_opcode(opcode)
         buffer = check_send(opcode, payload)
-        self._check_open()
-        check(
-            lib.urs_outbound_frame(
-                self._outbox, self._outbound, opcode, True, ffi.from_buffer("uint8_t[]", buffer), len(buffer)
-            ),
-            "send",
-        )
+        with self._exclusive:
+            self._check_open()
+            check(
+                lib.urs_outbound_frame(
+                    self._outbox, self._outbound, opcode, True, ffi.from_buffer("uint8_t[]", buffer), len(buffer)
+                ),
+                "send",
+            )
 
     def close(self, code: int | None = CloseCode.NORMAL, reason: str = "") -> None:
         """Queue a close frame (RFC 6455 5.5.1). The peer's answer ends the connection: `is_closed`.
@@ -224,19 +260,22 @@ class ServerEngine:
         ConnectionClosed after a close frame.
         """
         number, encoded = check_close(code, reason)
-        self._check_open()
-        check(lib.urs_outbound_close(self._outbox, self._outbound, number, encoded, len(encoded)), "close")
-        self._close_sent = True
+        with self._exclusive:
+            self._check_open()
+            check(lib.urs_outbound_close(self._outbox, self._outbound, number, encoded, len(encoded)), "close")
+            self._close_sent = True
 
     def _check_open(self) -> None:
         if self._close_sent or self.is_closed:
             raise ConnectionClosed("a close frame was sent: nothing may follow it")
 
-    def _feed(self, data: Any, handler: Callable[[EngineMessage], object]) -> None:
+    def _check_ready(self) -> None:
         if self._feeding:
             raise RuntimeError("no data can be given to an engine by its own handler")
         if self._data is not None:
             raise RuntimeError("what process_into found before is still to be sent: clear_outbound() comes first")
+
+    def _feed(self, data: Any, handler: Callable[[EngineMessage], object]) -> None:
         view = memoryview(data)
         view = view.cast("B") if view.nbytes else memoryview(bytearray())
         with ffi.from_buffer("uint8_t[]", view, require_writable=True) as cdata:
@@ -314,12 +353,13 @@ class ServerEngine:
         self._close_sent = kind != lib.URS_ITEM_PING and kind != lib.URS_ITEM_PONG
 
     def _echo(self, message: EngineMessage) -> None:
-        if self._current is not message:
-            raise RuntimeError("echo() is for the message that is being handled, once")
-        self._check_open()
-        self._current = None
-        item = message._item
-        check(lib.urs_outbound_answer(self._outbox, self._outbound, item, item.opcode, item.fin), "echo")
+        with self._exclusive:
+            if self._current is not message:
+                raise RuntimeError("echo() is for the message that is being handled, once")
+            self._check_open()
+            self._current = None
+            item = message._item
+            check(lib.urs_outbound_answer(self._outbox, self._outbound, item, item.opcode, item.fin), "echo")
 
     def _raw_segments(self) -> list[tuple[int, int]]:
         found = []
