@@ -751,10 +751,13 @@ static int gather(struct urs_reactor *reactor, int64_t until_ms)
     const struct urs_io_operations *io = reactor->io->operations;
     if (reactor->completion_count == 0) {
         int64_t wait_ns = patience(reactor, until_ms);
-        uint64_t spin_until_us = reactor->now_us + reactor->options.busy_poll_us;
+        uint64_t start_us = reactor->now_us;
         do {
-            bool spin = wait_ns != 0 && reactor->now_us < spin_until_us;
-            int error = io->wait(reactor->io, spin ? 0 : wait_ns);
+            /* Spinning is a part of the wait: neither a timer nor the caller's time-out waits for its end. */
+            int64_t spun_ns = (int64_t)(reactor->now_us - start_us) * 1000;
+            int64_t left_ns = wait_ns < 0 ? wait_ns : wait_ns > spun_ns ? wait_ns - spun_ns : 0;
+            bool spin = left_ns != 0 && spun_ns < (int64_t)reactor->options.busy_poll_us * 1000;
+            int error = io->wait(reactor->io, spin ? 0 : left_ns);
             if (error != 0)
                 return error;
             urs_turn_clock(reactor);
