@@ -167,6 +167,66 @@ bool urs_admission_count(struct urs_reactor *reactor, struct urs_session *sessio
     return true;
 }
 
+/* ---- connections that have not sent a byte -------------------------------------------------------------------- */
+
+static void silent_add(struct urs_reactor *reactor, struct urs_session *session)
+{
+    session->silent = true;
+    session->silent_next = 0;
+    session->silent_previous = reactor->silent_last;
+    if (reactor->silent_last != 0)
+        urs_core_session(reactor, reactor->silent_last - 1)->silent_next = session->slot + 1;
+    else
+        reactor->silent_first = session->slot + 1;
+    reactor->silent_last = session->slot + 1;
+}
+
+void urs_admission_spoke(struct urs_reactor *reactor, struct urs_session *session)
+{
+    if (!session->silent)
+        return;
+    URS_ASSERT(session->state == URS_SESSION_AWAIT_HEAD);
+    if (session->silent_previous != 0)
+        urs_core_session(reactor, session->silent_previous - 1)->silent_next = session->silent_next;
+    else
+        reactor->silent_first = session->silent_next;
+    if (session->silent_next != 0)
+        urs_core_session(reactor, session->silent_next - 1)->silent_previous = session->silent_previous;
+    else
+        reactor->silent_last = session->silent_previous;
+    session->silent = false;
+    session->silent_next = session->silent_previous = 0;
+}
+
+/* Takes those off the list whose first bytes are among the completions still to be dispatched. Once per turn. */
+static void note_first_bytes(struct urs_reactor *reactor)
+{
+    if (reactor->silent_turn == reactor->turn)
+        return;
+    reactor->silent_turn = reactor->turn;
+    for (uint32_t index = reactor->completion_next; index < reactor->completion_count; index++)
+        if (reactor->completions[index].kind == URS_IO_RECEIVE && reactor->completions[index].result > 0)
+            urs_admission_spoke(reactor, urs_core_session(reactor, reactor->completions[index].slot));
+}
+
+/* Ends the oldest connection that has sent nothing for long enough. False if there is none. */
+static bool make_room(struct urs_reactor *reactor)
+{
+    note_first_bytes(reactor);
+    while (reactor->options.silent_ms != 0 && reactor->silent_first != 0) {
+        struct urs_session *oldest = urs_core_session(reactor, reactor->silent_first - 1);
+        if ((uint32_t)reactor->now_ms - oldest->opened_ms < reactor->options.silent_ms)
+            return false;
+        urs_admission_spoke(reactor, oldest);
+        if (urs_io_input_waiting(oldest->fd) == URS_INPUT_WAITS)
+            continue;  /* its request has come, and is only not read yet */
+        reactor->stats.refused[URS_REFUSED_HANDSHAKES]++;
+        urs_life_end(reactor, oldest);
+        return true;
+    }
+    return false;
+}
+
 /* ---- accepting ----------------------------------------------------------------------------------------------- */
 
 static void refuse(struct urs_reactor *reactor, int fd, enum urs_refusal why)
@@ -195,7 +255,7 @@ static void admit(struct urs_reactor *reactor, int fd, bool local)
         refuse(reactor, fd, URS_REFUSED_SESSIONS);
         return;
     }
-    if (options->handshakes_max != 0 && reactor->handshakes >= options->handshakes_max) {
+    if (options->handshakes_max != 0 && reactor->handshakes >= options->handshakes_max && !make_room(reactor)) {
         refuse(reactor, fd, URS_REFUSED_HANDSHAKES);
         return;
     }
@@ -213,7 +273,8 @@ static void admit(struct urs_reactor *reactor, int fd, bool local)
         return;
     }
     reactor->handshakes++;
-    urs_life_deadline(reactor, session, options->handshake_ms);
+    silent_add(reactor, session);
+    urs_deadline_set(reactor, session, options->handshake_ms);
     urs_turn_receive(reactor, session);
 }
 

@@ -101,6 +101,9 @@ struct urs_reactor {
     struct urs_slots delayed;            /* to be armed or flushed after a pause */
     struct urs_slots dead;               /* to be freed when no event refers to them */
     uint32_t slots_room;
+    uint32_t silent_first;               /* slot + 1 of the oldest session that has not sent a byte; 0: none */
+    uint32_t silent_last;
+    uint32_t silent_turn;                /* the turn in which completions were last searched for their first bytes */
 
     struct urs_listener listeners[URS_LISTENERS_MAX];
     uint32_t listener_count;
@@ -144,6 +147,13 @@ static inline int urs_core_check(const struct urs_reactor *reactor)
     return reactor->forked ? URS_ERROR_FORKED : URS_ERROR_THREAD;
 }
 
+/* Whether the engine may have the session's input now. After our close frame it always may: the peer's is awaited. */
+static inline bool urs_core_may_feed(const struct urs_session *session)
+{
+    return session->state == URS_SESSION_AWAIT_CLOSE
+        || (session->state == URS_SESSION_OPEN && !session->paused && !session->choked);
+}
+
 /* Something is to be tried again after a pause. One that was decided on before stays as it is: were it put off each
  * time, those who wait already would starve. */
 static inline void urs_core_pause(struct urs_reactor *reactor)
@@ -180,6 +190,9 @@ bool urs_turn_receive_once(struct urs_reactor *reactor, struct urs_session *sess
 void urs_turn_event(struct urs_reactor *reactor, uint32_t slot, const struct urs_item *item);
 
 void urs_turn_clock(struct urs_reactor *reactor);
+
+/* Collects the completions that are there already, without a system call; dispatch handles them. */
+void urs_turn_collect(struct urs_reactor *reactor);
 
 /* intake.c */
 
@@ -244,6 +257,9 @@ void urs_admission_leave(struct urs_reactor *reactor, uint32_t hash);
 /* A connection came, or accepting ended: for a while, or for good. */
 void urs_admission_accepted(struct urs_reactor *reactor, const struct urs_completion *completion);
 
+/* Takes a session off the list of those that have not sent a byte, if it is on it. */
+void urs_admission_spoke(struct urs_reactor *reactor, struct urs_session *session);
+
 /* Arms every listening socket that is to be accepted from and is not armed. */
 void urs_admission_arm(struct urs_reactor *reactor);
 
@@ -280,17 +296,40 @@ void urs_life_end(struct urs_reactor *reactor, struct urs_session *session);
 /* A completion came for a session that only awaits its last ones. */
 void urs_life_try_free(struct urs_reactor *reactor, struct urs_session *session);
 
-/* The session's state ends, one way or another, in so many milliseconds; 0: whenever it will. */
-void urs_life_deadline(struct urs_reactor *reactor, struct urs_session *session, uint32_t in_ms);
-
-/* Sets the session's timer to the next moment at which something is due. */
-void urs_life_schedule(struct urs_reactor *reactor, struct urs_session *session);
-void urs_life_resumed(struct urs_reactor *reactor, struct urs_session *session);
-void urs_life_timers(struct urs_reactor *reactor);
-
 /* Sees to it that memory stays within its budget: the greediest sessions are closed. */
 void urs_life_budget(struct urs_reactor *reactor);
 
-void urs_life_pong(struct urs_reactor *reactor, struct urs_session *session, const struct urs_item *item);
+/* deadline.c: every clock of a session. docs/deadlines.md is the table of them. */
+
+/* Sets the deadline of the session's state, `in_ms` from now; 0 means none. */
+void urs_deadline_set(struct urs_reactor *reactor, struct urs_session *session, uint32_t in_ms);
+
+/* Sets the deadline of a session that ends: close_ms from now. Where `queued` says that other bytes are in front of
+ * what the peer must take or answer, it is set again each time the peer has taken enough of them. */
+void urs_deadline_set_ending(struct urs_reactor *reactor, struct urs_session *session, bool queued);
+
+/* The socket has taken the last byte that the session had to send: what waits for its answer starts now. */
+void urs_deadline_left(struct urs_reactor *reactor, struct urs_session *session);
+
+/* The socket has taken a part of what an ending session has to send. */
+void urs_deadline_left_in_part(struct urs_reactor *reactor, struct urs_session *session);
+
+/* True if bytes wait in the backlog, the segments or the socket. */
+bool urs_deadline_is_queued(const struct urs_session *session);
+
+/* The session is open: starts its clocks. */
+void urs_deadline_open(struct urs_reactor *reactor, struct urs_session *session);
+
+/* The session is read from again after a pause: restarts the clocks that waited for input. */
+void urs_deadline_resumed(struct urs_reactor *reactor, struct urs_session *session);
+
+/* Takes the pong that a client sent. */
+void urs_deadline_pong(struct urs_reactor *reactor, struct urs_session *session, const struct urs_item *item);
+
+/* How many sessions await the peer's close frame, and have input that is not read yet. */
+uint32_t urs_deadline_unread(struct urs_reactor *reactor);
+
+/* Judges the sessions whose timers are due, a bounded number of them per call. */
+void urs_deadline_run(struct urs_reactor *reactor);
 
 #endif

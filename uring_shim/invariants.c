@@ -60,6 +60,11 @@ static void check_session(const struct urs_session *session)
     URS_ASSERT(session->fd >= 0 || session->state == URS_SESSION_AWAIT_REQUESTS);
     URS_ASSERT(session->fd >= 0 || (!session->receiving && !session->polling));
     URS_ASSERT(session->state != URS_SESSION_AWAIT_REQUESTS || session->lost);
+    URS_ASSERT(!session->silent || (session->state == URS_SESSION_AWAIT_HEAD && session->held == NULL));
+    /* A mark of one turn's judging, which never outlasts it. */
+    URS_ASSERT(!session->unread);
+    /* An open session's deadline is its pong's. */
+    URS_ASSERT(session->state != URS_SESSION_OPEN || !session->has_deadline || session->ping_sent_us != 0);
 }
 
 /* What the sessions say of themselves, summed up. */

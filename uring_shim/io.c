@@ -1,10 +1,16 @@
-/* What the backends share: the errno tables and the wake-up pipe. */
+/* What the backends share: the errno tables, questions to a socket, and the wake-up pipe. */
 #define _GNU_SOURCE
 #include "io.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/sockios.h>
+#include <poll.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
 #include <unistd.h>
+
+#include "fault.h"
 
 struct row {
     int error;
@@ -67,6 +73,30 @@ int urs_io_set_blocking(int fd, bool blocking)
     if (flags < 0 || fcntl(fd, F_SETFL, blocking ? flags & ~O_NONBLOCK : flags | O_NONBLOCK) != 0)
         return -errno;
     return 0;
+}
+
+uint32_t urs_io_unsent_bytes(int fd)
+{
+    int bytes = 0;
+    return ioctl(fd, SIOCOUTQ, &bytes) == 0 && bytes > 0 ? (uint32_t)bytes : 0;
+}
+
+enum urs_io_input urs_io_input_waiting(int fd)
+{
+    /* Not by MSG_PEEK: it would take the socket's error away from the armed receive. */
+    struct pollfd polled = {.fd = fd, .events = POLLIN};
+    if (poll(&polled, 1, 0) <= 0 || (polled.revents & POLLIN) == 0)
+        return URS_INPUT_NONE;
+    return (polled.revents & (POLLERR | POLLHUP)) != 0 ? URS_INPUT_ENDS : URS_INPUT_WAITS;
+}
+
+void urs_io_disconnect(int fd, bool reset)
+{
+    /* connect(2) to AF_UNSPEC resets at once. SO_LINGER would need the last close of the socket, which an armed receive
+     * or another process may hold, and the shutdown that ends these would send the FIN that is not to be sent. */
+    const struct sockaddr unspecified = {.sa_family = AF_UNSPEC};
+    if (!reset || connect(fd, &unspecified, sizeof unspecified) != 0)
+        (void)urs_sys_shutdown(fd, SHUT_RDWR);  /* fails where the peer is gone: nobody is left to be told */
 }
 
 int urs_wake_open(struct urs_wake *wake)

@@ -144,6 +144,19 @@ enum urs_io_fate urs_io_send_fate(int32_t result);
  * epoll's receives and sends do not look at it. */
 int urs_io_set_blocking(int fd, bool blocking);
 
+/* Bytes that the socket has taken, and the peer's side has not acknowledged; 0 where that cannot be told. */
+uint32_t urs_io_unsent_bytes(int fd);
+
+enum urs_io_input { URS_INPUT_NONE = 0, URS_INPUT_WAITS = 1, URS_INPUT_ENDS = 2 };
+
+/* What a receive would find now, without taking it: nothing, bytes or an end of the stream, or what is left before a
+ * reset. */
+enum urs_io_input urs_io_input_waiting(int fd);
+
+/* Ends a connection in both directions, whoever else holds the socket; armed requests complete. With `reset` the peer
+ * sees an error instead of an end of the stream, and unsent bytes are dropped (TCP; other sockets have no reset). */
+void urs_io_disconnect(int fd, bool reset);
+
 /* The wake-up that both backends share: a pipe (signal.set_wakeup_fd writes single bytes, which an eventfd would
  * refuse), and a flag so that a burst writes once. */
 struct urs_wake {

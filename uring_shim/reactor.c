@@ -92,9 +92,9 @@ struct urs_reactor *urs_reactor_open(const char *backend, const struct urs_react
 }
 
 /* Ends the connection, also where a forked child or a duplicate of the descriptor keeps the socket. */
-static void close_socket(int fd)
+static void close_socket(int fd, bool reset)
 {
-    shutdown(fd, SHUT_RDWR);
+    urs_io_disconnect(fd, reset);
     close(fd);
 }
 
@@ -103,7 +103,7 @@ static void close_accepted(const struct urs_completion *completions, uint32_t co
 {
     for (uint32_t index = 0; index < count; index++)
         if (completions[index].kind == URS_IO_ACCEPT && completions[index].result >= 0)
-            close_socket(completions[index].result);
+            close_socket(completions[index].result, false);
 }
 
 /* Ends accepting, and what it brought that no turn has seen. */
@@ -144,10 +144,10 @@ void urs_reactor_close(struct urs_reactor *reactor)
         struct urs_session *session = urs_core_session(reactor, slot);
         if (session->state == URS_SESSION_FREE)
             continue;
+        if (session->fd >= 0)
+            close_socket(session->fd, session->backlog != NULL || session->outbound.first != 0);
         urs_outbound_clear(&reactor->outbox, &session->outbound);
         urs_session_drop_memory(session);
-        if (session->fd >= 0)
-            close_socket(session->fd);
     }
     free_all(reactor);
 }
@@ -267,6 +267,8 @@ void urs_reactor_drain(struct urs_reactor *reactor, uint32_t index, unsigned cod
     }
 }
 
+uint32_t urs_reactor_unread(struct urs_reactor *reactor) { return urs_deadline_unread(reactor); }
+
 void urs_reactor_cut(struct urs_reactor *reactor)
 {
     for (uint32_t slot = 0; slot < reactor->sessions.slots; slot++) {
@@ -367,6 +369,7 @@ static int send_direct(struct urs_reactor *reactor, struct urs_session *session,
     }
     reactor->stats.sends_direct++;
     reactor->stats.bytes_out += sent;
+    session->sent_bytes += (uint32_t)sent;
     if (sent == header_bytes + bytes)
         return URS_SENT;
     /* The rest goes through the arena into the backlog at the next flush, and is sent from there. */
@@ -491,7 +494,7 @@ int urs_session_resume(struct urs_reactor *reactor, uint64_t id)
         return URS_ERROR_CLOSING;
     if (session->paused) {
         session->paused = false;
-        urs_life_resumed(reactor, session);
+        urs_deadline_resumed(reactor, session);
         if (session->held != NULL)
             urs_turn_ready(reactor, session);
         urs_turn_receive(reactor, session);

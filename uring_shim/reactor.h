@@ -53,6 +53,7 @@ struct urs_reactor_options {
     uint32_t header_bytes_max;           /* never 0 */
     uint32_t session_turn_bytes_max;     /* never 0 */
     uint32_t handshake_ms;
+    uint32_t silent_ms;                  /* after that a silent connection gives way at handshakes_max; 0: never */
     uint32_t idle_ms;
     uint32_t ping_interval_ms;
     uint32_t ping_timeout_ms;
@@ -168,6 +169,9 @@ int urs_reactor_adopt(struct urs_reactor *reactor, int fd, const uint8_t *prefix
  * that events before `index` owe (as for urs_session_close). */
 void urs_reactor_drain(struct urs_reactor *reactor, uint32_t index, unsigned code, const uint8_t *response,
                        size_t response_bytes);
+
+/* Sessions whose close frame has left and whose input, perhaps the answer, has arrived but is not read yet. */
+uint32_t urs_reactor_unread(struct urs_reactor *reactor);
 
 /* Ends every session at once. */
 void urs_reactor_cut(struct urs_reactor *reactor);

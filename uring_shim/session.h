@@ -40,25 +40,41 @@ struct urs_session {
     struct urs_block *backlog_last;
     size_t backlog_bytes;
     struct urs_block *held;              /* input that came, but may not be fed yet */
-    uint64_t ping_sent_us;               /* of the ping that awaits its pong; 0: none */
-    size_t offered;                      /* bytes of the send that has not completed yet */
+    union {
+        uint64_t ping_sent_us;           /* open: when the ping was made that awaits its pong; 0: none does */
+        struct {                         /* silent: slot + 1 of the neighbours on the reactor's list; 0 at its ends */
+            uint32_t silent_next;
+            uint32_t silent_previous;
+        };
+    };
     float latency_seconds;               /* of the last pong; negative: none yet */
     int fd;
     uint32_t slot;
     uint32_t generation;                 /* odd while in use; its low 24 bits go with each request */
     uint32_t next_slot;                  /* slot + 1 of the next free slot, or of the next session in its queue */
+    uint32_t sent_bytes;                 /* the socket has taken: a position in the stream, modulo 2^32 */
+    uint32_t acked_bytes;                /* the position up to which the peer had them at the last look */
+    uint32_t question_bytes;             /* the position after what the peer must answer: a ping, a close frame, the end */
+    uint32_t offered;                    /* bytes of the send that has not completed yet */
     uint32_t last_input_ms;              /* all _ms: the reactor's clock, modulo 2^32 */
     uint32_t opened_ms;
-    uint32_t deadline_ms;                /* of the state, where it has one */
+    uint32_t deadline_ms;                /* of the state, where it has one; open: of the pong */
     uint32_t ping_due_ms;
     uint32_t turn;                       /* the turn that turn_bytes counts for */
     uint32_t turn_bytes;
-    uint32_t late_events;                /* that name it and are the next turn's */
     uint32_t peer_hash;                  /* of the address, for sessions_per_ip_max; 0: not counted */
     struct urs_peer peer;
     uint16_t failed_code;                /* the close code we failed it with; 0: we did not */
     uint8_t state;                       /* enum urs_session_state */
-    bool has_deadline;
+    uint8_t late_events;                 /* that name it and are the next turn's: at most LATE_EVENTS */
+    bool has_deadline : 1;
+    bool question_unsent : 1;            /* the socket has not taken all up to question_bytes yet */
+    bool question_queued : 1;            /* other bytes are in front of it: look how far the peer is */
+    bool taken : 1;                      /* a look found progress since idleness was last judged */
+    bool reprieved : 1;                  /* the deadline has passed, but input waited to be read */
+    bool unread : 1;                     /* while deadlines are judged: a completion with its input is not handled yet */
+    bool silent : 1;                     /* on the reactor's list of those that have not sent a byte yet */
+    bool reset : 1;                      /* bytes were thrown away: the end must not look like a complete stream */
     bool receiving;                      /* a receive is armed, or its last completion is still to come */
     bool stopping;                       /* that last completion was asked for */
     bool polling;                        /* a WRITABLE is to come */

@@ -183,6 +183,7 @@ static void note_backlog(struct urs_reactor *reactor, struct urs_session *sessio
         }
         if (session->choked) {
             session->choked = false;
+            urs_deadline_resumed(reactor, session);
             if (session->held != NULL)
                 urs_turn_ready(reactor, session);
             urs_turn_receive(reactor, session);
@@ -197,6 +198,8 @@ static void store(struct urs_reactor *reactor, struct urs_session *session, size
         urs_life_lose(reactor, session, error);
     else
         note_backlog(reactor, session);
+    if (URS_UNLIKELY(session->question_unsent))
+        urs_deadline_left_in_part(reactor, session);
 }
 
 static uint32_t segment_vectors(struct urs_reactor *reactor, const struct urs_session *session, struct iovec *vectors)
@@ -235,7 +238,7 @@ static int send_one(struct urs_reactor *reactor, struct urs_session *session)
     if (reactor->loans != NULL && !session->sent_backlog) {
         int error = urs_zero_copy_send(reactor, session);
         if (error == 0) {
-            session->offered = session->outbound.bytes;
+            session->offered = (uint32_t)session->outbound.bytes;
             reactor->sends++;
             session->sending = true;
         }
@@ -244,7 +247,7 @@ static int send_one(struct urs_reactor *reactor, struct urs_session *session)
     }
     session->offered = 0;
     for (uint32_t index = 0; index < count; index++)
-        session->offered += vectors[index].iov_len;
+        session->offered += (uint32_t)vectors[index].iov_len;
     int error = reactor->io->operations->send(reactor->io, session->slot, session->generation, session->fd, vectors,
                                               count);
     if (error != 0)
@@ -271,6 +274,7 @@ static void on_sent(struct urs_reactor *reactor, struct urs_session *session, in
     enum urs_io_fate fate = urs_io_send_fate(result);
     size_t sent = result > 0 ? (size_t)result : 0;
     reactor->stats.bytes_out += sent;
+    session->sent_bytes += (uint32_t)sent;
     session->sending = false;
     if (session->sent_backlog) {
         urs_session_backlog_consume(session, sent);
@@ -288,7 +292,7 @@ static void on_sent(struct urs_reactor *reactor, struct urs_session *session, in
         urs_life_lose(reactor, session, result);
     else if (session->backlog == NULL)
         urs_life_flushed(reactor, session);
-    else if (sent == session->offered)
+    else if ((uint32_t)sent == session->offered)
         urs_turn_dirty(reactor, session);
     else
         wait_writable(reactor, session, fate);
@@ -333,6 +337,13 @@ static int collect_sends(struct urs_reactor *reactor)
     return (int)count;
 }
 
+void urs_turn_collect(struct urs_reactor *reactor)
+{
+    URS_ASSERT(reactor->sends == 0);
+    while (collect_sends(reactor) > 0)
+        ;
+}
+
 /* Submits what is queued; afterwards every send has completed. */
 static int submit(struct urs_reactor *reactor)
 {
@@ -372,20 +383,13 @@ int urs_turn_flush(struct urs_reactor *reactor)
 
 /* ---- dispatch ---------------------------------------------------------------------------------------------- */
 
-/* Whether the engine may have input now. After our close frame nothing holds it up any more: the peer's is wanted. */
-static bool may_feed(const struct urs_session *session)
-{
-    return session->state == URS_SESSION_AWAIT_CLOSE
-        || (session->state == URS_SESSION_OPEN && !session->paused && !session->choked);
-}
-
 /* Where the engine comes first, not before it has caught up: what a peer floods us with stays in its socket. */
 static bool wants_input(const struct urs_session *session)
 {
     if (session->input_ended || session->lost || session->state == URS_SESSION_AWAIT_REQUESTS)
         return false;
     if (session->state == URS_SESSION_OPEN || session->state == URS_SESSION_AWAIT_CLOSE)
-        return session->held == NULL && may_feed(session);
+        return session->held == NULL && urs_core_may_feed(session);
     return true;
 }
 
@@ -446,7 +450,7 @@ static void feed(struct urs_reactor *reactor, struct urs_session *session, struc
             return;
         bool message = kind == URS_ITEM_MESSAGE || kind == URS_ITEM_FRAME || kind == URS_ITEM_ANSWERS;
         if (kind == URS_ITEM_PONG)
-            urs_life_pong(reactor, session, item);
+            urs_deadline_pong(reactor, session, item);
         /* After our close frame no message is delivered any more. */
         if (kind == URS_ITEM_PONG || (message && session->state != URS_SESSION_OPEN)) {
             urs_block_drop(item->block);
@@ -478,7 +482,7 @@ static void hold(struct urs_reactor *reactor, struct urs_session *session, const
         urs_life_lose(reactor, session, error);
         return;
     }
-    if (may_feed(session))
+    if (urs_core_may_feed(session))
         urs_turn_ready(reactor, session);
     urs_turn_receive(reactor, session);  /* stops it until the engine has caught up */
 }
@@ -494,7 +498,7 @@ static void take_input(struct urs_reactor *reactor, struct urs_session *session,
     /* What only goes on with a frame costs no more to take in than to hold, and brings no message. */
     bool in_share = session->turn_bytes < reactor->options.session_turn_bytes_max
         || (session->engine.phase == URS_ENGINE_AWAIT_PAYLOAD && bytes < session->engine.frame_left);
-    bool may = session->held == NULL && may_feed(session) && in_share;
+    bool may = session->held == NULL && urs_core_may_feed(session) && in_share;
     session->turn_bytes += (uint32_t)bytes;
     if (URS_LIKELY(may))
         feed(reactor, session, &input, NULL);
@@ -596,7 +600,7 @@ static void feed_held(struct urs_reactor *reactor)
         struct urs_session *session = urs_core_session(reactor, reactor->ready.slots[done++]);
         session->ready = false;
         struct urs_block *block = session->held;
-        if (block == NULL || !may_feed(session))
+        if (block == NULL || !urs_core_may_feed(session))
             continue;
         uint8_t *data = urs_block_data(block);
         size_t bytes = urs_min(urs_block_bytes(block), reactor->pool.buffer_bytes);
@@ -789,7 +793,7 @@ int urs_reactor_turn(struct urs_reactor *reactor, int64_t timeout_ms, bool echo)
         reactor->stats.turns++;
         take_late(reactor);
         rearm(reactor);
-        urs_life_timers(reactor);
+        urs_deadline_run(reactor);
         urs_life_budget(reactor);
         feed_held(reactor);
         error = gather(reactor, until_ms);

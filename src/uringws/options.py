@@ -91,6 +91,10 @@ class Options:
     handshakes_max: Annotated[int | None, _Count] = 1024
     """Upgrades in progress at a time; over it 503."""
 
+    silent_seconds_max: Annotated[float | None, _Seconds] = 1.0
+    """When `handshakes_max` is reached, the oldest connection that has sent nothing for this long is closed to make
+    room for the new one. None: it is kept, and the new one gets 503."""
+
     header_bytes_max: Annotated[int, _Range(256, MIB)] = 16 * KIB
     """The whole head of an opening request, request line included; over it 431."""
 
@@ -117,20 +121,26 @@ class Options:
     # Deadlines
 
     handshake_seconds_max: Annotated[float | None, _Seconds] = 10.0
-    """From accept to the end of the opening request, however it trickles in."""
+    """From accept to the end of the opening request, however it trickles in; then 408. A connection that has not sent a
+    byte is closed without an answer."""
 
     close_seconds_max: Annotated[float | None, _Seconds] = 5.0
-    """From our close frame to the peer's, and then to the end of its stream."""
+    """From when our close frame has left to the peer's, and then to the end of its stream; also without progress while
+    queued bytes are in front of the close frame, or of an HTTP answer's end. A peer that takes less than about 1 KiB
+    per second of them makes no progress. What cannot be finished is reset."""
 
     idle_seconds_max: Annotated[float | None, _Seconds] = None
-    """Without a byte from the peer. What we send does not count, nor does the time while reading is paused."""
+    """Without a byte from the peer; then close code 1001. What we send does not count, unless it waited in the backlog
+    and the peer takes it. The time while reading is paused does not count either."""
 
     ping_interval_seconds: Annotated[float | None, _Seconds] = 20.0
-    """Between pings of the server; None sends none."""
+    """Between pings of the server; None sends none. The first one comes up to half of it early, by chance, so that
+    sessions that came together are pinged apart."""
 
     ping_timeout_seconds: Annotated[float | None, _Seconds] = 20.0
-    """From such a ping to its pong; None pings without consequence. Of no effect where no pings are sent, and while
-    reading is paused."""
+    """From when such a ping has left to its pong, or any other byte; then the connection is cut (1006). The clock
+    starts again each time the peer takes some of the bytes in front of the ping. None pings without consequence. Of no
+    effect where no pings are sent, and while reading is paused."""
 
     session_seconds_max: Annotated[float | None, _Seconds] = None
     """The age at which a session is closed with 1001, so that long-lived clients spread over new servers."""

@@ -76,6 +76,8 @@ _ON_FULL: Final = ("close", "drop", "error")
 _turn_shim: Final = lib.urs_reactor_turn
 _EVENTS_MAX: Final = lib.URS_EVENTS_MAX
 
+_LAST_READ_SECONDS: Final = 0.2  # what a drain leaves, at its end, for answers that have come and are not read yet
+
 
 def _nothing(*_: object) -> None:
     """Stand in for a callback that a handler lacks."""
@@ -135,6 +137,7 @@ class Reactor:
         self._signal: int | None = None  # one that came, and was not acted on yet
         self._attention = False  # there is more to look at than events
         self._drained_until: float | None = None
+        self._reads_last = False
         self._was_cut = False
         self._inherited = False
         self._closing_down = False
@@ -172,6 +175,7 @@ class Reactor:
         shim.header_bytes_max = options.header_bytes_max
         shim.session_turn_bytes_max = options.session_turn_bytes_max
         shim.handshake_ms = _milliseconds(options.handshake_seconds_max)
+        shim.silent_ms = _milliseconds(options.silent_seconds_max)
         shim.idle_ms = _milliseconds(options.idle_seconds_max)
         shim.ping_interval_ms = _milliseconds(options.ping_interval_seconds)
         shim.ping_timeout_ms = _milliseconds(options.ping_timeout_seconds)
@@ -776,6 +780,11 @@ class Reactor:
         self._drained_until = time.monotonic() + 1.0
         if self._was_cut or not sessions:
             return False
+        if not self._reads_last and lib.urs_reactor_unread(self._core):
+            # This thread was held up: answers have come that it has not read.
+            self._reads_last = True
+            self._drained_until = time.monotonic() + _LAST_READ_SECONDS
+            return True
         self._was_cut = True
         logger.warning("%d sessions outlasted the drain and are cut", sessions)
         lib.urs_reactor_cut(self._core)

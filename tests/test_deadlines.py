@@ -1,0 +1,676 @@
+"""What a deadline must not be confused by: a backlog in front of the question, a server that stalls, a pause.
+
+Each clock of docs/deadlines.md is held against a peer that is slow but alive, against one that is dead, and against a
+server whose thread did not run. What each deadline does where nothing disturbs it is in test_liveness.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import pytest
+
+from servers import EchoRecorder, ReactorThread, Recorder, ServerProcess, run_until, settle, wait_until
+from test_liveness import assert_struck, only, paused
+from uringws import Connection, Options, Reactor, Request, Response
+from uringws.backend import Backend
+from wire import BINARY, CLOSE, PING, PONG, TEXT, Frame, Peer, close_frame, frame, upgrade_request
+
+PERIOD_SECONDS = 0.6
+"""Of the deadline under test."""
+STALL_SECONDS = 1.0
+"""Longer than that."""
+PAYLOAD = bytes(range(256)) * 6_000
+"""More than a narrow socket takes, by far: what the slow peer below reads in three periods."""
+CHUNK_BYTES, CHUNK_SECONDS = 16_384, 0.02
+PEERS = 40
+"""More than one wait of either backend brings the input of."""
+
+
+def narrow(reactor: Reactor) -> None:
+    """Listen with a small send buffer: what a peer does not read is in the backlog, and moves in small steps."""
+    listener = socket.create_server(("127.0.0.1", 0), backlog=100)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 32_768)
+    reactor.bind_socket(listener)
+
+
+@contextmanager
+def serving(
+    backend: Backend,
+    options: Options,
+    recorder: Recorder,
+    *,
+    prepare: Callable[[Reactor], object] = narrow,
+    run: Callable[[Reactor], object] = Reactor.run,
+) -> Iterator[ReactorThread]:
+    with ReactorThread(recorder, backend=backend, options=options, prepare=prepare, run=run) as server:
+        yield server
+
+
+class SlowPeer(Peer):
+    """A peer that reads steadily, but slowly; it answers pings and close frames when it comes to them."""
+
+    chunk_bytes = CHUNK_BYTES
+
+    def read_exactly(self, count: int) -> bytes:
+        while len(self._unread) < count:
+            time.sleep(CHUNK_SECONDS)
+            chunk = self.sock.recv(self.chunk_bytes)
+            if not chunk:
+                raise EOFError(f"{len(self._unread)} of {count} bytes, then the end")
+            self._unread += chunk
+        return super().read_exactly(count)
+
+    def read_message(self) -> Frame:
+        return read_message(self)
+
+    def read_close_and_answer(self) -> int | None:
+        received = self.read_message()
+        self.send(CLOSE, received.payload)
+        return received.close_code
+
+
+def read_message(peer: Peer) -> Frame:
+    """The next frame that is no ping; pings are answered."""
+    while (received := peer.read_frame()).opcode == PING:
+        peer.send(PONG, received.payload)
+    return received
+
+
+def opened(recorder: Recorder, count: int = 1) -> list[Connection]:
+    return [recorder.connections[event[1]] for event in recorder.wait_for("open", count)]
+
+
+def stall(server: ReactorThread, seconds: float = STALL_SECONDS) -> None:
+    """Block the reactor's thread, as a slow handler does; return once it is blocked."""
+    blocked = threading.Event()
+
+    def block() -> None:
+        blocked.set()
+        time.sleep(seconds)
+
+    server.sender.call(block)
+    assert blocked.wait(10)
+
+
+def send_and_close(conn: Connection) -> None:
+    conn.send_binary(PAYLOAD)
+    conn.close(4000)
+
+
+# A peer that is slow, but alive
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"ping_interval_seconds": 0.2, "ping_timeout_seconds": PERIOD_SECONDS},
+        {"idle_seconds_max": PERIOD_SECONDS},
+        {"ping_interval_seconds": 0.2, "ping_timeout_seconds": PERIOD_SECONDS, "idle_seconds_max": PERIOD_SECONDS},
+    ],
+    ids=["ping", "idle", "both"],
+)
+def test_a_peer_that_takes_its_backlog_is_alive(backend: Backend, limits: dict[str, float]) -> None:
+    recorder = Recorder()
+    with serving(backend, only(**limits), recorder) as server, SlowPeer.connect(server.address) as peer:
+        (conn,) = opened(recorder)
+        server.ask(lambda: conn.send_binary(PAYLOAD))
+        assert peer.read_message() == Frame(BINARY, PAYLOAD)
+        peer.write(close_frame(1000))
+        assert peer.read_message().close_code == 1000
+
+
+def test_a_ping_in_the_socket_behind_a_large_message_has_not_reached_the_peer(backend: Backend) -> None:
+    """The socket takes all at once, so that there is no backlog; the ping is behind it all the same."""
+    recorder = Recorder()
+    options = only(ping_interval_seconds=0.2, ping_timeout_seconds=PERIOD_SECONDS)
+
+    def wide(reactor: Reactor) -> None:
+        reactor.bind("127.0.0.1", 0)
+
+    payload = bytes(2_000_000)
+    with serving(backend, options, recorder, prepare=wide) as server, SlowPeer.connect(server.address) as peer:
+        (conn,) = opened(recorder)
+        server.ask(lambda: conn.send_binary(payload))
+        assert peer.read_message() == Frame(BINARY, payload)
+        assert recorder.of("close") == []
+
+
+def test_a_peer_that_stops_taking_its_backlog_is_cut_off(backend: Backend) -> None:
+    recorder = Recorder()
+    options = only(ping_interval_seconds=0.1, ping_timeout_seconds=0.3)
+    with serving(backend, options, recorder) as server, SlowPeer.connect(server.address) as peer:
+        (conn,) = opened(recorder)
+        server.ask(lambda: conn.send_binary(PAYLOAD))
+        peer.sock.recv(CHUNK_BYTES)
+        start = time.monotonic()
+        assert recorder.wait_for("close")[0][2] == 1006
+        assert time.monotonic() - start < 4
+        settle(server)
+
+
+def test_a_peer_that_hangs_is_cut_off_while_its_kernel_takes_what_we_push(backend: Backend) -> None:
+    """The bytes behind the ping are no sign of life: no program reads them."""
+    recorder = Recorder()
+    options = only(ping_interval_seconds=0.2, ping_timeout_seconds=0.4)
+    with serving(backend, options, recorder) as server, Peer.connect(server.address):
+        (conn,) = opened(recorder)
+        start = time.monotonic()
+        while not recorder.of("close"):
+            server.ask(lambda: conn.is_open and conn.send_text("news"))
+            time.sleep(0.005)
+            assert time.monotonic() - start < 4
+        assert recorder.of("close")[0][2] == 1006
+
+
+def test_the_clock_of_a_close_frame_starts_when_it_has_left(backend: Backend) -> None:
+    recorder = Recorder()
+    options = only(close_seconds_max=PERIOD_SECONDS)
+    with serving(backend, options, recorder) as server, SlowPeer.connect(server.address) as peer:
+        (conn,) = opened(recorder)
+        server.ask(lambda: send_and_close(conn))
+        assert peer.read_message() == Frame(BINARY, PAYLOAD)
+        assert peer.read_close_and_answer() == 4000
+        peer.read_eof()
+        assert recorder.wait_for("close")[0][2] == 4000
+
+
+def test_the_answer_to_a_peers_close_frame_comes_behind_the_backlog(backend: Backend) -> None:
+    recorder = Recorder()
+    options = only(close_seconds_max=PERIOD_SECONDS)
+    with serving(backend, options, recorder) as server, SlowPeer.connect(server.address) as peer:
+        (conn,) = opened(recorder)
+        server.ask(lambda: conn.send_binary(PAYLOAD))
+        peer.write(close_frame(1000))
+        assert peer.read_message() == Frame(BINARY, PAYLOAD)
+        assert peer.read_frame().close_code == 1000
+        peer.read_eof()
+        assert recorder.wait_for("close")[0][2] == 1000
+
+
+def test_a_drain_that_has_time_delivers_what_is_queued(backend: Backend) -> None:
+    recorder = Recorder()
+    options = only(close_seconds_max=PERIOD_SECONDS)
+    with serving(backend, options, recorder) as server, SlowPeer.connect(server.address) as peer:
+        (conn,) = opened(recorder)
+        server.ask(lambda: conn.send_binary(PAYLOAD))
+        server.sender.call(lambda: server.reactor.drain(60))
+        assert peer.read_message() == Frame(BINARY, PAYLOAD)
+        assert peer.read_close_and_answer() == 1001
+        peer.read_eof()
+        assert recorder.wait_for("close")[0][2] == 1001
+
+
+def test_a_close_frame_that_has_left_is_waited_for_no_longer_behind_a_backlog(backend: Backend) -> None:
+    """All was taken, the peer reads no more and answers nothing: the deadline is the ordinary one."""
+    recorder = Recorder()
+    options = only(close_seconds_max=0.3)
+    with serving(backend, options, recorder) as server, SlowPeer.connect(server.address) as peer:
+        (conn,) = opened(recorder)
+        server.ask(lambda: send_and_close(conn))
+        peer.chunk_bytes = 1 << 20
+        assert peer.read_message() == Frame(BINARY, PAYLOAD)
+        assert peer.read_close() == 4000
+        start = time.monotonic()
+        assert recorder.wait_for("close")[0][2] == 1006
+        assert time.monotonic() - start < 4
+
+
+class Page(Recorder):
+    """Answers a plain GET with a large body."""
+
+    def on_request(self, request: Request) -> Response:
+        return Response(200, {}, PAYLOAD)
+
+
+GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+def test_a_page_comes_whole_however_slowly_it_is_read(backend: Backend) -> None:
+    options = only(close_seconds_max=PERIOD_SECONDS)
+    with serving(backend, options, Page()) as server, SlowPeer.dial(server.address) as peer:
+        peer.write(GET)
+        response = peer.read_response()
+        assert (response.status, response.body) == (200, PAYLOAD)
+        peer.read_eof()
+
+
+def read_to_the_end(peer: Peer) -> int:
+    """How many bytes come before an end of the stream; raises ConnectionResetError for a reset."""
+    total = 0
+    while chunk := peer.sock.recv(1 << 20):
+        total += len(chunk)
+    return total
+
+
+def test_a_page_that_cannot_be_finished_is_reset_and_never_ended_as_if_it_were_whole(backend: Backend) -> None:
+    with serving(backend, only(close_seconds_max=0.3), Page()) as server, Peer.dial(server.address) as peer:
+        peer.write(GET)
+        wait_until(lambda: server.ask(server.reactor.stats).queued_bytes > 0)
+        settle(server)
+        with pytest.raises(ConnectionResetError):
+            read_to_the_end(peer)
+
+
+@pytest.mark.parametrize("manner", ["abort", "time-out", "backlog full"])
+def test_a_stream_that_is_cut_is_reset(backend: Backend, manner: str) -> None:
+    recorder = Recorder()
+    options = Options(close_seconds_max=0.3, backlog_bytes_max=2_000_000)
+    with serving(backend, options, recorder) as server, Peer.connect(server.address) as peer:
+        (conn,) = opened(recorder)
+        server.ask(lambda: conn.send_binary(PAYLOAD))
+        act = {
+            "abort": conn.abort,
+            "time-out": conn.close,
+            "backlog full": lambda: [conn.send_binary(PAYLOAD) for _ in range(2) if conn.is_open],
+        }[manner]
+        server.ask(act)
+        settle(server)
+        with pytest.raises(ConnectionResetError):
+            read_to_the_end(peer)
+
+
+def test_a_reactor_that_is_closed_resets_the_streams_it_cuts(backend: Backend) -> None:
+    recorder = Recorder()
+    with serving(backend, only(), recorder) as server, Peer.connect(server.address) as peer:
+        (conn,) = opened(recorder)
+        server.ask(lambda: conn.send_binary(PAYLOAD))
+        server.reactor.stop()
+        server.join()
+        with pytest.raises(ConnectionResetError):
+            read_to_the_end(peer)
+
+
+def test_what_the_socket_has_taken_is_delivered_after_an_abort(backend: Backend) -> None:
+    """Nothing was thrown away, so that there is no reason to reset."""
+    recorder = Recorder()
+    with serving(backend, only(), recorder) as server, Peer.connect(server.address) as peer:
+        (conn,) = opened(recorder)
+        server.ask(lambda: conn.send_text("the last word"))
+        server.ask(conn.abort)
+        assert peer.read_frame() == Frame(TEXT, b"the last word")
+        peer.read_eof()
+
+
+# run_echo does not read from a peer whose answers wait
+
+
+ECHO_LIMITS = pytest.mark.parametrize(
+    "limits",
+    [
+        {"ping_interval_seconds": 0.2, "ping_timeout_seconds": PERIOD_SECONDS},
+        {"idle_seconds_max": PERIOD_SECONDS},
+    ],
+    ids=["ping", "idle"],
+)
+
+
+@ECHO_LIMITS
+def test_a_peer_that_run_echo_does_not_read_from_is_not_silent(backend: Backend, limits: dict[str, float]) -> None:
+    options = dataclasses.replace(only(**limits), backlog_high_bytes=1_000_000)  # a second to the low mark
+    with (
+        serving(backend, options, Recorder(), run=Reactor.run_echo) as server,
+        SlowPeer.connect(server.address) as peer,
+    ):
+        parts = [PAYLOAD[at : at + 8_192] for at in range(0, len(PAYLOAD), 8_192)]
+        writer = threading.Thread(target=peer.write, args=[frame(BINARY, part) for part in parts], daemon=True)
+        writer.start()
+        assert [peer.read_message().payload for _ in parts] == parts
+        writer.join()
+        peer.write(close_frame(1000))
+        assert peer.read_message().close_code == 1000
+
+
+@ECHO_LIMITS
+def test_run_echo_cuts_a_peer_that_reads_nothing(backend: Backend, limits: dict[str, float]) -> None:
+    options = only(**limits, close_seconds_max=0.2)
+    with serving(backend, options, Recorder(), run=Reactor.run_echo) as server, Peer.connect(server.address) as peer:
+        peer.sock.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            peer.write(frame(BINARY, bytes(8_192)) * 10_000)
+        wait_until(lambda: server.ask(server.reactor.stats).sessions == 0)
+
+
+# A server whose thread did not run
+
+
+def connect_all(stack: ExitStack, server: ReactorThread) -> list[Peer]:
+    return [stack.enter_context(Peer.connect(server.address)) for _ in range(PEERS)]
+
+
+def test_what_came_while_the_server_stalled_counts_against_idleness(backend: Backend, recorder: EchoRecorder) -> None:
+    with serving(backend, only(idle_seconds_max=PERIOD_SECONDS), recorder) as server, ExitStack() as stack:
+        peers = connect_all(stack, server)
+        stall(server)
+        for peer in peers:
+            peer.send(TEXT, b"here I am")
+        for peer in peers:
+            assert peer.read_frame() == Frame(TEXT, b"here I am")
+        assert recorder.of("close") == []
+
+
+def test_pongs_that_came_while_the_server_stalled_count(backend: Backend) -> None:
+    recorder = Recorder()
+    options = only(ping_interval_seconds=0.2, ping_timeout_seconds=PERIOD_SECONDS)
+    with serving(backend, options, recorder) as server, ExitStack() as stack:
+        peers = connect_all(stack, server)
+        pings = [peer.read_frame() for peer in peers]
+        assert {ping.opcode for ping in pings} == {PING}
+        stall(server)
+        for peer, ping in zip(peers, pings, strict=True):
+            peer.send(PONG, ping.payload)
+        wait_until(lambda: server.ask(server.reactor.stats).pongs_received >= PEERS)
+        assert recorder.of("close") == []
+
+
+def test_a_close_answered_while_the_server_stalled_is_in_order(backend: Backend) -> None:
+    recorder = Recorder()
+    with serving(backend, only(close_seconds_max=PERIOD_SECONDS), recorder) as server, ExitStack() as stack:
+        peers = connect_all(stack, server)
+        conns = opened(recorder, PEERS)
+
+        def close_all() -> None:
+            for conn in conns:
+                conn.close(4000)
+
+        server.ask(close_all)
+        for peer in peers:
+            assert peer.read_close() == 4000
+        stall(server)
+        for peer in peers:
+            # Much lies in front of the answer: it is not in the first bytes that are read.
+            peer.write(frame(BINARY, bytes(100_000)), close_frame(4000))
+        assert {event[2] for event in recorder.wait_for("close", PEERS)} == {4000}
+
+
+def test_a_close_frame_that_a_stall_keeps_back_is_waited_for_afterwards(backend: Backend) -> None:
+    """close() and then something slow, in one handler."""
+    recorder = Recorder()
+    with (
+        serving(backend, only(close_seconds_max=PERIOD_SECONDS), recorder) as server,
+        SlowPeer.connect(server.address) as peer,
+    ):
+        (conn,) = opened(recorder)
+
+        def slow_handler() -> None:
+            conn.close(4000)
+            time.sleep(STALL_SECONDS)
+
+        server.ask(slow_handler)
+        assert peer.read_close_and_answer() == 4000
+        assert recorder.wait_for("close")[0][2] == 4000
+
+
+def test_a_ping_that_a_stall_keeps_back_is_waited_for_afterwards(backend: Backend) -> None:
+    recorder = Recorder()
+    options = only(ping_interval_seconds=0.1, ping_timeout_seconds=0.3)
+    with Reactor(recorder, options, backend=backend) as reactor, ExitStack() as stack:
+        address = reactor.bind("127.0.0.1", 0)
+        peer = stack.enter_context(Peer.dial(address))
+        peer.write(upgrade_request())
+        run_until(reactor, lambda: recorder.of("open"), timeout=0)
+        run_until(reactor, lambda: reactor.stats().pings_sent == 1, timeout=0)  # made, but not sent yet
+        time.sleep(0.4)
+        for _ in range(3):
+            reactor.run_once(0)
+        peer.read_response()
+        peer.send(PONG, peer.read_frame().payload)
+        run_until(reactor, lambda: reactor.stats().pongs_received == 1)
+        assert recorder.of("close") == []
+
+
+def test_a_request_that_came_while_the_server_stalled_is_answered(backend: Backend) -> None:
+    recorder = Recorder()
+    with serving(backend, only(handshake_seconds_max=PERIOD_SECONDS), recorder) as server, ExitStack() as stack:
+        peers = [stack.enter_context(Peer.dial(server.address)) for _ in range(PEERS)]
+        wait_until(lambda: server.ask(server.reactor.stats).handshakes == PEERS)
+        stall(server)
+        for peer in peers:
+            peer.write(upgrade_request())
+        assert [peer.read_response().status for peer in peers] == [101] * PEERS
+
+
+def test_a_drain_reads_what_came_while_the_server_stalled_before_it_cuts(backend: Backend) -> None:
+    recorder = Recorder()
+    with serving(backend, only(), recorder) as server, ExitStack() as stack:
+        peers = connect_all(stack, server)
+        opened(recorder, PEERS)
+        server.sender.call(lambda: server.reactor.drain(PERIOD_SECONDS))
+        for peer in peers:
+            assert peer.read_close() == 1001
+        stall(server)
+        for peer in peers:
+            peer.write(close_frame(1001))
+        assert {event[2] for event in recorder.wait_for("close", PEERS)} == {1001}
+
+
+STOPPED_SERVER = """
+import sys
+from uringws import Handler, Options, Reactor
+
+class Echo(Handler):
+    def on_message(self, conn, message):
+        conn.echo()
+
+options = Options(idle_seconds_max=0.5, ping_interval_seconds=0.1, ping_timeout_seconds=0.5)
+with Reactor(Echo(), options, backend=sys.argv[1]) as reactor:
+    host, port = reactor.bind("127.0.0.1", 0)
+    print(f"listening on ws://{host}:{port} ({reactor.backend})", flush=True)
+    reactor.run()
+"""
+
+
+def test_a_process_that_was_stopped_cuts_nobody_who_has_answered(backend: Backend) -> None:
+    with ServerProcess("-c", STOPPED_SERVER, backend) as server, ExitStack() as stack:
+        peers = [stack.enter_context(Peer.connect(server.address)) for _ in range(20)]
+        pings = [peer.read_frame() for peer in peers]
+        server.process.send_signal(signal.SIGSTOP)
+        for peer, ping in zip(peers, pings, strict=True):
+            peer.send(PONG, ping.payload)
+            peer.send(TEXT, b"still here")
+        time.sleep(STALL_SECONDS)
+        server.process.send_signal(signal.SIGCONT)
+        for peer in peers:
+            assert read_message(peer) == Frame(TEXT, b"still here")
+
+
+# Who abuses it
+
+
+def test_a_request_that_trickles_is_not_given_more_time_for_it(backend: Backend) -> None:
+    with serving(backend, only(handshake_seconds_max=0.3), Recorder()) as server, Peer.dial(server.address) as peer:
+        start = time.monotonic()
+        peer.write(b"GET / HTTP/1.1\r\n")
+        while peer.quiet(0.001):
+            peer.write(b"a: b\r\n")
+        assert peer.read_response().status == 408
+        assert_struck(time.monotonic() - start, 0.3)
+
+
+def test_who_talks_on_after_our_close_frame_is_cut_all_the_same(backend: Backend) -> None:
+    recorder = Recorder()
+    with serving(backend, only(close_seconds_max=0.3), recorder) as server, Peer.connect(server.address) as peer:
+        (conn,) = opened(recorder)
+        server.ask(conn.close)
+        start = time.monotonic()
+        message = frame(BINARY, bytes(60_000))
+        peer.sock.settimeout(1)  # a kernel may tell the writer of the end only after a minute
+        with contextlib.suppress(OSError):
+            while time.monotonic() - start < 8:
+                peer.write(message)
+        assert recorder.wait_for("close")[0][2] == 1006
+        assert time.monotonic() - start < 4
+
+
+# Connections that send nothing
+
+
+def test_a_connection_that_sent_nothing_is_closed_without_an_answer(backend: Backend) -> None:
+    with serving(backend, only(handshake_seconds_max=0.3), Recorder()) as server, Peer.dial(server.address) as peer:
+        start = time.monotonic()
+        peer.read_eof()
+        assert_struck(time.monotonic() - start, 0.25)
+        assert server.ask(server.reactor.stats).rejected == {"timeout": 1}
+        settle(server)
+
+
+def test_the_oldest_silent_connection_gives_way_to_a_newcomer(backend: Backend) -> None:
+    options = Options(handshakes_max=3, silent_seconds_max=0.3)
+    with serving(backend, options, Recorder()) as server, ExitStack() as stack:
+        speaking, oldest, younger = (stack.enter_context(Peer.dial(server.address)) for _ in range(3))
+        speaking.write(upgrade_request()[:20])
+        wait_until(lambda: server.ask(server.reactor.stats).handshakes == 3)
+        time.sleep(0.5)
+        with Peer.connect(server.address), Peer.dial(server.address) as second:
+            oldest.read_eof()
+            assert younger.quiet()
+            wait_until(lambda: server.ask(server.reactor.stats).handshakes == 3)
+            second.write(upgrade_request())
+            assert second.read_response().status == 101
+        speaking.write(upgrade_request()[20:])
+        assert speaking.read_response().status == 101
+        younger.write(upgrade_request())
+        assert younger.read_response().status == 101
+        assert server.ask(server.reactor.stats).rejected == {"handshakes_max": 1}
+
+
+def test_connections_that_are_silent_for_a_moment_keep_their_place(backend: Backend) -> None:
+    options = Options(handshakes_max=2, silent_seconds_max=60.0)
+    with serving(backend, options, Recorder()) as server, ExitStack() as stack:
+        peers = [stack.enter_context(Peer.dial(server.address)) for _ in range(2)]
+        with Peer.dial(server.address) as newcomer:
+            assert newcomer.read_response().status == 503
+        for peer in peers:
+            peer.write(upgrade_request())
+            assert peer.read_response().status == 101
+
+
+def test_without_silent_seconds_max_nobody_gives_way(backend: Backend) -> None:
+    options = Options(handshakes_max=1, silent_seconds_max=None)
+    with serving(backend, options, Recorder()) as server, Peer.dial(server.address) as first:
+        time.sleep(0.2)
+        with Peer.dial(server.address) as newcomer:
+            assert newcomer.read_response().status == 503
+        assert first.quiet()
+
+
+def test_a_request_that_waits_to_be_read_does_not_give_way(backend: Backend) -> None:
+    options = Options(handshakes_max=PEERS, silent_seconds_max=0.2)
+    with serving(backend, options, Recorder()) as server, ExitStack() as stack:
+        peers = [stack.enter_context(Peer.dial(server.address)) for _ in range(PEERS)]
+        wait_until(lambda: server.ask(server.reactor.stats).handshakes == PEERS)
+        stall(server, 0.5)
+        for _ in range(PEERS):
+            stack.enter_context(Peer.dial(server.address))
+        for peer in peers:
+            peer.write(upgrade_request())
+        assert [peer.read_response().status for peer in peers] == [101] * PEERS
+
+
+def test_a_flood_of_silent_connections_keeps_no_honest_one_out(backend: Backend) -> None:
+    options = Options(handshakes_max=8, silent_seconds_max=0.001)
+    with serving(backend, options, Recorder()) as server, ExitStack() as stack:
+        for _ in range(20):
+            for _ in range(10):
+                stack.enter_context(Peer.dial(server.address))
+            time.sleep(0.01)
+            stack.enter_context(Peer.connect(server.address))
+        assert server.ask(server.reactor.stats).handshakes <= 8
+
+
+# When timers run
+
+
+def ping_times(peers: list[Peer], start: float) -> list[float]:
+    """When the next ping comes to each peer, in seconds from `start`; all are answered."""
+    times: list[float] = [0.0] * len(peers)
+
+    def wait_for_one(index: int) -> None:
+        ping = peers[index].read_frame()
+        assert ping.opcode == PING
+        times[index] = time.monotonic() - start
+        peers[index].send(PONG, ping.payload)
+
+    threads = [threading.Thread(target=wait_for_one, args=(index,)) for index in range(len(peers))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return times
+
+
+def test_sessions_that_came_together_are_pinged_apart_also_after_a_stall(backend: Backend) -> None:
+    options = only(ping_interval_seconds=1.2, ping_timeout_seconds=60.0)
+    with serving(backend, options, Recorder()) as server, ExitStack() as stack:
+        start = time.monotonic()
+        peers = connect_all(stack, server)
+        first = ping_times(peers, start)
+        assert max(first) - min(first) > 0.3
+        assert max(first) < 1.2 + 3
+        stall(server, 1.3)  # all are late now, and pinged at once
+        ping_times(peers, start)
+        again = ping_times(peers, time.monotonic())
+        assert max(again) - min(again) > 0.3
+
+
+def test_busy_polling_ends_in_time_for_timers_and_for_the_caller(backend: Backend) -> None:
+    options = Options(
+        busy_poll_microseconds=1_000_000,
+        ping_interval_seconds=0.1,
+        ping_timeout_seconds=None,
+    )
+    recorder = Recorder()
+    with Reactor(recorder, options, backend=backend) as reactor, ExitStack() as stack:
+        address = reactor.bind("127.0.0.1", 0)
+        start = time.monotonic()
+        reactor.run_once(0.05)
+        assert time.monotonic() - start < 0.7
+        peer = stack.enter_context(Peer.dial(address))
+        peer.write(upgrade_request())
+        run_until(reactor, lambda: recorder.of("open"), timeout=0.01)
+        start = time.monotonic()
+        reactor.run_once(0.9)
+        assert reactor.stats().pings_sent >= 3
+        assert time.monotonic() - start < 1.7
+
+
+def test_session_seconds_max_holds_for_a_busy_poller_too(backend: Backend) -> None:
+    recorder = Recorder()
+    options = Options(busy_poll_microseconds=1_000_000, session_seconds_max=0.2)
+    with serving(backend, options, recorder) as server, Peer.connect(server.address) as peer:
+        start = time.monotonic()
+        assert peer.read_close() == 1001
+        assert time.monotonic() - start < 0.9
+
+
+# A pause
+
+
+@pytest.mark.parametrize("manner", ["paused", "resumed"])
+def test_a_pause_behind_a_backlog_ends_nobody(backend: Backend, manner: str) -> None:
+    """Neither clock runs while the handler does not read, and both start again when it does."""
+    recorder = Recorder()
+    options = only(idle_seconds_max=0.4, ping_interval_seconds=0.1, ping_timeout_seconds=0.4)
+    with serving(backend, options, recorder) as server, SlowPeer.connect(server.address) as peer:
+        conn = paused(server, recorder)
+        server.ask(lambda: conn.send_binary(PAYLOAD))
+        if manner == "resumed":
+            server.ask(conn.resume_reading)
+        assert peer.read_message() == Frame(BINARY, PAYLOAD)
+        assert recorder.of("close") == []
+
+
+def test_a_pause_does_not_stop_the_clock_of_a_close(backend: Backend) -> None:
+    recorder = Recorder()
+    with serving(backend, only(close_seconds_max=0.2), recorder) as server, Peer.connect(server.address):
+        conn = paused(server, recorder)
+        server.ask(conn.close)
+        assert recorder.wait_for("close")[0][2] == 1006
+        settle(server)

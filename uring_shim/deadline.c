@@ -1,0 +1,386 @@
+/* Every clock of a session: when it starts, what counts as progress, what pauses it, what its end does. The table of
+ * them is docs/deadlines.md.
+ *
+ * Three rules hold for all: a clock that waits for an answer starts when the question has left, not while other bytes
+ * are in front of it; what has arrived is read before a peer is judged; a clock that waits for input stands still while
+ * the server itself does not read. */
+#include "core.h"
+
+#include <errno.h>
+#include <string.h>
+
+enum {
+    TIMERS_PER_TURN_MAX = 1024,
+    LOOKS_PER_PERIOD = 4                 /* while a question is queued */
+};
+
+static const uint32_t SPREAD = 2654435769u;  /* 2^32 by the golden ratio: multiples of it are far from each other */
+
+/* The milliseconds from now to a moment of the 32-bit clock; 0 if it has passed. */
+static uint32_t until(const struct urs_reactor *reactor, uint32_t at_ms)
+{
+    int32_t left = (int32_t)(at_ms - (uint32_t)reactor->now_ms);
+    return left > 0 ? (uint32_t)left : 0;
+}
+
+static bool is_ending(const struct urs_session *session)
+{
+    return session->state == URS_SESSION_AWAIT_CLOSE || session->state == URS_SESSION_AWAIT_FLUSH
+        || session->state == URS_SESSION_AWAIT_END;
+}
+
+/* How long the peer has for what the deadline waits for. */
+static uint32_t period_ms(const struct urs_reactor *reactor, const struct urs_session *session)
+{
+    switch ((enum urs_session_state)session->state) {
+    case URS_SESSION_AWAIT_HEAD:
+    case URS_SESSION_AWAIT_VERDICT:
+        return reactor->options.handshake_ms;
+    case URS_SESSION_OPEN:
+        return reactor->options.ping_timeout_ms;
+    default:
+        return reactor->options.close_ms;
+    }
+}
+
+/* Sets the session's timer to the next moment at which something is to be looked at. */
+static void schedule(struct urs_reactor *reactor, struct urs_session *session)
+{
+    const struct urs_reactor_options *options = &reactor->options;
+    bool open = session->state == URS_SESSION_OPEN;
+    uint32_t next = UINT32_MAX;
+    if (session->has_deadline && !(open && session->paused)) {
+        next = until(reactor, session->deadline_ms);
+        if (session->question_queued)
+            next = (uint32_t)urs_min(next, period_ms(reactor, session) / LOOKS_PER_PERIOD);
+        if (session->reprieved && !open)
+            next = 0;
+    }
+    if (open) {
+        if (options->idle_ms != 0 && !session->paused)
+            next = (uint32_t)urs_min(next, until(reactor, session->last_input_ms + options->idle_ms));
+        if (options->session_ms != 0)
+            next = (uint32_t)urs_min(next, until(reactor, session->opened_ms + options->session_ms));
+        if (options->ping_interval_ms != 0)
+            next = (uint32_t)urs_min(next, until(reactor, session->ping_due_ms));
+    }
+    if (next == UINT32_MAX)
+        urs_wheel_cancel(&reactor->wheel, session->slot);
+    else
+        urs_wheel_set(&reactor->wheel, session->slot, reactor->now_ms + next);
+}
+
+/* ---- setting clocks ------------------------------------------------------------------------------------------ */
+
+void urs_deadline_set(struct urs_reactor *reactor, struct urs_session *session, uint32_t in_ms)
+{
+    urs_turn_clock(reactor);  /* the caller may be a handler that took long */
+    session->has_deadline = in_ms != 0;
+    session->question_unsent = session->question_queued = session->reprieved = false;
+    session->deadline_ms = (uint32_t)reactor->now_ms + in_ms;
+    schedule(reactor, session);
+}
+
+bool urs_deadline_is_queued(const struct urs_session *session)
+{
+    return session->backlog != NULL || session->outbound.first != 0 || urs_io_unsent_bytes(session->fd) > 0;
+}
+
+/* What was queued last is what the peer must answer. */
+static void set_question(struct urs_session *session, bool queued)
+{
+    session->acked_bytes = session->sent_bytes - (queued ? urs_io_unsent_bytes(session->fd) : 0);
+    session->question_bytes = session->sent_bytes + (uint32_t)(session->backlog_bytes + session->outbound.bytes);
+    session->question_queued = queued;
+    session->question_unsent = true;
+}
+
+void urs_deadline_left(struct urs_reactor *reactor, struct urs_session *session)
+{
+    session->question_unsent = false;
+    session->deadline_ms = (uint32_t)reactor->now_ms + period_ms(reactor, session);
+}
+
+void urs_deadline_left_in_part(struct urs_reactor *reactor, struct urs_session *session)
+{
+    if (is_ending(session))
+        session->deadline_ms = (uint32_t)reactor->now_ms + period_ms(reactor, session);
+}
+
+void urs_deadline_set_ending(struct urs_reactor *reactor, struct urs_session *session, bool queued)
+{
+    urs_deadline_set(reactor, session, reactor->options.close_ms);
+    set_question(session, queued);
+    schedule(reactor, session);
+}
+
+/* No pong is waited for. */
+static void ping_answered(struct urs_session *session)
+{
+    session->ping_sent_us = 0;
+    session->has_deadline = session->question_unsent = session->question_queued = false;
+}
+
+void urs_deadline_open(struct urs_reactor *reactor, struct urs_session *session)
+{
+    URS_ASSERT(session->state == URS_SESSION_OPEN && !session->silent);
+    urs_turn_clock(reactor);
+    ping_answered(session);
+    session->reprieved = false;
+    session->opened_ms = session->last_input_ms = (uint32_t)reactor->now_ms;
+    /* The first ping comes early, by chance, so that sessions that came together are not pinged together for ever. */
+    uint32_t early_ms = (uint32_t)((uint64_t)(reactor->options.ping_interval_ms / 2) * (session->slot * SPREAD) >> 32);
+    session->ping_due_ms = session->opened_ms + reactor->options.ping_interval_ms - early_ms;
+    schedule(reactor, session);
+}
+
+void urs_deadline_resumed(struct urs_reactor *reactor, struct urs_session *session)
+{
+    urs_turn_clock(reactor);
+    session->last_input_ms = (uint32_t)reactor->now_ms;
+    if (session->state == URS_SESSION_OPEN)
+        ping_answered(session);
+    schedule(reactor, session);
+}
+
+/* ---- pings --------------------------------------------------------------------------------------------------- */
+
+/* A ping carries the moment at which it was made: its pong tells the round trip. */
+static void send_ping(struct urs_reactor *reactor, struct urs_session *session)
+{
+    uint8_t payload[8];
+    bool judged = reactor->options.ping_timeout_ms != 0;
+    /* One at a time where its pong decides about the session. */
+    if (session->ping_sent_us != 0 && judged)
+        return;
+    if (session->backlog_bytes > reactor->options.backlog_bytes_max + URS_CONTROL_RESERVE_BYTES)
+        return;
+    /* Else the first one is repeated: whichever a slow peer answers, its pong tells how long it took. */
+    uint64_t sent_us = session->ping_sent_us != 0 ? session->ping_sent_us : reactor->now_us;
+    memcpy(payload, &sent_us, sizeof payload);
+    bool queued = judged && urs_deadline_is_queued(session);
+    if (urs_outbound_frame(&reactor->outbox, &session->outbound, URS_OPCODE_PING, true, payload, sizeof payload) != 0)
+        return;
+    session->ping_sent_us = sent_us;
+    if (judged) {
+        session->has_deadline = true;
+        session->deadline_ms = (uint32_t)reactor->now_ms + reactor->options.ping_timeout_ms;
+        set_question(session, queued);
+    }
+    reactor->stats.pings_sent++;
+    urs_turn_dirty(reactor, session);
+}
+
+void urs_deadline_pong(struct urs_reactor *reactor, struct urs_session *session, const struct urs_item *item)
+{
+    uint64_t sent_us;
+    reactor->stats.pongs_received++;
+    if (session->state != URS_SESSION_OPEN || item->bytes != sizeof sent_us || session->ping_sent_us == 0)
+        return;
+    memcpy(&sent_us, item->payload, sizeof sent_us);
+    if (sent_us != session->ping_sent_us)
+        return;
+    session->latency_seconds = (float)(reactor->now_us - sent_us) / 1e6f;
+    ping_answered(session);
+}
+
+/* ---- judging ------------------------------------------------------------------------------------------------- */
+
+/* Looks how far the peer has come. Returns the bytes that it has taken since the last look. */
+static uint32_t look(struct urs_session *session)
+{
+    uint32_t acked = session->sent_bytes - urs_io_unsent_bytes(session->fd);
+    int32_t taken = (int32_t)(acked - session->acked_bytes);
+    session->acked_bytes = acked;
+    if ((int32_t)(acked - session->question_bytes) >= 0)
+        session->question_queued = false;
+    return taken > 0 ? (uint32_t)taken : 0;
+}
+
+/* True if input of the session has arrived that the engine has not seen, although it may. */
+static bool input_waits(struct urs_session *session)
+{
+    bool engine = session->state == URS_SESSION_OPEN || session->state == URS_SESSION_AWAIT_CLOSE;
+    if (engine && !urs_core_may_feed(session))
+        return false;
+    if (session->unread || (engine && session->held != NULL))
+        return true;
+    if (session->input_ended)
+        return false;
+    enum urs_io_input waiting = urs_io_input_waiting(session->fd);
+    bool again = session->reprieved;
+    if (waiting == URS_INPUT_ENDS)
+        session->reprieved = true;  /* a receive must tell it soon; what never does would keep the session for ever */
+    return waiting == URS_INPUT_WAITS || (waiting == URS_INPUT_ENDS && !again);
+}
+
+static void expire(struct urs_reactor *reactor, struct urs_session *session, const char *reason)
+{
+    reactor->stats.timeouts++;
+    urs_life_fail(reactor, session, URS_CLOSE_GOING_AWAY, reason);
+}
+
+/* True if the session has ended for want of a pong, or of any byte. */
+static bool judge_silence(struct urs_reactor *reactor, struct urs_session *session)
+{
+    const struct urs_reactor_options *options = &reactor->options;
+    uint32_t now_ms = (uint32_t)reactor->now_ms;
+    bool pong_due = session->has_deadline && until(reactor, session->deadline_ms) == 0;
+    bool idle_due = options->idle_ms != 0 && until(reactor, session->last_input_ms + options->idle_ms) == 0;
+    bool behind = session->question_queued || session->backlog != NULL;
+    if (session->question_queued || (behind && (pong_due || idle_due))) {
+        /* A peer that takes what is in front of the ping lives; once the ping has left, its clock runs. */
+        if (look(session) > 0) {
+            session->deadline_ms = now_ms + options->ping_timeout_ms;
+            session->taken = true;
+            pong_due = false;
+        }
+    }
+    if (idle_due && behind && session->taken) {
+        session->last_input_ms = now_ms;
+        session->taken = idle_due = false;
+    }
+    if ((pong_due || idle_due) && input_waits(session)) {
+        session->last_input_ms = now_ms;
+        idle_due = false;
+    }
+    if (pong_due) {
+        uint32_t ping_ms = (uint32_t)(session->ping_sent_us / 1000);
+        /* Anything that came since the ping shows that the peer lives, only busy. */
+        if ((int32_t)(session->last_input_ms - ping_ms) <= 0) {
+            reactor->stats.timeouts++;
+            urs_life_lose(reactor, session, -ETIMEDOUT);
+            return true;
+        }
+        ping_answered(session);
+    }
+    if (idle_due)
+        expire(reactor, session, "idle");
+    return idle_due;
+}
+
+static void judge_open(struct urs_reactor *reactor, struct urs_session *session)
+{
+    const struct urs_reactor_options *options = &reactor->options;
+    if (!session->paused && judge_silence(reactor, session))
+        return;
+    if (options->session_ms != 0 && until(reactor, session->opened_ms + options->session_ms) == 0) {
+        expire(reactor, session, "session time is over");
+        return;
+    }
+    if (options->ping_interval_ms != 0 && until(reactor, session->ping_due_ms) == 0) {
+        send_ping(reactor, session);
+        /* In step with itself: after a stall of the server sessions are pinged apart, as before. */
+        uint32_t late_ms = (uint32_t)reactor->now_ms - session->ping_due_ms;
+        session->ping_due_ms += options->ping_interval_ms * (1 + late_ms / options->ping_interval_ms);
+    }
+    schedule(reactor, session);
+}
+
+static void deadline_passed(struct urs_reactor *reactor, struct urs_session *session)
+{
+    static const char response[] = "HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Type: text/plain\r\n"
+                                   "Content-Length: 16\r\n\r\nrequest timeout\n";
+    session->has_deadline = session->reprieved = false;
+    switch ((enum urs_session_state)session->state) {
+    case URS_SESSION_AWAIT_HEAD:
+    case URS_SESSION_AWAIT_VERDICT:
+        reactor->stats.refused[URS_REFUSED_TIMEOUT]++;
+        if (session->silent) {
+            urs_life_end(reactor, session);  /* no answer to one who has not asked */
+            break;
+        }
+        urs_outbound_bytes(&reactor->outbox, &session->outbound, (const uint8_t *)response, sizeof response - 1);
+        urs_life_finish(reactor, session);
+        break;
+    case URS_SESSION_AWAIT_CLOSE:
+    case URS_SESSION_AWAIT_FLUSH:
+        reactor->stats.timeouts++;
+        urs_life_lose(reactor, session, -ETIMEDOUT);
+        break;
+    case URS_SESSION_AWAIT_END:
+        session->reset = session->question_queued;
+        urs_life_end(reactor, session);
+        break;
+    case URS_SESSION_AWAIT_REQUESTS:
+        /* shutdown did not bring the last completion: ask for it by name. */
+        if (session->receiving)
+            reactor->io->operations->receive_stop(reactor->io, session->slot, session->generation, session->fd);
+        urs_deadline_set(reactor, session, reactor->options.close_ms);
+        break;
+    case URS_SESSION_OPEN:
+    case URS_SESSION_FREE:
+    default:
+        break;
+    }
+}
+
+/* The deadline of a state but the open one. */
+static void judge_state(struct urs_reactor *reactor, struct urs_session *session)
+{
+    uint32_t period = period_ms(reactor, session);
+    if (is_ending(session) && session->question_queued) {
+        /* Enough is a byte per millisecond: a peer that takes less holds our memory for next to nothing. */
+        bool enough = look(session) >= urs_max(period / LOOKS_PER_PERIOD, 1);
+        if (enough || !session->question_queued)
+            session->deadline_ms = (uint32_t)reactor->now_ms + period;
+    }
+    bool passed = until(reactor, session->deadline_ms) == 0;
+    bool awaits_input = session->state == URS_SESSION_AWAIT_HEAD || session->state == URS_SESSION_AWAIT_CLOSE;
+    if (awaits_input && (passed || session->reprieved)) {
+        bool first = !session->reprieved;
+        passed = !input_waits(session) || (passed && !first && !session->parked);
+        /* Read first. At most once more the same time, unless buffers are short: more might come without end. */
+        if (!passed && first) {
+            session->reprieved = true;
+            session->deadline_ms = (uint32_t)reactor->now_ms + period;
+        }
+    }
+    if (passed)
+        deadline_passed(reactor, session);
+    else
+        schedule(reactor, session);
+}
+
+/* Notes, or forgets, whose input the completions at hand bring. */
+static void mark_unread(struct urs_reactor *reactor, bool unread)
+{
+    for (uint32_t index = reactor->completion_next; index < reactor->completion_count; index++) {
+        const struct urs_completion *completion = &reactor->completions[index];
+        if (completion->kind == URS_IO_RECEIVE && completion->result >= 0)
+            urs_core_session(reactor, completion->slot)->unread = unread;
+    }
+}
+
+void urs_deadline_run(struct urs_reactor *reactor)
+{
+    if (urs_wheel_next_ms(&reactor->wheel, reactor->now_ms) != 0)
+        return;
+    /* What the backend has received already no longer waits in a socket, where input_waits would find it. */
+    urs_turn_collect(reactor);
+    mark_unread(reactor, true);
+    uint32_t slot;
+    for (uint32_t count = 0; count < TIMERS_PER_TURN_MAX; count++) {
+        if ((slot = urs_wheel_take(&reactor->wheel, reactor->now_ms)) == URS_WHEEL_NONE)
+            break;
+        struct urs_session *session = urs_core_session(reactor, slot);
+        if (session->state == URS_SESSION_OPEN && !session->lost)
+            judge_open(reactor, session);
+        else if (session->state != URS_SESSION_OPEN && session->has_deadline)
+            judge_state(reactor, session);
+    }
+    mark_unread(reactor, false);
+}
+
+uint32_t urs_deadline_unread(struct urs_reactor *reactor)
+{
+    uint32_t count = 0;
+    urs_turn_collect(reactor);
+    mark_unread(reactor, true);
+    for (uint32_t slot = 0; slot < reactor->sessions.slots; slot++) {
+        struct urs_session *session = urs_core_session(reactor, slot);
+        count += session->state == URS_SESSION_AWAIT_CLOSE && !session->question_unsent && input_waits(session);
+    }
+    mark_unread(reactor, false);
+    return count;
+}
