@@ -102,8 +102,8 @@ class Tree:
         if run.returncode < 0:
             return f"crash (signal {-run.returncode})"
         if run.returncode == FAILED:
-            failed = [line for line in run.stdout.splitlines() if line.startswith(("FAILED ", "ERROR "))]
-            return failed[0].partition(" - ")[0].partition("::")[2] if failed else "failed"
+            failed = [line for line in run.stdout.splitlines() if line.startswith(("FAILED tests/", "ERROR tests/"))]
+            return failed[0].partition(" - ")[0].rpartition("::")[2] if failed else "failed"
         if "Timeout" in run.stdout:  # pytest-timeout in thread mode ends the process
             return "time-out"
         raise NotTriedError(f"{test} could not be run:\n{last_lines(run.stdout, 12)}")
@@ -114,9 +114,8 @@ def last_lines(text: str, count: int) -> str:
     return "\n".join(f"    {line}" for line in text.splitlines()[-count:])
 
 
-def mutated(mutant: Mutant) -> str:
+def mutated(mutant: Mutant, source: str) -> str:
     """Return the mutant's source file with its change. Raises NotTriedError unless its snippet is there once."""
-    source = (ROOT / mutant.file).read_text()
     count = source.count(mutant.snippet)
     if count != 1:
         raise NotTriedError(f"the snippet is in {mutant.file} {count} times, not once: {mutant.snippet!r}")
@@ -126,16 +125,17 @@ def mutated(mutant: Mutant) -> str:
 def try_mutant(tree: Tree, mutant: Mutant) -> tuple[str, str]:
     """Apply a mutant, run its tests, undo it; return the verdict and its detail."""
     target = tree.directory / mutant.file
+    source = target.read_text()
     is_c = mutant.file.startswith("uring_shim/")
     try:
-        target.write_text(mutated(mutant))
+        target.write_text(mutated(mutant, source))
         if is_c:
             tree.build()
         failures = {test: tree.failure(test) for test in mutant.tests}
     except NotTriedError as error:
         return "not tried", str(error)
     finally:
-        shutil.copy(ROOT / mutant.file, target)
+        target.write_text(source)
     passed = [test for test, failure in failures.items() if failure is None]
     if passed:
         return "SURVIVED", "passes all the same: " + ", ".join(passed)
@@ -159,7 +159,7 @@ def check_lines(mutants: list[Mutant]) -> int:
     status = 0
     for mutant in mutants:
         try:
-            mutated(mutant)
+            mutated(mutant, (ROOT / mutant.file).read_text())
         except NotTriedError as error:
             print(f"{mutant.name}: {error}")
             status = 2

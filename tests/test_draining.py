@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from servers import ReactorThread, Recorder, ServerProcess, connected, run_until, wait_until
-from uringws import Connection, Message, Options, Reactor
+from uringws import Connection, LimitReached, Message, Options, Reactor
 from uringws.backend import Backend
 from wire import BINARY, Address, Peer, close_frame, frame, upgrade_request
 
@@ -73,6 +73,27 @@ def test_a_second_signal_ends_a_drain_at_once(backend: Backend, second: int) -> 
         assert server.process.poll() is None, "one signal waits for the peer"
         assert server.stop(second) == 0
         assert server.lines[-1] == "over\n"
+
+
+def test_no_socket_is_taken_over_while_draining(backend: Backend) -> None:
+    recorder = Recorder()
+    ours, theirs = socket.socketpair()
+    with (
+        ReactorThread(recorder, backend=backend, options=PATIENT) as server,
+        Peer.connect(server.address) as peer,
+        theirs,
+        ours,
+    ):
+        recorder.wait_for("open")
+        server.ask(server.reactor.drain)
+        with pytest.raises(LimitReached):
+            server.ask(lambda: server.reactor.add_session(ours))
+        with pytest.raises(LimitReached):
+            server.sender.add_session(ours)
+        theirs.sendall(b"still the caller's")
+        assert ours.recv(100) == b"still the caller's"
+        assert len(recorder.of("open")) == 1
+        peer.reset()
 
 
 def test_who_was_accepted_but_not_seen_before_a_drain_is_not_let_in(backend: Backend) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import socket
 import struct
 import sys
@@ -238,6 +239,19 @@ def test_run_goes_on_while_a_sender_lives_and_then_ends(backend: Backend, record
             assert server.ended is None
             assert server.is_running()
             sender.release()
+        server.join()
+
+
+def test_a_sender_that_nobody_holds_keeps_no_reactor_running(backend: Backend) -> None:
+    forgotten: list[object] = []
+    with ReactorThread(
+        Silent(), backend=backend, prepare=lambda reactor: forgotten.append(reactor.sender().clone())
+    ) as server:
+        server.sender.release()
+        time.sleep(0.1)
+        assert server.is_running()
+        forgotten.clear()
+        gc.collect()
         server.join()
 
 

@@ -12,6 +12,7 @@ import pytest
 from servers import EchoRecorder, ReactorThread, Recorder, Silent, run_until
 from uringws import Connection, Handler, Message, Options, Reactor, ReactorStateError, Timer, WrongThread
 from uringws.backend import Backend
+from uringws.timers import Timers
 from wire import TEXT, Frame, Peer
 
 QUIET = Options(ping_interval_seconds=None)
@@ -262,3 +263,47 @@ def test_wrong_arguments_are_refused_at_once(name: str) -> None:
     attempt, error = WRONG[name]
     with Reactor(Silent(), QUIET, backend="epoll") as reactor, pytest.raises(error):
         attempt(reactor)
+
+
+class Clock:
+    """A clock that stands still until it is moved."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        monkeypatch.setattr("uringws.timers.time", self)
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+def test_the_delays_of_a_repeated_timer_do_not_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    timers = Timers(lambda: None)
+    calls: list[float] = []
+    timers.add(1.0, 1.0, lambda: calls.append(clock.now), ())
+    for late in (0.0, 0.25, 0.5, 0.75):  # by how much each call comes too late
+        left = timers.seconds_left()
+        assert left is not None
+        clock.now += left + late
+        timers.run_due()
+    assert calls == [1001.0, 1002.25, 1003.5, 1004.75]
+    assert timers.seconds_left() == 0.25
+
+
+def test_a_timer_that_is_added_by_another_waits_for_the_next_turn_however_soon_it_is_due(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also where the clock has not moved in between."""
+    Clock(monkeypatch)
+    timers = Timers(lambda: None)
+    calls: list[int] = []
+
+    def again() -> None:
+        calls.append(len(calls))
+        if len(calls) < 100:
+            timers.add(0, None, again, ())
+
+    timers.add(0, None, again, ())
+    for turn in range(1, 4):
+        timers.run_due()
+        assert len(calls) == turn
