@@ -38,7 +38,7 @@ C_LAYERS = (
 
 PYTHON_LAYERS = (
     {"field_docs", "shim", "version"},
-    {"callbacks", "errors", "options", "frames", "sending", "signals", "sockets", "stats", "timers"},
+    {"callbacks", "errors", "options", "frames", "ownership", "sending", "signals", "sockets", "stats", "timers"},
     {"backend", "engine", "handshake", "http", "message", "metrics", "proxy_protocol"},
     {"connection", "handler", "sender", "upgrade"},
     {"reactor"},

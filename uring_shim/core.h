@@ -3,8 +3,6 @@
 #ifndef URS_CORE_H
 #define URS_CORE_H
 
-#include <pthread.h>
-
 #include "base.h"
 #include "block.h"
 #include "engine.h"
@@ -120,7 +118,7 @@ struct urs_reactor {
     uint32_t turn;
     uint32_t handshakes;
     uint32_t sends;                      /* submitted or queued, not yet completed */
-    pthread_t owner;                     /* once started */
+    uint64_t owner;                      /* once started: urs_thread_number of its thread */
     bool forked;                         /* this process inherited the reactor: hands off */
     bool echo;
     bool started;
@@ -139,10 +137,14 @@ static inline struct urs_session *urs_core_session(const struct urs_reactor *rea
 
 static inline void urs_slots_push(struct urs_slots *slots, uint32_t slot) { slots->slots[slots->count++] = slot; }
 
+/* The calling thread's number, which no other thread ever has: its pthread_t is used again once it has ended. 0 until
+ * the thread has started a reactor. */
+extern _Thread_local uint64_t urs_thread_number;
+
 /* 0 if the calling thread may use the reactor: any before it is started, then its owner. */
 static inline int urs_core_check(const struct urs_reactor *reactor)
 {
-    if (URS_LIKELY(!reactor->started || pthread_equal(reactor->owner, pthread_self())) && !reactor->forked)
+    if (URS_LIKELY(!reactor->started || reactor->owner == urs_thread_number) && !reactor->forked)
         return 0;
     return reactor->forked ? URS_ERROR_FORKED : URS_ERROR_THREAD;
 }

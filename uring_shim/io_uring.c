@@ -226,14 +226,16 @@ static int uring_start(struct urs_io *io)
 {
     struct uring *uring = of(io);
     /* The raw call: the shared library of liburing 2.3 does not export io_uring_enable_rings. */
-    if (syscall(__NR_io_uring_register, uring->ring.ring_fd, IORING_REGISTER_ENABLE_RINGS, NULL, 0) != 0)
+    if (urs_fault_errno(urs_fault(URS_FAULT_SETUP))
+        || syscall(__NR_io_uring_register, uring->ring.ring_fd, IORING_REGISTER_ENABLE_RINGS, NULL, 0) != 0)
         return -errno;
     uring->started = true;
     io_uring_ring_dontfork(&uring->ring);
     /* Optional: spares a reference on the ring's file at each enter, which threaded processes pay for. */
     if (io_uring_register_ring_fd(&uring->ring) == 1)
         uring->enter_flags |= IORING_ENTER_REGISTERED_RING;
-    return arm_wake(uring);
+    arm_wake(uring);  /* where it fails, the first wait tries again */
+    return 0;
 }
 
 static int uring_accept(struct urs_io *io, uint32_t slot, int fd)

@@ -152,13 +152,23 @@ void urs_reactor_close(struct urs_reactor *reactor)
     free_all(reactor);
 }
 
+_Thread_local uint64_t urs_thread_number;
+
+void urs_reactor_take(struct urs_reactor *reactor)
+{
+    static uint64_t numbers;
+    if (urs_thread_number == 0)
+        urs_thread_number = __atomic_add_fetch(&numbers, 1, __ATOMIC_RELAXED);
+    reactor->owner = urs_thread_number;
+}
+
 int urs_reactor_start(struct urs_reactor *reactor)
 {
     int error = reactor->io->operations->start(reactor->io);
     if (error != 0)
         return error;
     reactor->started = true;
-    reactor->owner = pthread_self();
+    urs_reactor_take(reactor);
     urs_turn_clock(reactor);
     urs_admission_arm(reactor);
     return 0;
@@ -512,7 +522,10 @@ int64_t urs_session_buffered(struct urs_reactor *reactor, uint64_t id)
 double urs_session_latency(struct urs_reactor *reactor, uint64_t id)
 {
     struct urs_session *session;
-    return find(reactor, id, &session) != 0 ? -1.0 : (double)session->latency_seconds;
+    int refused = find(reactor, id, &session);
+    if (refused == URS_ERROR_STALE)
+        return -1.0;
+    return refused != 0 ? (double)refused : (double)session->latency_seconds;
 }
 
 int urs_session_descriptor(struct urs_reactor *reactor, uint64_t id)
@@ -546,9 +559,10 @@ int urs_session_settle_peer(struct urs_reactor *reactor, uint64_t id, const stru
 
 int urs_session_state(struct urs_reactor *reactor, uint64_t id)
 {
-    const struct urs_session *session = reactor == NULL ? NULL : urs_session_find(&reactor->sessions, id);
-    if (session == NULL)
-        return URS_SESSION_FREE;
+    struct urs_session *session;
+    int refused = find(reactor, id, &session);
+    if (refused != 0)
+        return refused == URS_ERROR_STALE ? URS_SESSION_FREE : refused;
     /* Lost, and only the event of it still to come. */
     return session->lost && session->state == URS_SESSION_OPEN ? URS_SESSION_AWAIT_FLUSH : session->state;
 }

@@ -124,8 +124,11 @@ struct urs_reactor *urs_reactor_open(const char *backend, const struct urs_react
 /* Closes every session's descriptor and frees everything. Listening sockets stay their owners'. */
 void urs_reactor_close(struct urs_reactor *reactor);
 
-/* Binds the reactor to the calling thread. Returns 0 or -errno. */
+/* Binds the reactor to the calling thread. Returns 0 or -errno, and may then be called again. */
 int urs_reactor_start(struct urs_reactor *reactor);
+
+/* Binds it to the calling thread, whose part is to close it: the thread that started it has ended. */
+void urs_reactor_take(struct urs_reactor *reactor);
 
 /* Accepts from a listening socket, which stays the caller's and must stay open. Returns its index or -errno. */
 int urs_reactor_listen(struct urs_reactor *reactor, int fd, bool local);
@@ -211,7 +214,7 @@ int urs_session_resume(struct urs_reactor *reactor, uint64_t id);
 /* Bytes that wait for the socket to take them, or URS_ERROR_STALE. */
 int64_t urs_session_buffered(struct urs_reactor *reactor, uint64_t id);
 
-/* Seconds between the last ping and its pong; negative: none yet, or the session is gone. */
+/* Seconds between the last ping and its pong; -1: none yet, or the session is gone. A lower number is an urs_error. */
 double urs_session_latency(struct urs_reactor *reactor, uint64_t id);
 
 /* The descriptor, or URS_ERROR_STALE. It stays the reactor's. */
@@ -225,7 +228,8 @@ int urs_session_peer(struct urs_reactor *reactor, uint64_t id, struct urs_peer *
  * URS_ERROR_STALE. */
 int urs_session_settle_peer(struct urs_reactor *reactor, uint64_t id, const struct urs_peer *peer);
 
-/* The session's state, URS_SESSION_FREE if it is gone; never URS_SESSION_OPEN if nothing can be sent any more. */
+/* The session's state, URS_SESSION_FREE if it is gone; never URS_SESSION_OPEN if nothing can be sent any more. Or
+ * URS_ERROR_THREAD or URS_ERROR_FORKED. */
 int urs_session_state(struct urs_reactor *reactor, uint64_t id);
 
 /* cdef: end */

@@ -74,11 +74,13 @@ class Connection:
 
     @property
     def is_open(self) -> bool:
-        """Whether messages can be sent: from `on_open` until either side has begun to close."""
+        """Whether messages can be sent: from `on_open` until either side has begun to close. Raises WrongThread."""
         message = self._message
-        if message._reactor._connection(self.id) is not self:
-            return False  # on_close was called, or is to be
-        return bool(lib.urs_session_state(message._core, self.id) == lib.URS_SESSION_OPEN)
+        state: int = lib.urs_session_state(message._core, self.id)
+        if state != lib.URS_SESSION_OPEN:
+            check(state, "is_open")
+            return False
+        return message._reactor._connection(self.id) is self  # else on_close was called, or is to be
 
     @property
     def buffered_amount(self) -> int:
@@ -94,6 +96,8 @@ class Connection:
     def latency_seconds(self) -> float | None:
         """Seconds from the last ping of `Options.ping_interval_seconds` to its pong; None before the first pong."""
         seconds: float = lib.urs_session_latency(self._message._core, self.id)
+        if seconds < -1:
+            check(int(seconds), "latency_seconds")
         return seconds if seconds >= 0 else None
 
     def echo(self) -> None:
@@ -218,8 +222,11 @@ class Connection:
         check(lib.urs_session_resume(self._message._core, self.id), "resume_reading")
 
     def __repr__(self) -> str:
-        """Name it for a log."""
-        return f"<Connection {self.id} {'open' if self.is_open else 'closed'}>"
+        """Name it for a log; whether it is open is known in the reactor's thread only."""
+        try:
+            return f"<Connection {self.id} {'open' if self.is_open else 'closed'}>"
+        except UringWSError:
+            return f"<Connection {self.id}>"
 
     def _cannot_echo(self) -> Exception:
         if not self.is_open:

@@ -29,6 +29,7 @@ from uringws.handshake import refusal
 from uringws.http import encode_refusal
 from uringws.message import Message
 from uringws.options import Options
+from uringws.ownership import Owner
 from uringws.sender import Sender
 from uringws.sending import check_close
 from uringws.shim import ffi, lib
@@ -87,12 +88,13 @@ class Reactor:
     """A WebSocket server (RFC 6455) for the thread that runs it.
 
     `handler` gets every connection's events; its callbacks are looked up here, once, so that one assigned to it later
-    is not called. `backend` is "io_uring", "epoll", or "auto": io_uring where it can be
-    had, else epoll, with a warning that says why. Raises UringUnavailable for "io_uring" where it cannot be had,
-    ValueError for another backend, OSError where not even epoll can be had, TypeError for what is no handler.
+    is not called. `backend` is "io_uring", "epoll", or "auto": io_uring where it is available, else epoll, with a
+    warning that says why. Raises UringUnavailable for "io_uring" where it is not available, ValueError for another
+    backend, OSError where not even epoll is available, TypeError for what is no handler.
 
     A reactor belongs to the thread that first runs it. `stop`, `sender` and what a Sender does are for all threads;
-    the rest raises WrongThread elsewhere. It is a context manager that closes itself.
+    the rest raises WrongThread elsewhere, except that any thread may close it once its own thread has ended. It is a
+    context manager that closes itself.
     """
 
     def __init__(self, handler: HandlerProtocol, options: Options | None = None, *, backend: Backend = "auto") -> None:
@@ -131,7 +133,7 @@ class Reactor:
         self._rejected: Counter[RejectReason] = Counter()
         self._close_codes: Counter[int] = Counter()
 
-        self._thread: int | None = None
+        self._owner = Owner()
         self._running = False
         self._stopping = False
         self._signal: int | None = None  # one that came, and was not acted on yet
@@ -263,7 +265,10 @@ class Reactor:
         if self.options.tcp_nodelay and sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited by what it accepts
         sock.listen(self.options.listen_backlog)
-        check(lib.urs_reactor_listen(self._core, sock.fileno(), sock.family == socket.AF_UNIX), "listen")
+        with self._core_lock:
+            self._check_usable()
+            self._check_thread()
+            check(lib.urs_reactor_listen(self._core, sock.fileno(), sock.family == socket.AF_UNIX), "listen")
         self._listeners.append(sock)
         self._addresses.append(address_of(sock))
         return self._addresses[-1]
@@ -317,7 +322,7 @@ class Reactor:
         number, _ = check_close(code, "")
         _check_seconds(timeout)
         response = encode_refusal(refusal("draining"), server_header=self.options.server_header)
-        if self._thread is None:
+        if not self._owner.is_known:
             self._start()
         lib.urs_reactor_drain(self._core, self._message._owed(None), number, response, len(response))
         self._close_listeners()  # else the kernel would go on completing connections that nobody takes
@@ -330,14 +335,18 @@ class Reactor:
             self._run(echo=False, signals=False)
 
     def close(self) -> None:
-        """Cut all sessions, stop listening, free everything: the reactor is of no more use. Twice is fine."""
-        if self._core == ffi.NULL or self._closing_down:
-            return
+        """Cut all sessions, stop listening, free everything: the reactor cannot be used any more. Twice is fine.
+
+        From the thread that ran it or, once that has ended, from any: `on_close` is called there then. Raises
+        WrongThread while that thread lives, ReactorStateError inside of `run`.
+        """
+        with self._core_lock:
+            if self._core == ffi.NULL or self._closing_down:
+                return
+            if not self._inherited:
+                self._check_may_close()
+                self._closing_down = True  # on_close, called by it, may close once more
         if not self._inherited:
-            self._check_thread()
-            if self._running:
-                raise ReactorStateError("close() inside of run(): call stop() or drain() and close after it returned")
-            self._closing_down = True  # on_close, called by it, may close once more
             self._end_all()
         with self._core_lock:
             core, self._core = self._core, ffi.NULL
@@ -436,22 +445,27 @@ class Reactor:
         """
         self._check_usable()
         self._check_thread()
-        if self._closing_down:
-            raise ReactorStateError("the reactor is being closed")
         number = check_stream(sock)
         buffer = memoryview(prefix).cast("B") if len(prefix) else b""
-        identity = ffi.new("uint64_t *")
-        check(
-            lib.urs_reactor_adopt(self._core, number, ffi.from_buffer("uint8_t[]", buffer), len(buffer), identity),
-            "add_session",
-        )
-        if isinstance(sock, socket.socket):
-            sock.detach()
-        connection = self._prepare_connection(int(identity[0]), subprotocol, data)
-        self._connections[int(identity[0]) & 0xFFFFFFFF] = connection
-        self._sessions_made += 1
+        with self._core_lock:  # one thread at a time, also before it has an owner
+            self._check_usable()
+            self._check_thread()
+            if self._closing_down:
+                raise ReactorStateError("the reactor is being closed")
+            connection = self._adopt(number, buffer, subprotocol, data)
+            if isinstance(sock, socket.socket):
+                sock.detach()
         self._call(connection, self._on_open, connection)
         return connection.id
+
+    def _adopt(self, descriptor: int, prefix: Any, subprotocol: str | None, data: object) -> Connection:
+        identity = ffi.new("uint64_t *")
+        buffer = ffi.from_buffer("uint8_t[]", prefix)
+        check(lib.urs_reactor_adopt(self._core, descriptor, buffer, len(prefix), identity), "add_session")
+        connection = self._prepare_connection(int(identity[0]), subprotocol, data)
+        self._connections[connection.id & 0xFFFFFFFF] = connection
+        self._sessions_made += 1
+        return connection
 
     def sender(self) -> Sender:
         """Return a handle for other threads. `run` goes on while one is alive: release it, or use it in a `with`."""
@@ -731,21 +745,37 @@ class Reactor:
     # ---- its thread, its signals, its end
 
     def _enter(self) -> None:
-        self._check_usable()
-        self._check_thread()
-        if self._running:
-            raise ReactorStateError("the reactor is running already")
-        if self._thread is None:
-            self._start()
-        self._running = True
+        with self._core_lock:
+            self._check_usable()
+            self._check_thread()
+            if self._closing_down:
+                raise ReactorStateError("the reactor is being closed")
+            if self._running:
+                raise ReactorStateError("the reactor is running already")
+            if not self._owner.is_known:
+                self._start()
+            self._running = True
 
     def _start(self) -> None:
-        self._thread = threading.get_ident()
-        check(lib.urs_reactor_start(self._core), f"{self.backend} start")
+        with self._core_lock:  # other threads may still be adding what it is to begin with
+            check(lib.urs_reactor_start(self._core), f"{self.backend} start")
+            self._owner.take()
 
     def _check_thread(self) -> None:
-        if self._thread is not None and threading.get_ident() != self._thread:
-            raise WrongThread("a reactor belongs to the thread that first ran it: use reactor.sender() from others")
+        if not self._owner.is_known or self._owner.is_caller:
+            return
+        if self._owner.has_ended:
+            raise WrongThread("the thread that ran the reactor has ended: all that can be done with it is close()")
+        raise WrongThread("a reactor belongs to the thread that first ran it: use reactor.sender() from others")
+
+    def _check_may_close(self) -> None:
+        """Raise unless the caller may close it, and make it the owner."""
+        if self._running and self._owner.is_caller:
+            raise ReactorStateError("close() inside of run(): call stop() or drain() and close after it returned")
+        if self._owner.has_ended:
+            lib.urs_reactor_take(self._core)
+            self._owner.take()
+        self._check_thread()
 
     def _check_usable(self) -> None:
         if self._inherited:

@@ -12,6 +12,7 @@ from uringws.errors import ConnectionClosed, ReactorStateError, SenderFull
 from uringws.frames import CloseCode
 from uringws.sending import ABSENT, check_close, check_send, name_opcode
 from uringws.shim import ffi
+from uringws.sockets import check_stream
 
 if TYPE_CHECKING:
     import socket
@@ -117,13 +118,18 @@ class Sender:
         """Have the reactor take over a socket and bytes read from it; wait for it and return the connection's id.
 
         As `Reactor.add_session_with_prefix`, whose exceptions it raises; TimeoutError (the caller keeps the socket) if
-        the reactor did not come to it within `timeout` seconds.
+        the reactor did not come to it within `timeout` seconds. It waits for the reactor's thread also where that does
+        not run the reactor yet: before `run`, the thread that is to call it takes `Reactor.add_session_with_prefix`.
         """
+        self._check_live()
         reactor = self._reactor
-        if reactor._thread in (None, threading.get_ident()):
+        if reactor._owner.is_caller:
             return reactor.add_session_with_prefix(sock, prefix, subprotocol=subprotocol, data=data)
+        check_stream(sock)  # what is wrong with it is raised here at once
+        copy = bytes(memoryview(prefix))
+        if not reactor._owner.is_known and threading.active_count() == 1:
+            raise ReactorStateError("no other thread can run the reactor while this one waits: use its add_session")
         adoption = _Adoption()
-        copy = bytes(prefix)
         until = None if timeout is None else time.monotonic() + timeout
 
         def adopt() -> None:
@@ -136,12 +142,12 @@ class Sender:
         self._put(adopt, timeout)
         while not adoption.done.wait(0.5 if until is None else max(0.0, min(0.5, until - time.monotonic()))):
             with adoption.lock:
-                ended = reactor._core == ffi.NULL
+                ended = reactor._core == ffi.NULL or reactor._owner.has_ended
                 late = until is not None and time.monotonic() >= until
                 adoption.abandoned = (ended or late) and not adoption.done.is_set()
             if adoption.abandoned:
                 if ended:
-                    raise ReactorStateError("the reactor was closed before it took the socket")
+                    raise ReactorStateError("the reactor was closed, or its thread ended, before it took the socket")
                 raise TimeoutError(f"the reactor did not take the socket within {timeout} seconds")
         return adoption.result()
 
@@ -215,7 +221,7 @@ class Sender:
     def _wait_for_room(self, timeout: float | None) -> None:
         reactor = self._reactor
         limit = reactor.options.sender_commands_max
-        own = reactor._thread == threading.get_ident()
+        own = reactor._owner.is_caller
         until = None if timeout is None else time.monotonic() + timeout
         while len(reactor._commands) >= limit:
             left = None if until is None else until - time.monotonic()
@@ -240,7 +246,11 @@ class _Adoption:
             self._id = adopt()
         except Exception as error:  # noqa: BLE001 - raised where it belongs, by the caller's call
             self._error = error
-        self.done.set()
+        except BaseException:
+            self._error = ReactorStateError("the reactor was interrupted while it took the socket")
+            raise
+        finally:
+            self.done.set()
 
     def result(self) -> int:
         if self._error is not None:

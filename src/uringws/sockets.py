@@ -161,6 +161,7 @@ def check_stream(sock: socket.socket | int) -> int:
     with socket.socket(fileno=os.dup(descriptor)) as probe:
         if probe.type != socket.SOCK_STREAM or probe.family not in _FAMILIES:
             raise ValueError("only TCP and Unix stream sockets can be adopted")
+        probe.getpeername()  # raises OSError for one that is not connected
     return descriptor
 
 
