@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import subprocess
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,28 @@ def installed(directory: Path, *arguments: str) -> str:
 def test_there_is_one_wheel_for_every_python() -> None:
     (wheel,) = DIST.glob("*.whl")
     assert re.fullmatch(r"uringws-[\d.]+-cp311-abi3-linux_\w+\.whl", wheel.name)
+
+
+def test_the_wheel_holds_no_symbols_and_both_licences(tmp_path: Path) -> None:
+    (wheel,) = DIST.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        archive.extract("uringws/_shim.abi3.so", tmp_path)
+    assert {Path(name).name for name in names if "/licenses/" in name} == {"LICENSE", "liburing.txt"}
+    shim = tmp_path / "uringws" / "_shim.abi3.so"
+    sections = subprocess.run(
+        ["readelf", "--sections", "--wide", str(shim)], check=True, capture_output=True, text=True
+    ).stdout
+    assert ".text" in sections
+    assert not re.search(r"\.(symtab|debug_\w+)\b", sections)
+    assert shim.stat().st_size < 400_000
+
+
+def test_the_command_is_installed(tmp_path: Path) -> None:
+    version = installed(tmp_path, "-c", "import uringws; print(uringws.__version__)")
+    command = [str(PYTHON.parent / "uringws"), "--version"]
+    printed = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+    assert printed == f"uringws {version}"
 
 
 def test_import_is_the_wheels(tmp_path: Path) -> None:

@@ -160,7 +160,8 @@ def test_no_compiler_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_build_stops_with_one_line(without: Without, tmp_path: Path) -> None:
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path)
-    shutil.copytree(SHIM, tmp_path / "uring_shim")
+    for name in ("licenses", "uring_shim"):
+        shutil.copytree(ROOT / name, tmp_path / name)
     (tmp_path / "src" / "uringws").mkdir(parents=True)
     shutil.copy(ROOT / "src" / "uringws" / "version.py", tmp_path / "src" / "uringws")
     without("liburing.h")

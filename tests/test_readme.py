@@ -28,7 +28,7 @@ def code(text: str) -> Iterator[str]:
     """The dotted names that a text's inline code begins with, where they can only be names."""
     for inline in re.findall(r"`([^`]+)`", text):
         found = re.match(r"[A-Za-z_][\w.]*(?=$|[(=])", inline)
-        if found and ("_" in found[0] or found[0][0].isupper()) and not found[0].startswith("URING_"):
+        if found and ("_" in found[0] or found[0][0].isupper()) and not found[0].startswith(("URING_", "URINGWS_")):
             yield found[0]
 
 

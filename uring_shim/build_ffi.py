@@ -19,6 +19,8 @@ import cffi
 import setuptools
 from setuptools.command.build_ext import build_ext
 
+import build_description
+
 ROOT = Path(__file__).resolve().parent.parent
 SHIM = ROOT / "uring_shim"
 
@@ -196,12 +198,18 @@ class BuildExtension(build_ext):
             extension.extra_objects.append(str(archive))
         else:
             extension.libraries.append("uring")
+        if not (self.inplace or self.editable_mode or flag("URING_SHIM_SANITIZE")):
+            extension.extra_link_args.append("-Wl,--strip-all")  # three quarters of a wheel would be symbols
 
 
 def setup(arguments: list[str]) -> None:
     """Runs setuptools, with the `arguments` of its command line, and with what pyproject.toml cannot say."""
+    address = build_description.repository()
     setuptools.setup(
         script_args=arguments,
+        long_description=build_description.description((ROOT / "README.md").read_text(encoding="utf-8"), address),
+        long_description_content_type="text/markdown",
+        project_urls=build_description.project_urls(address),
         cffi_modules=["uring_shim/build_ffi.py:ffibuilder"],
         cmdclass={"build_ext": BuildExtension},
         options={"bdist_wheel": {"py_limited_api": LIMITED_API_TAG}},
