@@ -93,7 +93,7 @@ def main() -> None:
         limit_memlock(arguments.memlock)
     if arguments.refuse is not None:
         refuse_io_uring(getattr(errno, arguments.refuse))
-    exec(code, {"__name__": "__main__", "__builtins__": __builtins__})
+    exec(code, {"__name__": "__main__", "__file__": sys.argv[0], "__builtins__": __builtins__})
 
 
 if __name__ == "__main__":
