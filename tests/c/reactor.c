@@ -28,9 +28,10 @@ static _Noreturn void fail(const char *condition, int line)
 
 static struct urs_reactor *start_reactor(uint64_t memory_bytes_max)
 {
+    static uint32_t handled;
     struct urs_io_report report;
     const struct urs_reactor_options options = {
-        .receive_buffers = BUFFERS, .receive_buffer_bytes = BUFFER_BYTES, .pool_memory = pool, .verdicts = echo_flags,
+        .receive_buffers = BUFFERS, .receive_buffer_bytes = BUFFER_BYTES, .pool_memory = pool, .verdicts = echo_flags, .handled = &handled,
         .rules = {.message_bytes_max = 1 << 24}, .backlog_bytes_max = 1 << 24, .backlog_high_bytes = 1 << 20,
         .memory_bytes_max = memory_bytes_max, .header_bytes_max = 1024, .session_turn_bytes_max = 1 << 16};
     struct urs_reactor *reactor = urs_reactor_open("epoll", &options, &report);
