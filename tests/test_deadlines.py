@@ -14,14 +14,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import pytest
 
 from servers import EchoRecorder, ReactorThread, Recorder, ServerProcess, run_until, settle, wait_until
 from test_liveness import assert_struck, only, paused
-from uringws import Connection, Options, Reactor, Request, Response
+from uringws import Connection, Options, Reactor, Request, Response, SendResult
 from uringws.backend import Backend
-from wire import BINARY, CLOSE, PING, PONG, TEXT, Frame, Peer, close_frame, frame, upgrade_request
+from wire import BINARY, CLOSE, PING, PONG, TEXT, Frame, Peer, close_frame, frame, server_frame, upgrade_request
 
 PERIOD_SECONDS = 0.6
 """Of the deadline under test."""
@@ -509,6 +510,27 @@ def test_who_talks_on_after_our_close_frame_is_cut_all_the_same(backend: Backend
         assert time.monotonic() - start < 4
 
 
+def test_who_takes_the_rest_in_drops_is_cut_all_the_same(tmp_path: Path) -> None:
+    """On a Unix socket, whose queue shows each small message that was taken: about 800 bytes in each look."""
+    recorder = Recorder()
+    path = str(tmp_path / "socket")
+    options = only(close_seconds_max=4.0)  # a look per second, which wants 1,000 bytes
+    with (
+        serving("epoll", options, recorder, prepare=lambda reactor: reactor.bind_unix(path)) as server,
+        Peer.connect(path) as peer,
+    ):
+        (conn,) = opened(recorder)
+        while server.ask(lambda: conn.send_text("x")) is SendResult.SENT:
+            pass
+        server.ask(conn.close)
+        start = time.monotonic()
+        while not recorder.of("close"):
+            assert peer.sock.recv(3) == server_frame(TEXT, b"x")
+            time.sleep(1.05)
+            assert time.monotonic() - start < 7
+        assert recorder.of("close")[0][2] == 1006
+
+
 # Connections that send nothing
 
 
@@ -577,12 +599,20 @@ def test_a_request_that_waits_to_be_read_does_not_give_way(backend: Backend) -> 
 def test_a_flood_of_silent_connections_keeps_no_honest_one_out(backend: Backend) -> None:
     options = Options(handshakes_max=8, silent_seconds_max=0.001)
     with serving(backend, options, Recorder()) as server, ExitStack() as stack:
-        for _ in range(20):
+
+        def silent_seen() -> int:
+            stats = server.ask(server.reactor.stats)
+            assert stats.handshakes <= 8
+            return stats.handshakes + stats.rejected.get("handshakes_max", 0)
+
+        for silent in range(10, 101, 10):
             for _ in range(10):
                 stack.enter_context(Peer.dial(server.address))
-            time.sleep(0.01)
+            while silent_seen() < silent:
+                time.sleep(0.001)
+            time.sleep(0.005)  # longer than silent_seconds_max
             stack.enter_context(Peer.connect(server.address))
-        assert server.ask(server.reactor.stats).handshakes <= 8
+            assert silent_seen() == silent
 
 
 # When timers run
