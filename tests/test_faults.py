@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from conftest import NO_URING
-from faulty import ACCEPT, ALWAYS, ARM, ENTER, NOTIFY, RECEIVE, SEND, SHUTDOWN, FaultyServer, Talk
+from faulty import ACCEPT, ALWAYS, ARM, ENTER, NOTIFY, RECEIVE, SEND, SHUTDOWN, ZERO_COPY, FaultyServer, Talk
 from servers import ROOT, missing
 from uringws.errors import REMEDIES, UnavailableReason
 from wire import BINARY, PING, TEXT, Frame, Peer, distinct_payloads, frame, upgrade_request
@@ -552,3 +552,41 @@ def test_a_buffer_is_not_given_back_while_the_kernel_still_sends_from_it(
             for _ in range(25):
                 server.look()
             assert peer.shake_hands() == 1000
+
+
+def ask_in_turn(begun: list[Talk], size: int) -> None:
+    """One question after the other, each answered before the next is asked."""
+    for index, talk in enumerate(begun):
+        talk.expected = [Frame(BINARY, bytes([index]) * size)]
+        talk.ask()
+        assert talk.answered()
+
+
+@pytest.mark.parametrize("mode", ["auto", "always"])
+def test_a_kernel_without_zero_copy_is_asked_once(faulty_build: Path, tmp_path: Path, mode: str) -> None:
+    """Kernels before 6.2 answer -EINVAL: from then on all sessions send plainly, the first one without delay."""
+    if NO_URING is not None:
+        missing(NO_URING)
+    with FaultyServer(faulty_build, tmp_path, "io_uring", "c", zero_copy=mode) as server:
+        begun = talks(server, 5, [])
+        server.plan(ZERO_COPY, -errno.EINVAL, count=ALWAYS)
+        ask_in_turn(begun, 20_000)
+        now = server.look()
+        assert now["stats"]["sends_short"] == server.before["stats"]["sends_short"]
+        ask_in_turn(begun, 200_000)
+        now = server.look()
+        assert now["injected"][ZERO_COPY] == 1
+        assert now["stats"]["zero_copy_sends"] == 0
+        assert finish(begun) == 0
+
+
+def test_a_socket_without_zero_copy_is_asked_once(zero_copy: FaultyServer) -> None:
+    """A refusal that concerns the socket (EOPNOTSUPP) leaves zero copy to the other sessions."""
+    begun = talks(zero_copy, 3, [])
+    zero_copy.plan(ZERO_COPY, -errno.EOPNOTSUPP)
+    for _ in range(3):
+        ask_in_turn(begun, 16_000)
+    now = zero_copy.look()
+    assert now["injected"][ZERO_COPY] == 1
+    assert now["stats"]["zero_copy_sends"] - zero_copy.before["stats"]["zero_copy_sends"] == 2 * 3
+    assert finish(begun) == 0

@@ -234,10 +234,10 @@ void urs_zero_copy_close(struct urs_reactor *reactor);
  * the thing to do. */
 int urs_zero_copy_send(struct urs_reactor *reactor, struct urs_session *session);
 
-/* A zero-copy send has completed: returns its session, NULL if that is gone, and in *result what a plain send would
- * have come to. Without `more` the loan has ended. */
+/* A zero-copy send has completed: returns its session, NULL if that is gone. *refused: nothing was sent, and a plain
+ * send is to take its place; the session makes no more zero-copy sends. Without `more` the loan has ended. */
 struct urs_session *urs_zero_copy_sent(struct urs_reactor *reactor, const struct urs_completion *completion,
-                                       int32_t *result);
+                                       bool *refused);
 
 /* The kernel is done with a loan. */
 void urs_zero_copy_release(struct urs_reactor *reactor, const struct urs_completion *completion);

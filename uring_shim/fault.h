@@ -25,7 +25,8 @@ enum urs_fault_point {
     URS_FAULT_TASK_WORK = 7,             /* io_uring: any fault here makes a wait take in everything that is due, as
                                             kernels before 6.13 do; later ones take about 20 completions at a time */
     URS_FAULT_SHUTDOWN = 8,              /* shutdown: the socket stays as it is */
-    URS_FAULT_POINTS = 9
+    URS_FAULT_ZERO_COPY = 9,             /* io_uring's zero-copy sends, which are calls of URS_FAULT_SEND too */
+    URS_FAULT_POINTS = 10
 };
 
 /* Makes `count` calls of `point`, from the `from`-th on (counted from 1, beginning now), fail with `fault`: -errno, or

@@ -333,7 +333,9 @@ static int uring_send_zero_copy(struct urs_io *io, uint32_t token, int fd, const
         io->stats.sq_full++;
         return -EBUSY;
     }
-    int32_t fault = urs_fault(URS_FAULT_SEND);
+    int32_t fault = urs_fault(URS_FAULT_ZERO_COPY);
+    if (fault == 0)
+        fault = urs_fault(URS_FAULT_SEND);
     if (urs_io_fail_at_once(&uring->faults, identity, fault))
         return 0;
     struct io_uring_sqe *sqe = io_uring_get_sqe(&uring->ring);

@@ -298,6 +298,14 @@ static void on_sent(struct urs_reactor *reactor, struct urs_session *session, in
         wait_writable(reactor, session, fate);
 }
 
+/* The same bytes once more, in this flush: they lie where they lay. */
+static void send_again(struct urs_reactor *reactor, struct urs_session *session)
+{
+    URS_ASSERT(session->sending && !session->sent_backlog);
+    session->sending = false;
+    urs_turn_dirty(reactor, session);
+}
+
 static int reserve_completions(struct urs_reactor *reactor, uint32_t more)
 {
     if (reactor->completion_room - reactor->completion_count >= more)
@@ -324,10 +332,12 @@ static int collect_sends(struct urs_reactor *reactor)
             on_sent(reactor, urs_core_session(reactor, batch[index].slot), batch[index].result);
         } else if (batch[index].kind == URS_IO_SEND_ZC) {
             reactor->sends--;
-            int32_t result;
-            struct urs_session *session = urs_zero_copy_sent(reactor, &batch[index], &result);
-            if (session != NULL)
-                on_sent(reactor, session, result);
+            bool refused;
+            struct urs_session *session = urs_zero_copy_sent(reactor, &batch[index], &refused);
+            if (session != NULL && refused)
+                send_again(reactor, session);
+            else if (session != NULL)
+                on_sent(reactor, session, batch[index].result);
         } else if (batch[index].kind == URS_IO_RELEASE) {
             urs_zero_copy_release(reactor, &batch[index]);
         } else {

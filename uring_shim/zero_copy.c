@@ -53,9 +53,10 @@ int urs_zero_copy_send(struct urs_reactor *reactor, struct urs_session *session)
     size_t offset = (size_t)(segment->data - reactor->pool.memory);
     bool in_pool = segment->block == NULL;
     bool alone = session->outbound.first == session->outbound.last;
-    bool wanted = reactor->options.zero_copy == URS_ZERO_COPY_ALWAYS
-        || (segment->bytes >= reactor->options.zero_copy_bytes_min && !session->copied);
-    if (reactor->loan_free == 0 || !alone || !wanted)
+    bool large = reactor->options.zero_copy == URS_ZERO_COPY_ALWAYS
+        || segment->bytes >= reactor->options.zero_copy_bytes_min;
+    if (reactor->options.zero_copy == URS_ZERO_COPY_NEVER || reactor->loan_free == 0 || !alone || !large
+        || session->copied)
         return -ENOTSUP;
     uint32_t buffer = 0;
     if (in_pool) {
@@ -79,24 +80,24 @@ int urs_zero_copy_send(struct urs_reactor *reactor, struct urs_session *session)
         loan->block = segment->block;
         urs_block_hold(segment->block);
     }
-    reactor->stats.zero_copy_sends++;
     return 0;
 }
 
 struct urs_session *urs_zero_copy_sent(struct urs_reactor *reactor, const struct urs_completion *completion,
-                                       int32_t *result)
+                                       bool *refused)
 {
+    int32_t result = completion->result;
     struct urs_loan *loan = &reactor->loans[completion->slot];
     struct urs_session *session = urs_session_find(&reactor->sessions, loan->id);
+    URS_ASSERT(loan->sending);
     loan->sending = false;
-    *result = completion->result;
-    if (*result == -EINVAL || *result == -EOPNOTSUPP || *result == -ENOMEM) {
-        /* A kernel before 6.2, a Unix socket, or no more memory to lock: plain sends from now on, this one first. */
-        reactor->options.zero_copy = URS_ZERO_COPY_AUTO;
-        *result = -EAGAIN;
-        if (session != NULL)
-            session->copied = true;
-    }
+    /* A kernel before 6.2 refuses every such send; a Unix socket, or one without memory left to lock, its own. */
+    *refused = result == -EINVAL || result == -EOPNOTSUPP || result == -ENOMEM;
+    if (result == -EINVAL)
+        reactor->options.zero_copy = URS_ZERO_COPY_NEVER;
+    if (*refused && session != NULL)
+        session->copied = true;
+    reactor->stats.zero_copy_sends += result >= 0;
     if (!completion->more)
         end_loan(reactor, completion->slot);
     return session;
@@ -107,7 +108,7 @@ void urs_zero_copy_release(struct urs_reactor *reactor, const struct urs_complet
     const struct urs_loan *loan = &reactor->loans[completion->slot];
     struct urs_session *session = urs_session_find(&reactor->sessions, loan->id);
     reactor->stats.zero_copy_copied += completion->result != 0;
-    if (session != NULL && completion->result != 0)
+    if (session != NULL && completion->result != 0 && reactor->options.zero_copy == URS_ZERO_COPY_AUTO)
         session->copied = true;
     end_loan(reactor, completion->slot);
 }
