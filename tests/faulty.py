@@ -45,7 +45,7 @@ def build_with_faults(directory: Path) -> Path:
     """Where a uringws lies whose calls fail on command: built in `directory`, unless the one under test is such."""
     if lib.urs_fault_plan(ENTER, 0, 0, 0) != -errno.ENOTSUP:
         return Path(uringws.__file__).parent.parent
-    for name in ("uring_shim", "src"):
+    for name in ("licenses", "uring_shim", "src"):
         shutil.copytree(
             ROOT / name, directory / name, ignore=shutil.ignore_patterns("*.so", "__pycache__", "*.egg-info")
         )

@@ -30,7 +30,7 @@ from pathlib import Path
 from mutants import MUTANTS, Mutant
 
 ROOT = Path(__file__).resolve().parent.parent
-COPIED = ("src", "uring_shim", "tests", "examples", "pyproject.toml", "README.md", "LICENSE")
+COPIED = ("src", "uring_shim", "licenses", "tests", "examples", "pyproject.toml", "README.md", "LICENSE")
 LEFT_OUT = shutil.ignore_patterns("*.so", "__pycache__", "node_modules", "*.egg-info", "_shim.c", "build")
 BUILD_SECONDS_MAX = 180.0
 TEST_SECONDS_MAX = 120.0
