@@ -15,7 +15,6 @@
 
 enum {
     URS_COMPLETIONS = 512,               /* taken from the backend at a time, to begin with */
-    URS_LISTENERS_MAX = 16,
     URS_SESSION_MESSAGES_MAX = 512,      /* of one session's input at a time, however small its messages */
     URS_ARENA_FLUSH_BYTES = 1 << 20,     /* more than this of handlers' sends is flushed before the turn ends */
     URS_CONTROL_RESERVE_BYTES = 4096,    /* of a backlog: for pings, pongs and close frames alone */
@@ -55,7 +54,6 @@ struct urs_listener {
     int fd;
     bool armed;
     bool local;                          /* AF_UNIX */
-    bool delayed;
 };
 
 struct urs_reactor {
@@ -103,7 +101,8 @@ struct urs_reactor {
     uint32_t silent_last;
     uint32_t silent_turn;                /* the turn in which completions were last searched for their first bytes */
 
-    struct urs_listener listeners[URS_LISTENERS_MAX];
+    struct urs_listener *listeners;
+    uint32_t listener_room;
     uint32_t listener_count;
     struct urs_ip_count *ips;            /* sessions by address, open addressing */
     uint32_t ips_room;

@@ -67,10 +67,10 @@ enum urs_io_fate urs_io_send_fate(int32_t result)
     return result >= 0 ? URS_FATE_DATA : find(send_rows, URS_COUNT(send_rows), -result, URS_FATE_LOST);
 }
 
-int urs_io_set_blocking(int fd, bool blocking)
+int urs_io_set_nonblocking(int fd)
 {
     int flags = fcntl(fd, F_GETFL);
-    if (flags < 0 || fcntl(fd, F_SETFL, blocking ? flags & ~O_NONBLOCK : flags | O_NONBLOCK) != 0)
+    if (flags < 0 || ((flags & O_NONBLOCK) == 0 && fcntl(fd, F_SETFL, flags | O_NONBLOCK) != 0))
         return -errno;
     return 0;
 }

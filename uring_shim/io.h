@@ -140,9 +140,10 @@ enum urs_io_fate urs_io_accept_fate(int32_t result);
 enum urs_io_fate urs_io_receive_fate(int32_t result);
 enum urs_io_fate urs_io_send_fate(int32_t result);
 
-/* Sets or clears O_NONBLOCK. io_uring wants it clear (a request on a non-blocking file fails instead of waiting);
- * epoll's receives and sends do not look at it. */
-int urs_io_set_blocking(int fd, bool blocking);
+/* Sets O_NONBLOCK where it is not set yet. It is a flag of the open file description, which other processes may share:
+ * only epoll needs it, to accept; accept4(2) has no flag of its own that would say so. Sends and receives say it with
+ * each call, and io_uring does not look at it. Returns 0 or -errno. */
+int urs_io_set_nonblocking(int fd);
 
 /* Bytes that the socket has taken, and the peer's side has not acknowledged; 0 where that cannot be told. */
 uint32_t urs_io_unsent_bytes(int fd);

@@ -161,7 +161,7 @@ static int epoll_start(struct urs_io *io)
 static int epoll_accept(struct urs_io *io, uint32_t slot, int fd)
 {
     struct epoll_event event = {.events = EPOLLIN, .data.u64 = urs_io_pack(URS_IO_ACCEPT, (uint32_t)fd, slot)};
-    int error = urs_io_set_blocking(fd, false);  /* a connection may be gone again by the time we accept it */
+    int error = urs_io_set_nonblocking(fd);  /* another process may be the first to accept a connection we saw */
     if (error != 0)
         return error;
     if (urs_fault_errno(urs_fault(URS_FAULT_ARM)) || epoll_ctl(of(io)->fd, EPOLL_CTL_ADD, fd, &event) != 0)

@@ -241,9 +241,7 @@ static int uring_start(struct urs_io *io)
 static int uring_accept(struct urs_io *io, uint32_t slot, int fd)
 {
     uint64_t data = urs_io_pack(URS_IO_ACCEPT, 0, slot);
-    int error = urs_io_set_blocking(fd, true);
-    if (error != 0)
-        return error;
+    /* Whether the socket is non-blocking plays no part: a multishot accept waits all the same (5.18 and later). */
     if (urs_io_fail_at_once(&of(io)->faults, data, urs_fault(URS_FAULT_ACCEPT)))
         return 0;
     struct io_uring_sqe *sqe = take_sqe(of(io));

@@ -16,7 +16,7 @@
 
 /* From here on a system call of its own, in the middle of what Python has in the caches, costs less than copying the
  * payload into the arena: at 16 KiB more, at 32 KiB the same, at 64 KiB less (bench, server uringws_send). */
-enum { DIRECT_BYTES_MIN = 32768 };
+enum { DIRECT_BYTES_MIN = 32768, LISTENERS_MIN = 4 };
 
 /* ---- the reactor --------------------------------------------------------------------------------------------- */
 
@@ -35,6 +35,7 @@ static void free_all(struct urs_reactor *reactor)
     free(reactor->dead.slots);
     free(reactor->late);
     free(reactor->ips);
+    free(reactor->listeners);
     free(reactor->events);
     free(reactor->targets);
     free(reactor->offsets);
@@ -126,16 +127,16 @@ static void close_unseen(struct urs_reactor *reactor)
 
 void urs_reactor_close(struct urs_reactor *reactor)
 {
+    if (reactor->forked) {
+        /* Another thread of the parent may have been in the middle of a turn, so that its lists are half changed: they
+         * are left to the end of this process. So are descriptors, which are copies, and the ring, which is not here. */
+        free(reactor);
+        return;
+    }
     for (uint32_t index = reactor->applied; index < reactor->event_count; index++)
         urs_block_drop(reactor->events[index].item.block);
     for (uint32_t index = 0; index < reactor->late_count; index++)
         urs_block_drop(reactor->late[index].item.block);
-    if (reactor->forked) {
-        /* The ring's mappings are not in this process; descriptors are copies, closed with the process. */
-        reactor->io = NULL;
-        free_all(reactor);
-        return;
-    }
     close_unseen(reactor);
     /* The ring first: what it still has armed must not see descriptors or memory go. */
     reactor->io->operations->close(reactor->io);
@@ -176,8 +177,15 @@ int urs_reactor_start(struct urs_reactor *reactor)
 
 int urs_reactor_listen(struct urs_reactor *reactor, int fd, bool local)
 {
-    if (reactor->listener_count == URS_LISTENERS_MAX)
-        return URS_ERROR_LIMIT;
+    if (reactor->listener_count == reactor->listener_room) {
+        uint32_t room = 2 * reactor->listener_room + LISTENERS_MIN;
+        struct urs_listener *listeners = realloc(reactor->listeners, room * sizeof *listeners);
+        if (listeners == NULL)
+            return -ENOMEM;
+        reactor->listeners = listeners;
+        reactor->listener_room = room;
+    }
+    URS_ASSERT(reactor->listener_count < reactor->listener_room);
     reactor->listeners[reactor->listener_count] = (struct urs_listener){.fd = fd, .local = local};
     reactor->listener_count++;
     if (reactor->started)
@@ -227,14 +235,12 @@ int urs_reactor_adopt(struct urs_reactor *reactor, int fd, const uint8_t *prefix
     struct sockaddr_storage address;
     socklen_t size = sizeof address;
     int one = 1;
+    int error = 0;
     if (getpeername(fd, (struct sockaddr *)&address, &size) != 0)
         return -errno;
     if (reactor->draining
         || (reactor->options.sessions_max != 0 && reactor->sessions.in_use >= reactor->options.sessions_max))
         return URS_ERROR_LIMIT;
-    int error = urs_io_set_blocking(fd, true);
-    if (error != 0)
-        return error;
     bool local = address.ss_family == AF_UNIX;
     if (!local && reactor->options.tcp_nodelay)
         setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);

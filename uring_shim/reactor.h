@@ -130,7 +130,8 @@ int urs_reactor_start(struct urs_reactor *reactor);
 /* Binds it to the calling thread, whose part is to close it: the thread that started it has ended. */
 void urs_reactor_take(struct urs_reactor *reactor);
 
-/* Accepts from a listening socket, which stays the caller's and must stay open. Returns its index or -errno. */
+/* Accepts from a listening socket, which stays the caller's and must stay open. epoll makes it non-blocking, for
+ * all who share it. Returns its index or -errno. */
 int urs_reactor_listen(struct urs_reactor *reactor, int fd, bool local);
 
 /* Ends all accepting. */
@@ -156,8 +157,8 @@ struct urs_event_columns {
 };
 struct urs_event_columns urs_reactor_columns(struct urs_reactor *reactor);
 
-/* This process is a fork's child: from now on every call but close fails with URS_ERROR_FORKED, and close leaves the
- * parent's sockets and ring alone. */
+/* This process is a fork's child: from now on every call but close fails with URS_ERROR_FORKED. close leaves the
+ * parent's sockets and ring alone, and frees next to nothing: the fork may have come in the middle of a turn. */
 void urs_reactor_forked(struct urs_reactor *reactor);
 
 /* Makes the turn in progress, or the next, return. From any thread. */

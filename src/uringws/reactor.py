@@ -254,7 +254,9 @@ class Reactor:
         """Listen on a socket that is bound already (and listening, or not yet).
 
         The reactor owns it from now on; if this raises, the caller keeps it. The file of a Unix socket stays the
-        caller's to remove.
+        caller's to remove. Other processes and event loops may share the socket (a duplicate of it, or inherited): on
+        io_uring it stays blocking or non-blocking, whatever it is; epoll makes it non-blocking for all of them, since
+        it would otherwise wait for a connection that another has accepted.
         """
         self._check_usable()
         self._check_thread()
