@@ -435,11 +435,10 @@ static void plan_fault(struct input *input)
 
 static void end_some(struct world *world, uint8_t choice)
 {
-    static const uint8_t busy[] = "HTTP/1.1 503 No\r\n\r\n";
     if (choice % 4 == 0) {
         urs_reactor_stop_listening(world->reactor);
     } else if (choice % 4 == 1) {
-        urs_reactor_drain(world->reactor, world->index, URS_CLOSE_GOING_AWAY, busy, sizeof busy - 1);
+        urs_reactor_drain(world->reactor, world->index, URS_CLOSE_GOING_AWAY);
         for (size_t index = 0; index < PEERS; index++)
             world->peers[index].closing = world->peers[index].open;
     } else if (choice % 4 == 2) {
@@ -578,6 +577,9 @@ static void read_options(struct world *world, struct input *input)
     world->send_buffer_bytes = 2048 << (sizes >> 6);
     options->verdicts = verdicts;
     options->handled = &handled;
+    static uint8_t busy[] = "HTTP/1.1 503 No\r\n\r\n";
+    for (size_t why = 0; why < URS_REFUSALS; why++)
+        options->refusals[why] = (struct urs_answer){.data = busy, .bytes = sizeof busy - 1};
     options->rules.frames = (flags & 6) == 6;
     options->rules.refuse_text = (flags & 24) == 8;
     options->rules.refuse_binary = (flags & 24) == 16;

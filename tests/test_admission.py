@@ -10,13 +10,14 @@ import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from email.utils import formatdate, parsedate_to_datetime
 
 import pytest
 
 from servers import EchoRecorder, ReactorThread, Recorder, ServerProcess, no_listener, wait_until
 from uringws import Connection, LimitReached, Options, Reactor, Request, Stats
 from uringws.backend import Backend
-from wire import TEXT, Address, Frame, Peer, http, upgrade_request
+from wire import TEXT, Address, Frame, Peer, Response, http, upgrade_request
 
 HERE, THERE = "127.0.0.1", "127.0.0.2"
 
@@ -119,6 +120,63 @@ def test_many_addresses_come_and_go(backend: Backend) -> None:
         wait_until(lambda: stats(server).sessions == 0)
         for address in addresses[::10]:
             assert status(server.address, source=address) == 101
+
+
+# What those are told that are not let in
+
+WORDS = {
+    "sessions_max": (503, b"too many sessions\n"),
+    "handshakes_max": (503, b"too many handshakes in progress\n"),
+    "sessions_per_ip_max": (429, b"too many sessions from this address\n"),
+    "timeout": (408, b"the request took too long\n"),
+    "draining": (503, b"the server is shutting down\n"),
+}
+TOLD: dict[str, dict[str, object]] = {
+    "sessions_max": {"sessions_max": 1},
+    "handshakes_max": {"handshakes_max": 1},
+    "sessions_per_ip_max": {"sessions_per_ip_max": 1},
+    "timeout": {"handshake_seconds_max": 0.2},
+    "draining": {},
+}
+
+
+def refusal_of(server: ReactorThread, reason: str, stack: ExitStack) -> Response:
+    """What somebody is told who is refused for that reason, by options of TOLD."""
+    pending = stack.enter_context(Peer.dial(server.address))
+    pending.write(b"GET /")
+    wait_until(lambda: stats(server).handshakes == 1 or reason == "timeout")
+    if reason == "draining":
+        server.sender.call(server.reactor.drain)
+    refused = pending if reason in ("timeout", "draining") else stack.enter_context(Peer.dial(server.address))
+    response = refused.read_response()
+    refused.read_eof()
+    return response
+
+
+@pytest.mark.parametrize("reason", TOLD)
+@pytest.mark.parametrize("server_header", [None, "tests/1"])
+def test_who_is_refused_is_told_why(backend: Backend, reason: str, server_header: str | None) -> None:
+    options = Options(server_header=server_header, **TOLD[reason])  # type: ignore[arg-type]
+    with serving(backend, options) as server, ExitStack() as stack:
+        response = refusal_of(server, reason, stack)
+        assert (response.status, response.body) == WORDS[reason]
+        assert response.headers.get("server") == server_header
+        assert response.headers["connection"] == "close"
+        assert response.headers["content-type"] == "text/plain; charset=utf-8"
+        if reason != "draining":
+            assert stats(server).rejected == {reason: 1}
+
+
+@pytest.mark.parametrize("reason", ["sessions_max", "timeout"])
+def test_an_answer_has_the_date_of_its_moment(backend: Backend, reason: str) -> None:
+    with serving(backend, Options(**TOLD[reason])) as server, ExitStack() as stack:  # type: ignore[arg-type]
+        opened = int(time.time())
+        wait_until(lambda: int(time.time()) > opened)
+        before = int(time.time())
+        response = refusal_of(server, reason, stack)
+        said = parsedate_to_datetime(response.headers["date"])
+        assert before <= said.timestamp() <= time.time()
+        assert response.headers["date"] == formatdate(said.timestamp(), usegmt=True)
 
 
 # Origins

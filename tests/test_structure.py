@@ -194,6 +194,11 @@ def test_reference_counts_change_only_by_the_atomic_functions(path: Path) -> Non
     assert plain == ([] if path.name != "block.c" else ["block->references = 1;"])  # a new block, seen by nobody else
 
 
+@pytest.mark.parametrize("path", C_FILES, ids=lambda path: path.name)
+def test_answers_are_written_in_python_alone(path: Path) -> None:
+    assert not re.search(r'"[^"\n]*HTTP/1\.1 \d', path.read_text()), "give the answer to the shim in its options"
+
+
 @pytest.mark.parametrize("path", sorted(SHIM.glob("*.h")), ids=lambda path: path.name)
 def test_header_guard(path: Path) -> None:
     guard = f"URS_{path.stem.upper()}_H"

@@ -4,13 +4,15 @@
 
 #include <errno.h>
 #include <netinet/in.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
-enum { IPS_MIN = 256 };
+enum { IPS_MIN = 256, DATE_BYTES = 29 };
 
 /* ---- sessions by address ------------------------------------------------------------------------------------ */
 
@@ -229,16 +231,55 @@ static bool make_room(struct urs_reactor *reactor)
 
 /* ---- accepting ----------------------------------------------------------------------------------------------- */
 
+/* Writes the Date of now, in the form of RFC 9110 5.6.7. */
+static void write_date(uint8_t date[static DATE_BYTES])
+{
+    static const char days[][4] = {"Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat"};
+    static const char months[][4] = {"Jan", "Feb", "Mar", "Apr", "May", "Jun",
+                                     "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"};
+    char text[96];
+    struct timespec time;
+    struct tm now;
+    /* Not time(2): it may lag behind this clock, and an answer would be older than its request. */
+    if (clock_gettime(CLOCK_REALTIME, &time) != 0 || gmtime_r(&time.tv_sec, &now) == NULL)
+        return;
+    int bytes = snprintf(text, sizeof text, "%s, %02d %s %04d %02d:%02d:%02d GMT", days[now.tm_wday], now.tm_mday,
+                         months[now.tm_mon], now.tm_year + 1900, now.tm_hour, now.tm_min, now.tm_sec);
+    if (bytes == DATE_BYTES)
+        memcpy(date, text, DATE_BYTES);
+}
+
+/* What is answered to a connection that is refused. */
+static const struct urs_answer *answer_to(struct urs_reactor *reactor, enum urs_refusal why)
+{
+    const struct urs_answer *answer = &reactor->options.refusals[why];
+    URS_ASSERT(answer->date_at == 0 || answer->date_at + DATE_BYTES <= answer->bytes);
+    if (answer->date_at != 0)
+        write_date(answer->data + answer->date_at);
+    return answer;
+}
+
+void urs_admission_refuse(struct urs_reactor *reactor, struct urs_session *session, enum urs_refusal why)
+{
+    const struct urs_answer *answer = answer_to(reactor, why);
+    URS_ASSERT(session->state == URS_SESSION_AWAIT_HEAD || session->state == URS_SESSION_AWAIT_VERDICT);
+    reactor->stats.refused[why]++;
+    int error = 0;
+    if (answer->bytes > 0)
+        error = urs_outbound_bytes(&reactor->outbox, &session->outbound, answer->data, answer->bytes);
+    if (error != 0)
+        urs_life_lose(reactor, session, error);
+    else
+        urs_life_finish(reactor, session);
+}
+
+/* The same for a connection that has become no session. */
 static void refuse(struct urs_reactor *reactor, int fd, enum urs_refusal why)
 {
-    static const char busy[] = "HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Type: text/plain\r\n"
-                               "Content-Length: 16\r\n\r\nserver too busy\n";
-    static const char many[] = "HTTP/1.1 429 Too Many Requests\r\nConnection: close\r\nContent-Type: text/plain\r\n"
-                               "Content-Length: 36\r\n\r\ntoo many sessions from this address\n";
-    bool address = why == URS_REFUSED_PER_IP;
+    const struct urs_answer *answer = answer_to(reactor, why);
     reactor->stats.refused[why]++;
     /* Best effort: nothing is read, and nobody waits for it to arrive. */
-    (void)!send(fd, address ? many : busy, (address ? sizeof many : sizeof busy) - 1, MSG_DONTWAIT | MSG_NOSIGNAL);
+    (void)!send(fd, answer->data, answer->bytes, MSG_DONTWAIT | MSG_NOSIGNAL);
     shutdown(fd, SHUT_WR);
     close(fd);
 }

@@ -252,6 +252,9 @@ void urs_admission_peer(struct urs_session *session);
 /* Counts the session for its address; false if that has as many as it may. */
 bool urs_admission_count(struct urs_reactor *reactor, struct urs_session *session);
 
+/* Refuses a session whose request is not answered yet: counts it, answers, and ends it once that is sent. */
+void urs_admission_refuse(struct urs_reactor *reactor, struct urs_session *session, enum urs_refusal why);
+
 /* One session less for an address, by the hash kept in the session; 0 was not counted. */
 void urs_admission_leave(struct urs_reactor *reactor, uint32_t hash);
 

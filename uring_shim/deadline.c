@@ -279,19 +279,16 @@ static void judge_open(struct urs_reactor *reactor, struct urs_session *session)
 
 static void deadline_passed(struct urs_reactor *reactor, struct urs_session *session)
 {
-    static const char response[] = "HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Type: text/plain\r\n"
-                                   "Content-Length: 16\r\n\r\nrequest timeout\n";
     session->has_deadline = session->reprieved = false;
     switch ((enum urs_session_state)session->state) {
     case URS_SESSION_AWAIT_HEAD:
     case URS_SESSION_AWAIT_VERDICT:
-        reactor->stats.refused[URS_REFUSED_TIMEOUT]++;
         if (session->silent) {
+            reactor->stats.refused[URS_REFUSED_TIMEOUT]++;
             urs_life_end(reactor, session);  /* no answer to one who has not asked */
-            break;
+        } else {
+            urs_admission_refuse(reactor, session, URS_REFUSED_TIMEOUT);
         }
-        urs_outbound_bytes(&reactor->outbox, &session->outbound, (const uint8_t *)response, sizeof response - 1);
-        urs_life_finish(reactor, session);
         break;
     case URS_SESSION_AWAIT_CLOSE:
     case URS_SESSION_AWAIT_FLUSH:

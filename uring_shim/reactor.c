@@ -262,8 +262,7 @@ int urs_reactor_adopt(struct urs_reactor *reactor, int fd, const uint8_t *prefix
     return 0;
 }
 
-void urs_reactor_drain(struct urs_reactor *reactor, uint32_t index, unsigned code, const uint8_t *response,
-                       size_t response_bytes)
+void urs_reactor_drain(struct urs_reactor *reactor, uint32_t index, unsigned code)
 {
     urs_turn_apply(reactor, index, index - 1);
     urs_reactor_stop_listening(reactor);
@@ -275,8 +274,7 @@ void urs_reactor_drain(struct urs_reactor *reactor, uint32_t index, unsigned cod
         if (session->state == URS_SESSION_OPEN) {
             urs_life_close(reactor, session, code, NULL, 0);
         } else if (session->state == URS_SESSION_AWAIT_HEAD || session->state == URS_SESSION_AWAIT_VERDICT) {
-            reactor->stats.refused[URS_REFUSED_DRAINING]++;
-            urs_session_reject(reactor, urs_session_id(session), response, response_bytes);
+            urs_admission_refuse(reactor, session, URS_REFUSED_DRAINING);
         }
         if (reactor->outbox.arena_bytes > URS_ARENA_FLUSH_BYTES)
             urs_turn_flush(reactor);

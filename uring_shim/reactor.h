@@ -33,6 +33,24 @@ struct urs_event {
     uint32_t slot;
 };
 
+/* Why a connection was not taken, or a request not answered with 101. */
+enum urs_refusal {
+    URS_REFUSED_SESSIONS = 0,
+    URS_REFUSED_PER_IP = 1,
+    URS_REFUSED_HANDSHAKES = 2,
+    URS_REFUSED_DRAINING = 3,
+    URS_REFUSED_TIMEOUT = 4,
+    URS_REFUSED_MEMORY = 5,
+    URS_REFUSALS = 6
+};
+
+/* An HTTP answer, sent as it is except for its Date. */
+struct urs_answer {
+    uint8_t *data;
+    size_t bytes;                        /* 0: nothing is answered */
+    size_t date_at;                      /* where the 29 bytes of its Date begin (RFC 9110 5.6.7); 0: it has none */
+};
+
 /* Milliseconds and limits: 0 means none, unless said otherwise. */
 struct urs_reactor_options {
     uint32_t ring_entries;
@@ -41,6 +59,7 @@ struct urs_reactor_options {
     uint8_t *pool_memory;                /* urs_pool_bytes of it; the caller's */
     uint8_t *verdicts;                   /* URS_EVENTS_MAX bytes, the caller's: 1 at an event's index echoes it */
     uint32_t *handled;                   /* one number, the caller's: how many of the turn's events it has handled */
+    struct urs_answer refusals[6];       /* by enum urs_refusal; memory of the caller's, until close */
     struct urs_engine_rules rules;
     uint64_t backlog_bytes_max;          /* never 0 */
     uint64_t backlog_high_bytes;
@@ -69,17 +88,6 @@ struct urs_reactor_options {
 enum urs_reactor_limit {
     URS_EVENTS_MAX = 8192,               /* of one turn */
     URS_MESSAGES_MAX = 4096              /* of one turn; the rest of the events are room for all else */
-};
-
-/* Why a connection was not taken, or a request not answered with 101. */
-enum urs_refusal {
-    URS_REFUSED_SESSIONS = 0,
-    URS_REFUSED_PER_IP = 1,
-    URS_REFUSED_HANDSHAKES = 2,
-    URS_REFUSED_DRAINING = 3,
-    URS_REFUSED_TIMEOUT = 4,
-    URS_REFUSED_MEMORY = 5,
-    URS_REFUSALS = 6
 };
 
 /* Counters since open, and the present state. */
@@ -169,10 +177,9 @@ int urs_reactor_wake_descriptor(struct urs_reactor *reactor);
  * from it. Returns 0 with *id set, or a negative result with the descriptor still the caller's. */
 int urs_reactor_adopt(struct urs_reactor *reactor, int fd, const uint8_t *prefix, size_t prefix_bytes, uint64_t *id);
 
-/* Refuses new connections and answers pending handshakes with `response`; open sessions get a close frame, after all
- * that events before `index` owe (as for urs_session_close). */
-void urs_reactor_drain(struct urs_reactor *reactor, uint32_t index, unsigned code, const uint8_t *response,
-                       size_t response_bytes);
+/* Refuses new connections and pending handshakes; open sessions get a close frame, after all that events before `index`
+ * owe (as for urs_session_close). */
+void urs_reactor_drain(struct urs_reactor *reactor, uint32_t index, unsigned code);
 
 /* Sessions whose close frame has left and whose input, perhaps the answer, has arrived but is not read yet. */
 uint32_t urs_reactor_unread(struct urs_reactor *reactor);

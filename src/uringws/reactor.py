@@ -68,6 +68,7 @@ _REFUSALS: Final[tuple[RejectReason, ...]] = (
     "memory",
 )
 """The names of enum urs_refusal, in its order."""
+_DATE_STARTS: Final = b"\r\nDate: "
 
 _LOST_REASONS: Final = {0: "the peer closed the TCP connection without a close frame"}
 _ZERO_COPY: Final = ("never", "auto", "always")
@@ -158,6 +159,7 @@ class Reactor:
         shim = ffi.new("struct urs_reactor_options *")
         shim.pool_memory, shim.verdicts = self._anchors
         shim.handled = self._handled
+        self._refusals = self._encode_refusals(shim)
         shim.ring_entries = options.ring_entries
         shim.receive_buffers = options.receive_buffers
         shim.receive_buffer_bytes = options.receive_buffer_bytes
@@ -189,6 +191,16 @@ class Reactor:
         shim.proxy_protocol = bool(options.proxy_protocol_from)
         shim.tcp_nodelay = options.tcp_nodelay
         return open_core(backend, shim)
+
+    def _encode_refusals(self, shim: Any) -> list[Any]:
+        """Give the shim its answers to those it refuses itself; return what keeps their memory."""
+        kept = []
+        for index, reason in enumerate(_REFUSALS):
+            answer = bytearray(encode_refusal(refusal(reason), server_header=self.options.server_header))
+            kept.append(ffi.from_buffer("uint8_t[]", answer))
+            date_at = answer.index(_DATE_STARTS) + len(_DATE_STARTS)
+            shim.refusals[index] = {"data": kept[-1], "bytes": len(answer), "date_at": date_at}
+        return kept
 
     # ---- where it listens
 
@@ -323,10 +335,9 @@ class Reactor:
         self._check_thread()
         number, _ = check_close(code, "")
         _check_seconds(timeout)
-        response = encode_refusal(refusal("draining"), server_header=self.options.server_header)
         if not self._owner.is_known:
             self._start()
-        lib.urs_reactor_drain(self._core, self._message._owed(None), number, response, len(response))
+        lib.urs_reactor_drain(self._core, self._message._owed(None), number)
         self._close_listeners()  # else the kernel would go on completing connections that nobody takes
         for connection in [connection for connection in self._connections if connection is not None]:
             self._closing(connection)
