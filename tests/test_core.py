@@ -14,7 +14,7 @@ from servers import ROOT, require_tool
 
 SHIM = ROOT / "uring_shim"
 SOURCE = ROOT / "tests" / "c" / "reactor.c"
-NOT_LINKED = {"io_uring.c", "fast_send.c"}  # they need a ring, and Python
+NOT_LINKED = {"io_uring.c", "fast_send.c"}  # the one needs a kernel, the other Python
 CASES = re.findall(r'\{"(\w+)", \w+\}', SOURCE.read_text())
 
 
@@ -24,7 +24,10 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("core") / "reactor"
     sources = [SOURCE, *(source for source in SHIM.glob("*.c") if source.name not in NOT_LINKED)]
     flags = ["-std=gnu11", "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", f"-I{SHIM}"]
-    subprocess.run([require_tool("gcc"), *flags, "-DURS_FAULTS", *sources, "-o", path], check=True)
+    subprocess.run(
+        [require_tool("gcc"), *flags, "-DURS_FAULTS", *sources, "-Wl,--wrap=urs_session_memory_bytes", "-o", path],
+        check=True,
+    )
     return path
 
 

@@ -33,7 +33,7 @@ C_LAYERS = (
     {"core", "reactor"},
     {"invariants"},
     {"fast_send"},
-    {"admission", "deadline", "intake", "lifecycle", "turn", "zero_copy"},
+    {"admission", "budget", "deadline", "intake", "lifecycle", "turn", "zero_copy"},
 )
 
 PYTHON_LAYERS = (

@@ -113,6 +113,7 @@ struct urs_reactor {
     uint64_t now_ms;
     uint64_t now_us;
     uint64_t delayed_until_ms;
+    uint64_t budget_scan_ms;             /* no earlier look for sessions that must give way */
     uint64_t short_until_turn;           /* receive buffers count as short until then */
     uint32_t turn;
     uint32_t handshakes;
@@ -267,6 +268,12 @@ void urs_admission_spoke(struct urs_reactor *reactor, struct urs_session *sessio
 /* Arms every listening socket that is to be accepted from and is not armed. */
 void urs_admission_arm(struct urs_reactor *reactor);
 
+/* budget.c */
+
+/* Enforces the memory budget: near it, the sessions that hold the most are ended, until the sessions together hold three
+ * quarters of it at most. Looks at all sessions at most once a call. */
+void urs_budget_enforce(struct urs_reactor *reactor);
+
 /* lifecycle.c */
 
 /* A session for that socket, its lists' room included; NULL without memory. */
@@ -299,9 +306,6 @@ void urs_life_end(struct urs_reactor *reactor, struct urs_session *session);
 
 /* A completion came for a session that only awaits its last ones. */
 void urs_life_try_free(struct urs_reactor *reactor, struct urs_session *session);
-
-/* Sees to it that memory stays within its budget: the greediest sessions are closed. */
-void urs_life_budget(struct urs_reactor *reactor);
 
 /* deadline.c: every clock of a session. docs/deadlines.md is the table of them. */
 

@@ -12,7 +12,7 @@
 #include "fault.h"
 #include "head.h"
 
-enum { BUDGET_SCAN_MAX = 64, LATE_EVENTS = 3 };
+enum { LATE_EVENTS = 3 };
 
 /* ---- beginning ----------------------------------------------------------------------------------------------- */
 
@@ -239,48 +239,4 @@ void urs_life_try_free(struct urs_reactor *reactor, struct urs_session *session)
     urs_wheel_cancel(&reactor->wheel, session->slot);
     urs_admission_leave(reactor, session->peer_hash);
     urs_slots_push(&reactor->dead, session->slot);
-}
-
-/* ---- the memory budget ---------------------------------------------------------------------------------------- */
-
-static struct urs_session *greediest(struct urs_reactor *reactor)
-{
-    struct urs_session *most = NULL;
-    size_t most_bytes = 0;
-    for (uint32_t slot = 0; slot < reactor->sessions.slots; slot++) {
-        struct urs_session *session = urs_core_session(reactor, slot);
-        size_t bytes = session->state == URS_SESSION_FREE ? 0 : urs_session_memory_bytes(session);
-        if (bytes > most_bytes) {
-            most_bytes = bytes;
-            most = session;
-        }
-    }
-    return most;
-}
-
-void urs_life_budget(struct urs_reactor *reactor)
-{
-    static const char reason[] = "server out of memory";
-    size_t max = reactor->memory.bytes_max;
-    if (max == 0 || reactor->memory.bytes_used < max - max / 8)
-        return;
-    for (int count = 0; count < BUDGET_SCAN_MAX && reactor->memory.bytes_used > max - max / 4; count++) {
-        struct urs_session *session = greediest(reactor);
-        if (session == NULL)
-            return;
-        reactor->stats.evictions++;
-        if (session->backlog != NULL || session->state != URS_SESSION_OPEN) {
-            /* Bytes would be missing from its stream: it cannot be closed in good order. */
-            urs_life_lose(reactor, session, URS_ERROR_MEMORY_BUDGET);
-            continue;
-        }
-        urs_session_drop_memory(session);
-        urs_outbound_close(&reactor->outbox, &session->outbound, URS_CLOSE_MESSAGE_TOO_BIG, (const uint8_t *)reason,
-                           sizeof reason - 1);
-        session->told = true;
-        urs_turn_event(reactor, session->slot,
-                       &(struct urs_item){.kind = URS_EVENT_LOST, .error = URS_ERROR_MEMORY_BUDGET,
-                                          .close_code = URS_CLOSE_MESSAGE_TOO_BIG});
-        urs_life_finish(reactor, session);
-    }
 }

@@ -204,10 +204,19 @@ int urs_session_hold(struct urs_session *session, struct urs_memory *memory, con
     return 0;
 }
 
+/* Python's share of a block is charged to nobody. */
+static size_t charged_bytes(const struct urs_block *block)
+{
+    return block == NULL || block->memory == NULL ? 0 : block->capacity;
+}
+
 size_t urs_session_memory_bytes(const struct urs_session *session)
 {
-    return session->backlog_bytes + (session->held == NULL ? 0 : session->held->capacity)
-        + (session->engine.partial == NULL ? 0 : session->engine.partial->capacity);
+    size_t bytes = charged_bytes(session->held) + charged_bytes(session->engine.partial)
+        + charged_bytes(session->engine.control);
+    for (const struct urs_block *block = session->backlog; block != NULL; block = block->next)
+        bytes += charged_bytes(block);
+    return bytes;
 }
 
 void urs_session_drop_memory(struct urs_session *session)

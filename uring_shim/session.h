@@ -145,7 +145,7 @@ void urs_session_backlog_consume(struct urs_session *session, size_t bytes);
 /* Appends input that cannot be fed now. Returns 0, URS_ERROR_MEMORY_BUDGET or -ENOMEM. */
 int urs_session_hold(struct urs_session *session, struct urs_memory *memory, const uint8_t *data, size_t bytes);
 
-/* Bytes of the budget that this session alone is the cause of. */
+/* Bytes of the budget that the session's end would free. Takes time with the number of blocks in the backlog. */
 size_t urs_session_memory_bytes(const struct urs_session *session);
 
 /* Frees backlog, held input and a message begun. */

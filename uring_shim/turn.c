@@ -804,7 +804,7 @@ int urs_reactor_turn(struct urs_reactor *reactor, int64_t timeout_ms, bool echo)
         take_late(reactor);
         rearm(reactor);
         urs_deadline_run(reactor);
-        urs_life_budget(reactor);
+        urs_budget_enforce(reactor);
         feed_held(reactor);
         error = gather(reactor, until_ms);
         if (error != 0)

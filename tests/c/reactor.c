@@ -18,6 +18,7 @@ enum { BUFFERS = 4, BUFFER_BYTES = 4096 };
 const struct urs_io_operations urs_io_uring = {.name = "io_uring"};
 
 static uint8_t echo_flags[URS_EVENTS_MAX];
+static uint32_t handled = URS_EVENTS_MAX;
 static uint8_t pool[BUFFERS * BUFFER_BYTES];
 
 static _Noreturn void fail(const char *condition, int line)
@@ -28,12 +29,11 @@ static _Noreturn void fail(const char *condition, int line)
 
 static struct urs_reactor *start_reactor(uint64_t memory_bytes_max)
 {
-    static uint32_t handled;
     struct urs_io_report report;
     const struct urs_reactor_options options = {
-        .receive_buffers = BUFFERS, .receive_buffer_bytes = BUFFER_BYTES, .pool_memory = pool, .verdicts = echo_flags, .handled = &handled,
-        .rules = {.message_bytes_max = 1 << 24}, .backlog_bytes_max = 1 << 24, .backlog_high_bytes = 1 << 20,
-        .memory_bytes_max = memory_bytes_max, .header_bytes_max = 1024, .session_turn_bytes_max = 1 << 16};
+        .receive_buffers = BUFFERS, .receive_buffer_bytes = BUFFER_BYTES, .pool_memory = pool, .verdicts = echo_flags,
+        .handled = &handled, .rules = {.message_bytes_max = 1 << 24}, .backlog_bytes_max = 1 << 24,
+        .backlog_high_bytes = 1 << 20, .memory_bytes_max = memory_bytes_max, .header_bytes_max = 1024, .session_turn_bytes_max = 1 << 16};
     struct urs_reactor *reactor = urs_reactor_open("epoll", &options, &report);
     CHECK(reactor != NULL && urs_reactor_start(reactor) == 0);
     return reactor;
@@ -48,6 +48,18 @@ static struct urs_session *add_session(struct urs_reactor *reactor, int *peer)
     CHECK(urs_reactor_adopt(reactor, ends[0], NULL, 0, &id) == 0);
     *peer = ends[1];
     return urs_session_find(&reactor->sessions, id);
+}
+
+/* The program is linked with --wrap: every call of urs_session_memory_bytes comes here. */
+size_t __wrap_urs_session_memory_bytes(const struct urs_session *session);
+size_t __real_urs_session_memory_bytes(const struct urs_session *session);
+
+static size_t sessions_looked_at;
+
+size_t __wrap_urs_session_memory_bytes(const struct urs_session *session)
+{
+    sessions_looked_at++;
+    return __real_urs_session_memory_bytes(session);
 }
 
 /* ---- cases --------------------------------------------------------------------------------------------------- */
@@ -121,12 +133,96 @@ static void addresses_are_counted_by_a_secret(void)
         CHECK(numbers[0][index] != numbers[1][index]);
 }
 
+enum { HOLDERS = 200, HELD_BYTES = 1000, BUDGET_BYTES = HOLDERS * HELD_BYTES * 2 };
+
+/* A reactor whose sessions have each begun a message: the first HOLDERS / 2 of 1 KiB, the others of 2 KiB and more. */
+static struct urs_reactor *start_with_holders(int *peers)
+{
+    struct urs_reactor *reactor = start_reactor(BUDGET_BYTES);
+    for (int number = 0; number < HOLDERS; number++) {
+        struct urs_session *session = add_session(reactor, &peers[number]);
+        size_t bytes = number < HOLDERS / 2 ? HELD_BYTES : 2 * HELD_BYTES + (size_t)number;
+        session->engine.partial = urs_block_new(&reactor->memory, bytes);
+        CHECK(session->engine.partial != NULL);
+    }
+    return reactor;
+}
+
+static void end_with_holders(struct urs_reactor *reactor, const int *peers)
+{
+    urs_reactor_close(reactor);
+    for (int number = 0; number < HOLDERS; number++)
+        close(peers[number]);
+}
+
+/* Near the budget one look at each session finds all that must give way: those that hold the most, and no more of them
+ * than it takes. */
+static void one_look_finds_who_gives_way(void)
+{
+    int peers[HOLDERS];
+    struct urs_reactor *reactor = start_with_holders(peers);
+    reactor->memory.bytes_max = reactor->memory.bytes_used + reactor->memory.bytes_used / 10;
+    size_t max = reactor->memory.bytes_max;
+    sessions_looked_at = 0;
+    urs_budget_enforce(reactor);
+    CHECK(sessions_looked_at == HOLDERS);
+    uint64_t evictions = reactor->stats.evictions;
+    CHECK(evictions > 10 && reactor->memory.bytes_used <= max - max / 4);
+    CHECK(reactor->memory.bytes_used + 3 * HELD_BYTES > max - max / 4);
+    for (uint32_t slot = 0; slot < HOLDERS; slot++)
+        CHECK((urs_core_session(reactor, slot)->state == URS_SESSION_OPEN) == (slot < HOLDERS - evictions));
+    end_with_holders(reactor, peers);
+}
+
+/* Memory that is charged to no session ends none of them, and costs no look at all of them in each turn. */
+static void nobody_gives_way_for_memory_of_nobody(void)
+{
+    int peers[HOLDERS];
+    struct urs_reactor *reactor = start_with_holders(peers);
+    reactor->memory.bytes_max = 2 * reactor->memory.bytes_used;
+    struct urs_block *lent[64];
+    size_t count = 0;
+    while (reactor->memory.bytes_used <= reactor->memory.bytes_max / 16 * 15) {
+        lent[count] = urs_block_new(&reactor->memory, 10000);
+        CHECK(lent[count] != NULL && ++count < URS_COUNT(lent));
+    }
+    sessions_looked_at = 0;
+    for (int turn = 0; turn < 10; turn++)
+        urs_budget_enforce(reactor);
+    CHECK(reactor->stats.evictions == 0 && sessions_looked_at == HOLDERS);
+    reactor->now_ms += URS_DELAY_MS;
+    urs_budget_enforce(reactor);
+    CHECK(reactor->stats.evictions == 0 && sessions_looked_at == 2 * HOLDERS);
+    while (count > 0)
+        urs_block_drop(lent[--count]);
+    end_with_holders(reactor, peers);
+}
+
+/* What Python shares is not charged, and no session answers for it. */
+static void a_share_of_python_is_not_counted(void)
+{
+    int peer;
+    struct urs_reactor *reactor = start_reactor(BUDGET_BYTES);
+    struct urs_session *session = add_session(reactor, &peer);
+    CHECK(urs_session_hold(session, &reactor->memory, pool, 1000) == 0);
+    CHECK(urs_session_memory_bytes(session) == reactor->memory.bytes_used);
+    struct urs_block *shared = session->held;
+    urs_block_share(shared);
+    CHECK(urs_session_memory_bytes(session) == 0 && reactor->memory.bytes_used == 0);
+    urs_reactor_close(reactor);
+    urs_block_drop(shared);
+    close(peer);
+}
+
 int main(int count, char **arguments)
 {
     static const struct { const char *name; void (*run)(void); } cases[] = {
         {"ids_never_repeat", ids_never_repeat},
         {"a_lost_event_is_reported", a_lost_event_is_reported},
         {"addresses_are_counted_by_a_secret", addresses_are_counted_by_a_secret},
+        {"one_look_finds_who_gives_way", one_look_finds_who_gives_way},
+        {"nobody_gives_way_for_memory_of_nobody", nobody_gives_way_for_memory_of_nobody},
+        {"a_share_of_python_is_not_counted", a_share_of_python_is_not_counted},
     };
     for (size_t index = 0; count == 2 && index < URS_COUNT(cases); index++) {
         if (strcmp(arguments[1], cases[index].name) == 0) {
