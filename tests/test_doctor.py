@@ -115,20 +115,61 @@ def test_where_nothing_works_it_says_so() -> None:
 
 
 @pytest.mark.parametrize(
-    ("soft", "hard", "level", "says"),
+    ("soft", "hard", "says", "remedy"),
     [
-        (1024, 524_288, Level.LOW, "about 960 sessions"),
-        (32, 32, Level.LOW, "about 0 sessions"),
-        (1 << 20, 1 << 20, Level.OK, "1048576 open files"),
-        (resource.RLIM_INFINITY, resource.RLIM_INFINITY, Level.OK, "without limit"),
+        (1024, 524_288, "about 960 sessions", "run ulimit -n 65536 before the server"),
+        (1024, resource.RLIM_INFINITY, "about 960 sessions", "run ulimit -n 65536 before the server"),
+        (1024, 4096, "about 960 sessions", "run ulimit -n 4096 before the server, the most without privileges"),
+        (64, 64, "about 0 sessions", "the hard limit is 64 too, so ulimit -n alone does not help"),
+        (1 << 20, 1 << 20, "1048576 open files", None),
+        (resource.RLIM_INFINITY, resource.RLIM_INFINITY, "without limit", None),
     ],
 )
-def test_open_files_are_counted_in_sessions(soft: int, hard: int, level: Level, says: str) -> None:
+def test_open_files_are_counted_in_sessions_and_the_remedy_helps(
+    soft: int, hard: int, says: str, remedy: str | None
+) -> None:
     machine = dataclasses.replace(GOOD, files_max=soft, files_hard_max=hard)
     found = about(diagnose(machine, WORKS), "RLIMIT_NOFILE")
-    assert found.level is level
     assert says in found.text
-    assert (found.remedy is not None and str(hard) in found.remedy) == (level is Level.LOW)
+    if remedy is None:
+        assert (found.level, found.remedy) == (Level.OK, None)
+    else:
+        assert found.level is Level.LOW
+        assert found.remedy is not None
+        assert found.remedy.startswith(remedy)
+        assert "LimitNOFILE=65536" in found.remedy
+
+
+SESSIONS_MAX = """
+import sys
+from uringws import Handler, Options, Reactor
+with Reactor(Handler(), Options(sessions_max=int(sys.argv[1]))) as reactor:
+    host, port = reactor.bind("127.0.0.1", 0)
+    print(f"listening on ws://{host}:{port} ({reactor.backend})", flush=True)
+    reactor.run()
+"""
+
+
+@pytest.mark.parametrize(
+    ("files", "sessions_max", "warning"),
+    [
+        (64, 1000, "more files can be opened (RLIMIT_NOFILE is 64)"),
+        (64, 20, None),
+        (1024, 1000, None),
+        (1024, 2000, "sessions_max is 2000, and only"),
+    ],
+)
+def test_a_server_warns_where_it_can_open_too_few_files(files: int, sessions_max: int, warning: str | None) -> None:
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+
+    with ServerProcess("-c", SESSIONS_MAX, str(sessions_max), preexec_fn=limit) as server, Peer.connect(server.address):
+        pass  # it serves all the same
+    if warning is None:
+        assert "RLIMIT_NOFILE" not in server.output
+    else:
+        assert warning in server.output
+        assert "remedy: the hard limit is" in server.output
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ def skip_unless_refused(confinement: list[str], directory: Path) -> None:
 
 
 def echo_confined(confinement: list[str], backend: str) -> ServerProcess:
-    return ServerProcess(CONFINED, *confinement, "--", "examples/echo_uring.py", "--port", "0", "--backend", backend)
+    return ServerProcess(CONFINED, *confinement, "--", "-m", "uringws", "echo", "--port", "0", "--backend", backend)
 
 
 def assert_echoes(server: ServerProcess) -> None:
@@ -110,6 +110,21 @@ def test_auto_takes_a_smaller_ring_when_little_memory_may_be_locked(tmp_path: Pa
     with echo_confined(confinement, "auto") as server:
         assert_echoes(server)
     assert "memlock" in server.output
+
+
+def test_zero_copy_that_was_asked_for_and_cannot_be_is_warned_of(tmp_path: Path) -> None:
+    """The pool is locked memory: more than a bare login may have."""
+    script = tmp_path / "script.py"
+    for zero_copy, warns in (("always", True), ("auto", False)):
+        script.write_text(
+            "from uringws import Handler, Options, Reactor\n"
+            f"with Reactor(Handler(), Options(zero_copy={zero_copy!r}), backend='io_uring') as reactor:\n"
+            "    print('zero copy works' if reactor._opened.zero_copy else 'zero copy does not work')"
+        )
+        printed = confined(["--memlock", str(BARE_LOGIN_BYTES)], [script])
+        if "zero copy works" in printed:
+            pytest.skip("this kernel does not charge registered buffers to RLIMIT_MEMLOCK")
+        assert ('zero_copy="always" copies' in printed and REMEDIES[UnavailableReason.MEMLOCK] in printed) == warns
 
 
 @pytest.mark.parametrize(("confinement", "reason"), REFUSALS)

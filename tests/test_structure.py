@@ -38,7 +38,19 @@ C_LAYERS = (
 
 PYTHON_LAYERS = (
     {"field_docs", "shim", "version"},
-    {"callbacks", "errors", "options", "frames", "ownership", "sending", "signals", "sockets", "stats", "timers"},
+    {
+        "callbacks",
+        "errors",
+        "limits",
+        "options",
+        "frames",
+        "ownership",
+        "sending",
+        "signals",
+        "sockets",
+        "stats",
+        "timers",
+    },
     {"backend", "engine", "handshake", "http", "message", "metrics", "proxy_protocol"},
     {"connection", "handler", "sender", "upgrade"},
     {"reactor"},

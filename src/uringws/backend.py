@@ -86,6 +86,9 @@ def open_core(backend: str, options: Any) -> Opened:
         if isinstance(opened, Opened):
             if opened.reduced:
                 _warn_reduced(opened)
+            if options.zero_copy == lib.URS_ZERO_COPY_ALWAYS and not opened.zero_copy:
+                remedy = REMEDIES[UnavailableReason.MEMLOCK]
+                logger.warning('io_uring: zero_copy="always" copies, as the pool cannot be locked; remedy: %s', remedy)
             return opened
         refused = why_not(*opened)
         if backend == "io_uring":

@@ -19,6 +19,7 @@ from uringws.backend import DEFER_TASKRUN
 from uringws.errors import REMEDIES, UnavailableReason, UringUnavailable
 from uringws.frames import mask_implementation
 from uringws.handler import Handler
+from uringws.limits import files_remedy
 from uringws.options import Options
 from uringws.reactor import Reactor
 from uringws.shim import ffi, lib
@@ -255,7 +256,7 @@ def _zero_copy(opened: Opened) -> Finding:
     if opened.zero_copy:
         return Finding("kernel", Level.OK, "SEND_ZC: large sends may go without a copy (Options.zero_copy)")
     text = "no SEND_ZC: the receive pool could not be registered, so that all sends are copied"
-    return Finding("kernel", Level.LOW, text, "for sends without a copy: raise RLIMIT_MEMLOCK (ulimit -l)")
+    return Finding("kernel", Level.LOW, text, f"run Linux 6.0 or newer, and {REMEDIES[UnavailableReason.MEMLOCK]}")
 
 
 def _cpu() -> Iterator[Finding]:
@@ -292,9 +293,7 @@ def _files(machine: Machine) -> Finding:
     text = f"{machine.files_max} open files, so about {sessions} sessions (RLIMIT_NOFILE)"
     if machine.files_max >= _FILES_WANTED:
         return Finding("limits", Level.OK, text)
-    hard = machine.files_hard_max
-    most = "" if hard == resource.RLIM_INFINITY else f", up to {hard} without privileges"
-    return Finding("limits", Level.LOW, text, f"for more: ulimit -n, or LimitNOFILE= in systemd{most}")
+    return Finding("limits", Level.LOW, text, files_remedy(machine.files_max, machine.files_hard_max))
 
 
 def _memlock(machine: Machine) -> Finding:
@@ -308,7 +307,7 @@ def _memlock(machine: Machine) -> Finding:
     if limit == resource.RLIM_INFINITY or limit >= _MEMLOCK_WANTED_BYTES:
         return Finding("limits", Level.OK, f"{text}, for all rings of this user")
     text = f"{text}, for all rings of this user: a ring of {Options().ring_entries} entries may not fit"
-    return Finding("limits", Level.LOW, text, "for more: ulimit -l, or LimitMEMLOCK= in systemd")
+    return Finding("limits", Level.LOW, text, REMEDIES[UnavailableReason.MEMLOCK])
 
 
 def _somaxconn(somaxconn: int, wanted: int) -> Finding:

@@ -69,8 +69,8 @@ REMEDIES: Final[Mapping[UnavailableReason, str]] = MappingProxyType(
             "(docker run --security-opt seccomp=<profile>; in Kubernetes a Localhost seccompProfile)"
         ),
         UnavailableReason.MEMLOCK: (
-            "raise the locked-memory limit (ulimit -l, LimitMEMLOCK= in systemd, docker run --ulimit memlock=-1), "
-            "or lower ring_entries"
+            "raise the locked-memory limit (LimitMEMLOCK=64M in systemd, docker run --ulimit memlock=67108864, "
+            "memlock in /etc/security/limits.conf), or lower ring_entries"
         ),
         UnavailableReason.FD_LIMIT: "raise the limit of open files (ulimit -n, LimitNOFILE= in systemd)",
         UnavailableReason.UNKNOWN: 'see "python -m uringws doctor", or take backend="epoll"',

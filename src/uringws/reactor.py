@@ -27,6 +27,7 @@ from uringws.errors import ConnectionClosed, ReactorStateError, RejectReason, Ur
 from uringws.frames import CloseCode
 from uringws.handshake import refusal
 from uringws.http import encode_refusal
+from uringws.limits import warn_of_few_files
 from uringws.message import Message
 from uringws.options import Options
 from uringws.ownership import Owner
@@ -770,6 +771,7 @@ class Reactor:
             self._running = True
 
     def _start(self) -> None:
+        warn_of_few_files(self.options.sessions_max)
         with self._core_lock:  # other threads may still be adding what it is to begin with
             check(lib.urs_reactor_start(self._core), f"{self.backend} start")
             self._owner.take()
