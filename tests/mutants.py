@@ -49,9 +49,9 @@ MUTANTS = (
     # The opening request
     Mutant(
         "head-limit-off-by-one",
-        "uring_shim/lifecycle.c",
-        "if (have > reactor->options.header_bytes_max)",
-        "if (have >= reactor->options.header_bytes_max)",
+        "uring_shim/head.c",
+        "if (have > rules->bytes_max)",
+        "if (have >= rules->bytes_max)",
         "A head of exactly `header_bytes_max` is taken",
         ("tests/test_limits.py::test_header_bytes_max_is_the_size_of_the_largest_head",),
     ),
@@ -101,7 +101,7 @@ MUTANTS = (
     Mutant(
         "backlog-pauses-each-64-blocks",
         "uring_shim/turn.c",
-        "else if (sent == session->offered)\n        urs_turn_dirty(reactor, session);\n    else\n",
+        "else if ((uint32_t)sent == session->offered)\n        urs_turn_dirty(reactor, session);\n    else\n",
         "else\n",
         "A backlog leaves at once for as long as the socket takes it",
         ("tests/test_backpressure.py::test_a_backlog_of_many_messages_leaves_as_the_socket_takes_it",),
