@@ -515,4 +515,161 @@ MUTANTS = (
         "An IPv4 peer has one address on every socket",
         ("tests/test_admission.py::test_a_peer_has_its_plain_address_on_a_socket_for_both_families",),
     ),
+    # Deadlines
+    Mutant(
+        "second-ping",
+        "uring_shim/deadline.c",
+        """    if (session->ping_sent_us != 0 && judged)
+        return;
+""",
+        "",
+        "One ping at a time decides about a session",
+        ("tests/test_liveness.py::test_who_does_not_answer_a_ping_is_not_given_more_time_by_another",),
+    ),
+    Mutant(
+        "clock-before-question",
+        "uring_shim/deadline.c",
+        """    session->question_queued = queued;
+""",
+        """    session->question_queued = false && queued;
+""",
+        "A clock that waits for an answer starts when the question has left",
+        ("tests/test_deadlines.py::test_a_ping_in_the_socket_behind_a_large_message_has_not_reached_the_peer",),
+    ),
+    Mutant(
+        "progress-does-not-count",
+        "uring_shim/deadline.c",
+        "return taken > 0 ? (uint32_t)taken : 0;",
+        "return taken > 0 ? 0 : 0;",
+        "A peer that takes what is in front of a question is alive",
+        ("tests/test_deadlines.py::test_a_peer_that_takes_its_backlog_is_alive",),
+    ),
+    Mutant(
+        "judged-before-read",
+        "uring_shim/deadline.c",
+        "return waiting == URS_INPUT_WAITS || (waiting == URS_INPUT_ENDS && !again);",
+        "return again && !again;",
+        "What has arrived is read before a peer is judged",
+        ("tests/test_deadlines.py::test_pongs_that_came_while_the_server_stalled_count",),
+    ),
+    Mutant(
+        "talk-puts-off-the-end",
+        "uring_shim/deadline.c",
+        "passed = !input_waits(session) || (passed && !first && !session->parked);",
+        "passed = !input_waits(session);",
+        "Nobody puts off the end of a close by talking on",
+        ("tests/test_liveness.py::test_close_seconds_max_is_not_put_off_by_bytes_that_wait_at_every_look",),
+    ),
+    Mutant(
+        "pinged-together",
+        "uring_shim/deadline.c",
+        "uint32_t early_ms = (uint32_t)((uint64_t)(reactor->options.ping_interval_ms / 2) * (session->slot * SPREAD) >> 32);",
+        "uint32_t early_ms = 0;",
+        "Sessions that came together are pinged apart",
+        ("tests/test_deadlines.py::test_sessions_that_came_together_are_pinged_apart_also_after_a_stall",),
+    ),
+    Mutant(
+        "cut-page-ends-in-order",
+        "uring_shim/deadline.c",
+        """        session->reset = session->question_queued;
+""",
+        "",
+        "A stream that is cut is reset, and does not look whole",
+        ("tests/test_deadlines.py::test_a_page_that_cannot_be_finished_is_reset_and_never_ended_as_if_it_were_whole",),
+    ),
+    Mutant(
+        "silent-are-answered",
+        "uring_shim/deadline.c",
+        """        if (session->silent) {
+""",
+        """        if (false) {
+""",
+        "Nobody is answered who has sent nothing",
+        ("tests/test_deadlines.py::test_a_connection_that_sent_nothing_is_closed_without_an_answer",),
+    ),
+    Mutant(
+        "silent-never-give-way",
+        "uring_shim/admission.c",
+        "while (reactor->options.silent_ms != 0 && reactor->silent_first != 0)",
+        "while (false)",
+        "The oldest silent connection gives way to a newcomer",
+        ("tests/test_deadlines.py::test_the_oldest_silent_connection_gives_way_to_a_newcomer",),
+    ),
+    Mutant(
+        "paused-are-judged",
+        "uring_shim/deadline.c",
+        "if (!session->paused && judge_silence(reactor, session))",
+        "if (judge_silence(reactor, session))",
+        "A peer that is not listened to is not silent",
+        ("tests/test_liveness.py::test_a_peer_that_is_not_listened_to_is_not_silent",),
+    ),
+    Mutant(
+        "taken-once-counts-for-ever",
+        "uring_shim/deadline.c",
+        "        session->taken = idle_due = false;",
+        "        idle_due = false;",
+        "A peer that stops taking its backlog is idle",
+        ("tests/test_deadlines.py::test_a_peer_that_stops_taking_its_backlog_is_cut_off",),
+    ),
+    # Lifetime
+    Mutant(
+        "ids-repeat",
+        "uring_shim/session.c",
+        """    if (session->generation == 0)
+        return;
+""",
+        "",
+        "An id is never given twice",
+        ("tests/test_core.py::test_case",),
+    ),
+    Mutant(
+        "events-lost-to-exceptions",
+        "uring_shim/turn.c",
+        """    if (URS_UNLIKELY(*reactor->options.handled < reactor->event_count))
+        return (int)reactor->event_count;
+""",
+        "",
+        "No event of a turn is lost to an exception",
+        ("tests/test_interrupts.py::test_an_exception_anywhere_loses_no_event",),
+    ),
+    Mutant(
+        "closed-without-shutdown",
+        "uring_shim/lifecycle.c",
+        "if (session->state != URS_SESSION_AWAIT_END || session->receiving || session->polling)",
+        "if (session->receiving || session->polling)",
+        "A peer sees the end though a forked child keeps the socket",
+        ("tests/test_endings.py::test_a_peer_sees_the_end_though_a_forked_child_keeps_the_socket",),
+    ),
+    Mutant(
+        "pool-over-4-gib",
+        "uring_shim/pool.c",
+        "return bytes < UINT32_MAX ? (size_t)bytes : 0;",
+        "return (size_t)bytes;",
+        "No pool is so large that messages cannot be told apart",
+        ("tests/test_options.py::test_a_pool_of_4_gib_is_refused",),
+    ),
+    Mutant(
+        "signal-handlers-blamed-on-handlers",
+        "src/uringws/reactor.py",
+        " or not _came_out_of(on_message, error)",
+        "",
+        "What a signal handler raises gets out of `run`",
+        ("tests/test_interrupts.py::test_an_exception_anywhere_loses_no_event",),
+    ),
+    Mutant(
+        "handler-asked-twice",
+        "src/uringws/upgrade.py",
+        "        if upgrade.asked:",
+        "        if False:",
+        "A handler is asked once about a request",
+        ("tests/test_interrupts.py::test_what_gets_out_while_a_request_is_decided_on_is_answered_500",),
+    ),
+    Mutant(
+        "nodelay-always",
+        "uring_shim/reactor.c",
+        "    if (!local && reactor->options.tcp_nodelay)",
+        "    if (!local)",
+        "`tcp_nodelay` holds for adopted sockets",
+        ("tests/test_adoption.py::test_tcp_nodelay_is_set_where_the_options_say_so",),
+    ),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 import threading
 import time
@@ -10,8 +11,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from servers import EchoRecorder, ReactorThread, Recorder, Silent, wait_until
-from uringws import Connection, ConnectionClosed, Options, SendResult
+from servers import EchoRecorder, ReactorThread, Recorder, Silent, connected, wait_until
+from uringws import Connection, ConnectionClosed, Options, Reactor, SendResult
 from uringws.backend import Backend
 from wire import BINARY, CLOSE, PING, PONG, TEXT, Frame, Peer, frame, upgrade_request
 
@@ -269,6 +270,26 @@ def test_close_seconds_max_cuts_off_who_does_not_answer_a_close_frame(backend: B
         assert recorder.wait_for("close")[0][2] == 1006
         assert_struck(watch.seconds(), SHORT_SECONDS)
         wait_until(lambda: server.ask(server.reactor.stats).sessions == 0)
+
+
+def test_close_seconds_max_is_not_put_off_by_bytes_that_wait_at_every_look(backend: Backend) -> None:
+    """What has arrived is read before a peer is judged, but not without end."""
+    recorder = Recorder()
+    with (
+        Reactor(recorder, only(close_seconds_max=SHORT_SECONDS), backend=backend) as reactor,
+        connected(reactor) as peer,
+    ):
+        (conn,) = recorder.connections.values()
+        reactor.run_once(0)
+        conn.close(4000)
+        reactor.run_once(0)
+        watch = Stopwatch()
+        while not recorder.of("close"):
+            assert watch.seconds() < 2 * SHORT_SECONDS + LONG_SECONDS * 4
+            with contextlib.suppress(ConnectionError):
+                peer.send(TEXT, b"not yet")
+            reactor.run_once(0)
+        assert recorder.of("close")[0][2] == 1006
 
 
 def test_close_seconds_max_bounds_the_wait_for_the_end_of_the_stream(backend: Backend) -> None:
