@@ -563,8 +563,8 @@ MUTANTS = (
     Mutant(
         "pinged-together",
         "uring_shim/deadline.c",
-        "uint32_t early_ms = (uint32_t)((uint64_t)(reactor->options.ping_interval_ms / 2) * (session->slot * SPREAD) >> 32);",
-        "uint32_t early_ms = 0;",
+        "SPREAD = 2654435769u;",
+        "SPREAD = 0;",
         "Sessions that came together are pinged apart",
         ("tests/test_deadlines.py::test_sessions_that_came_together_are_pinged_apart_also_after_a_stall",),
     ),
@@ -635,8 +635,8 @@ MUTANTS = (
     Mutant(
         "closed-without-shutdown",
         "uring_shim/lifecycle.c",
-        "if (session->state != URS_SESSION_AWAIT_END || session->receiving || session->polling)",
-        "if (session->receiving || session->polling)",
+        "if (session->state != URS_SESSION_AWAIT_END || session->receiving || session->polling || session->reset)",
+        "if (session->receiving || session->polling || session->reset)",
         "A peer sees the end though a forked child keeps the socket",
         ("tests/test_endings.py::test_a_peer_sees_the_end_though_a_forked_child_keeps_the_socket",),
     ),
