@@ -562,6 +562,16 @@ static void operate(struct world *world, struct input *input)
 
 /* ---- beginning and end ---- */
 
+static void read_deadlines(struct urs_reactor_options *options, uint8_t times)
+{
+    options->handshake_ms = times & 1 ? 3000 : 0;
+    options->idle_ms = times & 2 ? 5000 : 0;
+    options->ping_interval_ms = times & 4 ? 1000 : 0;
+    options->ping_timeout_ms = times & 8 ? 1500 : 0;
+    options->close_ms = times & 16 ? 2000 : 0;
+    options->session_ms = times & 32 ? 20000 : 0;
+}
+
 static void read_options(struct world *world, struct input *input)
 {
     struct urs_reactor_options *options = &world->options;
@@ -598,12 +608,8 @@ static void read_options(struct world *world, struct input *input)
     options->memory_bytes_max = limits & 4 ? 100000 : 0;
     options->header_bytes_max = limits & 8 ? 64 : 1024;
     options->session_turn_bytes_max = limits & 16 ? 600 : 65536;
-    options->handshake_ms = times & 1 ? 3000 : 0;
-    options->idle_ms = times & 2 ? 5000 : 0;
-    options->ping_interval_ms = times & 4 ? 1000 : 0;
-    options->ping_timeout_ms = times & 8 ? 1500 : 0;
-    options->close_ms = times & 16 ? 2000 : 0;
-    options->session_ms = times & 32 ? 20000 : 0;
+    options->session_turn_messages_max = limits & 16 ? 3 : 64;
+    read_deadlines(options, times);
     world->abandon = (times & 192) == 192;
     world->cut = (times & 192) == 128;
 }

@@ -59,7 +59,7 @@ MUTANTS = (
     Mutant(
         "session-fills-a-turn",
         "uring_shim/turn.c",
-        "(uint32_t)urs_min(reactor->event_count + URS_SESSION_MESSAGES_MAX, URS_MESSAGES_MAX)",
+        "(uint32_t)urs_min(first + share, URS_MESSAGES_MAX)",
         "URS_MESSAGES_MAX",
         "One session's messages never fill a turn",
         ("tests/test_fairness.py::test_a_flood_of_tiny_messages_has_its_share_of_each_turn_and_no_more",),

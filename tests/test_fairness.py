@@ -8,15 +8,17 @@ from __future__ import annotations
 from collections import Counter
 from contextlib import ExitStack
 
-from servers import Recorder, connected, run_until
+import pytest
+
+from servers import EchoRecorder, Recorder, connected, run_until
 from uringws import Connection, Message, Options, Reactor
 from uringws.backend import Backend
-from wire import BINARY, TEXT, frame
+from wire import BINARY, PING, TEXT, Frame, frame
 
 TINY = frame(BINARY, b"x")
 FLOOD_MESSAGES = 9000  # as many as fit one receive buffer of the default size
-SHARE_MESSAGES = 512
-"""Of one session's input at a time: what came in one receive, or what was held of it (README, "How a turn works")."""
+SHARE_MESSAGES = 64
+"""The default of `Options.session_turn_messages_max`."""
 
 
 class Turns(Recorder):
@@ -55,10 +57,30 @@ def test_a_flood_of_tiny_messages_has_its_share_of_each_turn_and_no_more(backend
             handler.take(reactor)
             return handler.total() == FLOOD_MESSAGES and bool(handler.heard)
 
-        run_until(reactor, all_handled, timeout=0)
-        assert max(turn.total() for turn in handler.turns) <= 2 * SHARE_MESSAGES
+        assert any(all_handled() for _ in range(100_000))
+        assert max(turn.total() for turn in handler.turns) == SHARE_MESSAGES
         before = sum(turn.total() for turn in handler.turns[: handler.heard[0] + 1])
-        assert before <= 2 * SHARE_MESSAGES, "a neighbour waits for the flood's share, not for the flood"
+        assert before <= SHARE_MESSAGES, "a neighbour waits for the flood's share, not for the flood"
+
+
+@pytest.mark.parametrize("share", [1, 7])
+def test_the_share_of_a_turn_is_an_option(backend: Backend, share: int) -> None:
+    """It counts what came in several receives of one turn too, and pings; nothing is lost or reordered."""
+    options = Options(
+        session_turn_messages_max=share, receive_buffer_bytes=1024, receive_buffers=4, ping_interval_seconds=None
+    )
+    handler = EchoRecorder()
+    sent = [Frame(BINARY, number.to_bytes(2, "big") * 50) for number in range(60)]
+    with Reactor(handler, options, backend=backend) as reactor, connected(reactor) as peer:
+        peer.write(*(frame(PING, b"?") + frame(BINARY, message.payload) for message in sent))
+        per_turn = []
+        for _ in range(1000):
+            before = len(handler.of("message"))
+            reactor.run_once(0)
+            per_turn.append(len(handler.of("message")) - before)
+        assert sum(per_turn) == len(sent)
+        assert max(per_turn) <= (share + 1) // 2
+        assert [answer for answer in peer.read_frames(2 * len(sent)) if answer.opcode == BINARY] == sent
 
 
 def test_floods_that_are_held_leave_room_for_what_comes_since(backend: Backend) -> None:

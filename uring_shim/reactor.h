@@ -71,6 +71,7 @@ struct urs_reactor_options {
     uint32_t handshakes_max;
     uint32_t header_bytes_max;           /* never 0 */
     uint32_t session_turn_bytes_max;     /* never 0 */
+    uint32_t session_turn_messages_max;  /* 1 to URS_MESSAGES_MAX */
     uint32_t handshake_ms;
     uint32_t silent_ms;                  /* after that a silent connection gives way at handshakes_max; 0: never */
     uint32_t idle_ms;

@@ -60,7 +60,8 @@ struct urs_session {
     uint32_t opened_ms;
     uint32_t deadline_ms;                /* of the state, where it has one; open: of the pong */
     uint32_t ping_due_ms;
-    uint32_t turn;                       /* the turn that turn_bytes counts for */
+    uint16_t turn;                       /* the turn that the next two count for, modulo 2^16 */
+    uint16_t turn_messages;
     uint32_t turn_bytes;
     uint32_t peer_hash;                  /* of the address, for sessions_per_ip_max; 0: not counted */
     struct urs_peer peer;

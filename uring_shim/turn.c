@@ -447,7 +447,11 @@ bool urs_turn_receive_once(struct urs_reactor *reactor, struct urs_session *sess
 static void feed(struct urs_reactor *reactor, struct urs_session *session, struct urs_input *input,
                  struct urs_block *block)
 {
-    uint32_t until = (uint32_t)urs_min(reactor->event_count + URS_SESSION_MESSAGES_MAX, URS_MESSAGES_MAX);
+    uint32_t first = reactor->event_count;
+    uint32_t share = reactor->options.session_turn_messages_max - session->turn_messages;
+    uint32_t until = (uint32_t)urs_min(first + share, URS_MESSAGES_MAX);
+    URS_ASSERT(session->turn == (uint16_t)reactor->turn);
+    URS_ASSERT(session->turn_messages <= reactor->options.session_turn_messages_max);
     bool echo = reactor->echo && session->state == URS_SESSION_OPEN;
     while (reactor->event_count < until) {
         uint32_t index = reactor->event_count;
@@ -457,7 +461,7 @@ static void feed(struct urs_reactor *reactor, struct urs_session *session, struc
         if (kind == URS_ITEM_NONE)
             kind = urs_engine_next(&session->engine, &reactor->options.rules, &reactor->memory, input, item);
         if (kind == URS_ITEM_NONE)
-            return;
+            break;
         bool message = kind == URS_ITEM_MESSAGE || kind == URS_ITEM_FRAME || kind == URS_ITEM_ANSWERS;
         if (kind == URS_ITEM_PONG)
             urs_deadline_pong(reactor, session, item);
@@ -480,6 +484,7 @@ static void feed(struct urs_reactor *reactor, struct urs_session *session, struc
         reactor->visible += message ? !reactor->echo : kind != URS_ITEM_PING;
         reactor->event_count++;
     }
+    session->turn_messages += (uint16_t)(reactor->event_count - first);
 }
 
 static void hold(struct urs_reactor *reactor, struct urs_session *session, const struct urs_input *input)
@@ -497,14 +502,20 @@ static void hold(struct urs_reactor *reactor, struct urs_session *session, const
     urs_turn_receive(reactor, session);  /* stops it until the engine has caught up */
 }
 
+/* Begins the session's share of this turn, unless it has begun. */
+static void begin_share(const struct urs_reactor *reactor, struct urs_session *session)
+{
+    if (session->turn != (uint16_t)reactor->turn) {
+        session->turn = (uint16_t)reactor->turn;
+        session->turn_bytes = session->turn_messages = 0;
+    }
+}
+
 /* Bytes of a session with its upgrade done. */
 static void take_input(struct urs_reactor *reactor, struct urs_session *session, uint8_t *data, size_t bytes)
 {
     struct urs_input input = {.next = data, .end = data + bytes};
-    if (session->turn != reactor->turn) {
-        session->turn = reactor->turn;
-        session->turn_bytes = 0;
-    }
+    begin_share(reactor, session);
     /* What only goes on with a frame costs no more to take in than to hold, and brings no message. */
     bool in_share = session->turn_bytes < reactor->options.session_turn_bytes_max
         || (session->engine.phase == URS_ENGINE_AWAIT_PAYLOAD && bytes < session->engine.frame_left);
@@ -615,6 +626,7 @@ static void feed_held(struct urs_reactor *reactor)
         uint8_t *data = urs_block_data(block);
         size_t bytes = urs_min(urs_block_bytes(block), reactor->pool.buffer_bytes);
         struct urs_input input = {.next = data, .end = data + bytes};
+        begin_share(reactor, session);
         feed(reactor, session, &input, block);
         block->start += (size_t)(input.next - data);
         if (urs_block_bytes(block) > 0) {

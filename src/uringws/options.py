@@ -166,6 +166,11 @@ class Options:
     """What one session may bring in one turn before the others have theirs. The middle of a large message does not
     count: putting it aside would cost as much as taking it in."""
 
+    session_turn_messages_max: Annotated[int, _Range(1, 4096)] = 64
+    """The most messages of one session, pings included, that one turn handles before the others have theirs. The rest
+    is put aside until the next turn. A session that pipelines more than this pays for that with a copy of its input.
+    In `run_echo`, which needs no handler, a run of small messages counts as one."""
+
     ring_entries: Annotated[int, _Range(8, 32_768)] = 512
     """Submission queue entries. The kernel rounds up to a power of two; fewer are taken if locked memory is short."""
 

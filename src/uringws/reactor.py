@@ -179,6 +179,7 @@ class Reactor:
         shim.handshakes_max = options.handshakes_max or 0
         shim.header_bytes_max = options.header_bytes_max
         shim.session_turn_bytes_max = options.session_turn_bytes_max
+        shim.session_turn_messages_max = options.session_turn_messages_max
         shim.handshake_ms = _milliseconds(options.handshake_seconds_max)
         shim.silent_ms = _milliseconds(options.silent_seconds_max)
         shim.idle_ms = _milliseconds(options.idle_seconds_max)
