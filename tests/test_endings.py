@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from servers import Recorder, Silent, connected, run_until
+from servers import ReactorThread, Recorder, Silent, connected, run_until, wait_until
 from uringws import Connection, Options, Reactor, ReactorStateError
 from uringws.backend import Backend
 from uringws.shim import lib
@@ -235,3 +235,20 @@ def test_a_program_may_end_without_closing_it(backend: Backend) -> None:
     run = subprocess.run([sys.executable, "-c", EXIT, backend], capture_output=True, text=True, timeout=40, check=True)
     assert run.stdout == "end\n"
     assert run.stderr == ""
+
+
+def test_a_drain_does_not_wait_for_connections_that_have_asked_for_nothing(backend: Backend) -> None:
+    """A browser opens some in advance and keeps them: Ctrl-C would last until a deadline."""
+    options = Options(close_seconds_max=60, drain_seconds_max=60, handshake_seconds_max=None)
+    with (
+        ReactorThread(Silent(), backend=backend, options=options) as server,
+        Peer.dial(server.address) as silent,
+        Peer.dial(server.address) as begun,
+    ):
+        begun.write(upgrade_request()[:20])
+        wait_until(lambda: server.ask(server.reactor.stats).bytes_in == 20)
+        server.sender.call(server.reactor.drain)
+        silent.read_eof()
+        assert begun.read_response().status == 503
+        begun.close()
+        server.join()

@@ -273,6 +273,10 @@ void urs_reactor_drain(struct urs_reactor *reactor, uint32_t index, unsigned cod
         struct urs_session *session = urs_core_session(reactor, slot);
         if (session->state == URS_SESSION_OPEN) {
             urs_life_close(reactor, session, code, NULL, 0);
+        } else if (session->silent && urs_io_input_waiting(session->fd) != URS_INPUT_WAITS) {
+            /* It has asked for nothing, so it would not read an answer, nor close: browsers open such in advance. */
+            reactor->stats.refused[URS_REFUSED_DRAINING]++;
+            urs_life_end(reactor, session);
         } else if (session->state == URS_SESSION_AWAIT_HEAD || session->state == URS_SESSION_AWAIT_VERDICT) {
             urs_admission_refuse(reactor, session, URS_REFUSED_DRAINING);
         }

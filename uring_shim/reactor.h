@@ -178,8 +178,8 @@ int urs_reactor_wake_descriptor(struct urs_reactor *reactor);
  * from it. Returns 0 with *id set, or a negative result with the descriptor still the caller's. */
 int urs_reactor_adopt(struct urs_reactor *reactor, int fd, const uint8_t *prefix, size_t prefix_bytes, uint64_t *id);
 
-/* Refuses new connections and pending handshakes; open sessions get a close frame, after all that events before `index`
- * owe (as for urs_session_close). */
+/* Refuses new connections and pending handshakes, those that have not sent a byte without an answer; open sessions get a
+ * close frame, after all that events before `index` owe (as for urs_session_close). */
 void urs_reactor_drain(struct urs_reactor *reactor, uint32_t index, unsigned code);
 
 /* Sessions whose close frame has left and whose input, perhaps the answer, has arrived but is not read yet. */

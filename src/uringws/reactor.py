@@ -327,7 +327,7 @@ class Reactor:
         self._wake()
 
     def drain(self, timeout: float | None = None, *, code: int = CloseCode.GOING_AWAY) -> None:
-        """End in good order: accept nothing, answer pending handshakes 503, close every session with `code`.
+        """End in good order: accept nothing, answer requests that have begun 503, close every session with `code`.
 
         Called by a handler, or through `Sender.call`, it makes `run` return once all have ended, or after `timeout`
         seconds (None: `Options.drain_seconds_max`) when the rest are cut. Called outside of `run` it does all that
