@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,30 @@ def in_thread(function: Callable[[], object]) -> None:
 
 
 # Closed by another thread
+
+
+def test_closing_the_reactor_of_a_thread_that_ended_leaves_ones_own_running(backend: Backend) -> None:
+    """A registered ring is a number that means something else in each thread."""
+    with Reactor(EchoRecorder(), QUIET, backend=backend) as own:
+        address = own.bind("127.0.0.1", 0)
+        own.run_once(0)
+        for _ in range(3):
+            other = Reactor(EchoRecorder(), QUIET, backend=backend)
+            other.bind("127.0.0.1", 0)
+            in_thread(partial(other.run_once, 0))
+            other.close()
+        answered: list[Frame] = []
+
+        def converse() -> None:
+            with Peer.connect(address) as peer:
+                peer.send(TEXT, b"still here")
+                answered.append(peer.read_frame())
+
+        thread = threading.Thread(target=converse)
+        thread.start()
+        run_until(own, lambda: answered)
+        thread.join()
+        assert answered == [Frame(TEXT, b"still here")]
 
 
 @pytest.mark.parametrize("context", [False, True], ids=["close", "with"])

@@ -81,6 +81,10 @@ struct urs_io_operations {
     /* Makes the calling thread the owner; armed requests go out from now on. Returns 0 or -errno. */
     int (*start)(struct urs_io *io);
 
+    /* The thread that called start has ended, or another one is about to call close: from now on only collect and close
+     * do something. NULL where every thread may do everything. */
+    void (*disown)(struct urs_io *io);
+
     /* Ends everything. Sockets stay open: they are their owners'. */
     void (*close)(struct urs_io *io);
 

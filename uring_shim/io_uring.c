@@ -47,6 +47,8 @@ struct uring {
     char wake_bytes[64];
     struct msghdr *messages;             /* one for each submission queue entry: sendmsg reads it at submit */
     unsigned enter_flags;
+    uint8_t own_flags;                   /* the ring's int_flags and enter_ring_fd before register_ring_fd */
+    int own_fd;
     bool wake_armed;
     bool started;
     struct urs_io_faults faults;
@@ -231,11 +233,25 @@ static int uring_start(struct urs_io *io)
         return -errno;
     uring->started = true;
     io_uring_ring_dontfork(&uring->ring);
+    uring->own_flags = uring->ring.int_flags;
+    uring->own_fd = uring->ring.enter_ring_fd;
     /* Optional: spares a reference on the ring's file at each enter, which threaded processes pay for. */
     if (io_uring_register_ring_fd(&uring->ring) == 1)
         uring->enter_flags |= IORING_ENTER_REGISTERED_RING;
     arm_wake(uring);  /* where it fails, the first wait tries again */
     return 0;
+}
+
+/* A registered ring is an index in its thread's own table: in another thread the same index is another ring, or none. By
+ * its descriptor the ring refuses other threads (EEXIST). */
+static void uring_disown(struct urs_io *io)
+{
+    struct uring *uring = of(io);
+    if (!uring->started)
+        return;
+    uring->ring.int_flags = uring->own_flags;
+    uring->ring.enter_ring_fd = uring->own_fd;
+    uring->enter_flags &= ~IORING_ENTER_REGISTERED_RING;
 }
 
 static int uring_accept(struct urs_io *io, uint32_t slot, int fd)
@@ -477,6 +493,7 @@ const struct urs_io_operations urs_io_uring = {
     .name = "io_uring",
     .open = uring_open,
     .start = uring_start,
+    .disown = uring_disown,
     .close = uring_close,
     .accept = uring_accept,
     .accept_stop = uring_accept_stop,

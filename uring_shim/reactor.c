@@ -18,6 +18,8 @@
  * payload into the arena: at 16 KiB more, at 32 KiB the same, at 64 KiB less (bench, server uringws_send). */
 enum { DIRECT_BYTES_MIN = 32768, LISTENERS_MIN = 4 };
 
+_Thread_local uint64_t urs_thread_number;
+
 /* ---- the reactor --------------------------------------------------------------------------------------------- */
 
 static void free_all(struct urs_reactor *reactor)
@@ -107,7 +109,13 @@ static void close_accepted(const struct urs_completion *completions, uint32_t co
             close_socket(completions[index].result, false);
 }
 
-/* Ends accepting, and what it brought that no turn has seen. */
+static void disown(struct urs_reactor *reactor)
+{
+    if (reactor->io->operations->disown != NULL)
+        reactor->io->operations->disown(reactor->io);
+}
+
+/* Ends accepting, and closes the connections that it brought and no turn has seen. */
 static void close_unseen(struct urs_reactor *reactor)
 {
     struct urs_completion batch[64];
@@ -137,6 +145,8 @@ void urs_reactor_close(struct urs_reactor *reactor)
         urs_block_drop(reactor->events[index].item.block);
     for (uint32_t index = 0; index < reactor->late_count; index++)
         urs_block_drop(reactor->late[index].item.block);
+    if (reactor->owner != urs_thread_number)
+        disown(reactor);  /* nobody closed it, and another thread collected it */
     close_unseen(reactor);
     /* The ring first: what it still has armed must not see descriptors or memory go. */
     reactor->io->operations->close(reactor->io);
@@ -153,13 +163,13 @@ void urs_reactor_close(struct urs_reactor *reactor)
     free_all(reactor);
 }
 
-_Thread_local uint64_t urs_thread_number;
-
 void urs_reactor_take(struct urs_reactor *reactor)
 {
     static uint64_t numbers;
     if (urs_thread_number == 0)
         urs_thread_number = __atomic_add_fetch(&numbers, 1, __ATOMIC_RELAXED);
+    if (reactor->owner != 0 && reactor->owner != urs_thread_number)
+        disown(reactor);
     reactor->owner = urs_thread_number;
 }
 
