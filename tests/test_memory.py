@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from servers import ServerProcess, missing
+from servers import ServerProcess, missing, wait_until
 from uringws.backend import Backend
 from wire import TEXT, Address, Frame, Peer, upgrade_request
 
@@ -87,3 +87,50 @@ def test_an_idle_session_costs_less_than_half_a_kibibyte(backend: Backend) -> No
             peer.send(TEXT, b"how many?")
             assert peer.read_frame() == Frame(TEXT, str(SESSIONS + WARM_SESSIONS).encode())
         assert each < SESSION_BYTES_MAX
+
+
+STALLED = 30
+STORM_BYTES = 8 * 2**20
+"""What is sent to each of them, far more than a socket takes."""
+LEFT_BYTES_MAX = 64 * 2**20
+"""What may stay resident afterwards of the 240 MiB: caches, and what Python and malloc keep."""
+
+STORM_SERVER = """
+import os, sys
+from uringws import Handler, Options, Reactor
+
+class Storm(Handler):
+    def __init__(self):
+        self.payloads = {}
+
+    def on_message(self, conn, message):
+        size, total = map(int, message.text().split())
+        payload = self.payloads.setdefault(size, os.urandom(size))
+        for _ in range(total // size):
+            conn.send(payload)
+
+options = Options(ping_interval_seconds=None, backlog_bytes_max=1 << 28, close_seconds_max=1)
+with Reactor(Storm(), options, backend=sys.argv[1]) as reactor:
+    reactor.bind("127.0.0.1", 0)
+    host, port = reactor.addresses[0]
+    print(f"listening on ws://{host}:{port} ({reactor.backend})", flush=True)
+    reactor.run()
+"""
+
+
+@pytest.mark.parametrize("size", [1_000, 20_000, 100_000, STORM_BYTES])
+def test_memory_goes_back_to_the_system_after_a_storm_of_stalled_readers(backend: Backend, size: int) -> None:
+    """Clients that come and go meanwhile leave small things above the large ones, as they do in a server's life."""
+    with ServerProcess("-c", STORM_SERVER, backend) as server:
+        with Peer.connect(server.address) as peer:
+            peer.send(TEXT, b"%d %d" % (size, size))
+            assert len(peer.read_frame().payload) == size
+        before = resident_bytes(server.pid)
+        with ExitStack() as staying, ExitStack() as stalled:
+            for _ in range(STALLED):
+                peer = stalled.enter_context(Peer.connect(server.address))
+                peer.send(TEXT, b"%d %d" % (size, STORM_BYTES))
+                connect_many(server.address, 5, staying)
+            wait_until(lambda: resident_bytes(server.pid) - before > STALLED * STORM_BYTES // 4)
+            stalled.close()
+            wait_until(lambda: resident_bytes(server.pid) - before < LEFT_BYTES_MAX)

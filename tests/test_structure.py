@@ -22,6 +22,7 @@ PACKAGE = ROOT / "src" / "uringws"
 # A file may include what stands in its own layer or above it in this list, as long as no circle comes of it.
 C_LAYERS = (
     {"base"},
+    {"pages"},
     {"block", "fault", "frame", "head", "mask", "signals", "utf8", "wheel"},
     {"engine"},
     {"outbound"},

@@ -1,22 +1,99 @@
-/* Blocks: allocation against the budget, growth, and a small cache of the large ones. */
+/* Blocks: allocation against the budget, growth, and a small cache of the large ones. Small blocks are malloc's, large
+ * ones have pages of their own. */
 #include "block.h"
 
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { CLASS_BYTES_MIN = 64 * 1024, GROWTH = 64, GROWN_BYTES_MIN = 4096 };
+#include "pages.h"
 
-/* The class whose blocks hold `capacity` bytes, or URS_BLOCK_CACHE_CLASSES for sizes that are not cached. */
+enum {
+    CLASS_BYTES_MIN = 64 * 1024,
+    LARGE = URS_BLOCK_CLASSES - 1,       /* the class of all that is larger than the others */
+    NO_CLASS = URS_BLOCK_CLASSES,
+    GROWTH = 64,
+    GROWN_BYTES_MIN = 4096
+};
+
+_Static_assert(URS_COUNT(((struct urs_memory *)0)->cache) == URS_BLOCK_CLASSES, "a list for each class");
+
+/* Bytes that a block of that class takes in all, its struct included: whole pages. */
+static size_t class_bytes(uint32_t index) { return (size_t)CLASS_BYTES_MIN << index; }
+
+/* The class of a block that holds `capacity` bytes. Without one it is malloc's, with one it has its own pages. */
 static uint32_t class_of(size_t capacity)
 {
     if (capacity <= CLASS_BYTES_MIN / 2)
-        return URS_BLOCK_CACHE_CLASSES;
-    size_t class_bytes = CLASS_BYTES_MIN;
-    for (uint32_t index = 0; index < URS_BLOCK_CACHE_CLASSES; index++, class_bytes *= 2)
-        if (capacity <= class_bytes)
-            return index;
-    return URS_BLOCK_CACHE_CLASSES;
+        return NO_CLASS;
+    uint32_t index = 0;
+    while (index < LARGE && sizeof(struct urs_block) + capacity > class_bytes(index))
+        index++;
+    return index;
+}
+
+static struct urs_block *allocate(uint32_t index, size_t capacity)
+{
+    size_t bytes = sizeof(struct urs_block) + capacity;
+    return index == NO_CLASS ? malloc(bytes) : urs_pages_take(bytes);
+}
+
+static void release(struct urs_block *block)
+{
+    if (block->class_index == NO_CLASS)
+        free(block);
+    else
+        urs_pages_free(block, sizeof *block + block->capacity);
+}
+
+/* A cached block of just that capacity, or NULL. */
+static struct urs_block *take_cached(struct urs_memory *memory, uint32_t index, size_t capacity)
+{
+    if (index == NO_CLASS)
+        return NULL;
+    struct urs_block **link = &memory->cache[index];
+    while (*link != NULL && (*link)->capacity != capacity)
+        link = &(*link)->next;
+    struct urs_block *block = *link;
+    if (block != NULL) {
+        *link = block->next;
+        memory->cached_bytes -= capacity;
+    }
+    return block;
+}
+
+/* Frees one cached block of another class than `index` (of its own, if that is LARGE, whose blocks differ). Returns
+ * false if there is none: what is used at present takes the place of what was used before. */
+static bool free_cached(struct urs_memory *memory, uint32_t index)
+{
+    for (uint32_t tries = 0; tries < URS_BLOCK_CLASSES; tries++) {
+        uint32_t victim = memory->next_victim;
+        memory->next_victim = (victim + 1) % URS_BLOCK_CLASSES;
+        struct urs_block *block = memory->cache[victim];
+        if (block == NULL || (victim == index && index != LARGE))
+            continue;
+        memory->cache[victim] = block->next;
+        memory->cached_bytes -= block->capacity;
+        release(block);
+        return true;
+    }
+    return false;
+}
+
+/* Takes a block into the cache, or frees it. */
+static void put_back(struct urs_memory *memory, struct urs_block *block)
+{
+    uint32_t index = block->class_index;
+    bool keep = index != NO_CLASS && block->capacity <= URS_BLOCK_CACHE_BYTES_MAX / 2 + URS_BLOCK_HEADROOM;
+    while (keep && memory->cached_bytes + block->capacity > URS_BLOCK_CACHE_BYTES_MAX)
+        keep = free_cached(memory, index);
+    if (!keep) {
+        release(block);
+        return;
+    }
+    block->next = memory->cache[index];
+    memory->cache[index] = block;
+    memory->cached_bytes += block->capacity;
 }
 
 static bool fits(const struct urs_memory *memory, size_t capacity)
@@ -34,21 +111,17 @@ struct urs_block *urs_block_new(struct urs_memory *memory, size_t room)
 {
     size_t capacity = room + URS_BLOCK_HEADROOM;
     uint32_t index = class_of(capacity);
-    if (index < URS_BLOCK_CACHE_CLASSES)
-        capacity = (size_t)CLASS_BYTES_MIN << index;
+    if (index < LARGE)
+        capacity = class_bytes(index) - sizeof(struct urs_block);
     if (!fits(memory, capacity))
         return NULL;
 
-    /* Blocks above malloc's mmap threshold would be unmapped and faulted in again for every large message. */
-    struct urs_block *block = index < URS_BLOCK_CACHE_CLASSES ? memory->cache[index] : NULL;
-    if (block != NULL) {
-        memory->cache[index] = block->next;
-        memory->cached[index]--;
-    } else {
-        block = malloc(sizeof *block + capacity);
-        if (block == NULL)
-            return NULL;
-    }
+    /* Pages would otherwise be unmapped and faulted in again for every large message. */
+    struct urs_block *block = take_cached(memory, index, capacity);
+    if (block == NULL)
+        block = allocate(index, capacity);
+    if (block == NULL)
+        return NULL;
     block->next = NULL;
     block->memory = memory;
     block->capacity = capacity;
@@ -73,19 +146,12 @@ void urs_block_drop(struct urs_block *block)
     if (block == NULL || __atomic_sub_fetch(&block->references, 1, __ATOMIC_ACQ_REL) != 0)
         return;
     struct urs_memory *memory = block->memory;
-    uint32_t index = block->class_index;
     if (memory == NULL) {
-        free(block);
+        release(block);
         return;
     }
     memory->bytes_used -= block->capacity;
-    if (index < URS_BLOCK_CACHE_CLASSES && memory->cached[index] < URS_BLOCK_CACHE_DEPTH) {
-        block->next = memory->cache[index];
-        memory->cache[index] = block;
-        memory->cached[index]++;
-        return;
-    }
-    free(block);
+    put_back(memory, block);
 }
 
 int urs_block_reserve(struct urs_memory *memory, struct urs_block **block, size_t more, size_t expected)
@@ -119,14 +185,7 @@ void urs_block_drop_for(struct urs_block *block, const void *payload)
 
 void urs_memory_clear(struct urs_memory *memory)
 {
-    for (size_t index = 0; index < URS_BLOCK_CACHE_CLASSES; index++) {
-        struct urs_block *block = memory->cache[index];
-        while (block != NULL) {
-            struct urs_block *next = block->next;
-            free(block);
-            block = next;
-        }
-        memory->cache[index] = NULL;
-        memory->cached[index] = 0;
-    }
+    while (free_cached(memory, NO_CLASS))
+        ;
+    URS_ASSERT(memory->cached_bytes == 0);
 }

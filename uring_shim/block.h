@@ -10,8 +10,8 @@
 
 enum urs_block_limit {
     URS_BLOCK_HEADROOM = 16,             /* bytes kept free in front, for the header of an answer */
-    URS_BLOCK_CACHE_CLASSES = 6,         /* 64 KiB .. 2 MiB, by powers of two */
-    URS_BLOCK_CACHE_DEPTH = 4            /* freed blocks kept per class */
+    URS_BLOCK_CLASSES = 7,               /* 64 KiB .. 2 MiB, by powers of two, and one for all that is larger */
+    URS_BLOCK_CACHE_BYTES_MAX = 32 * 1024 * 1024 /* freed blocks that are kept for the next ones */
 };
 
 /* A run of bytes on the heap. [start, end) of `bytes` is in use. A block is in one list at a time. */
@@ -22,7 +22,7 @@ struct urs_block {
     size_t start;
     size_t end;
     uint32_t references;
-    uint32_t class_index;                /* URS_BLOCK_CACHE_CLASSES: not cached */
+    uint32_t class_index;                /* URS_BLOCK_CLASSES: too small for one */
     uint8_t bytes[];
 };
 
@@ -30,8 +30,9 @@ struct urs_block {
 struct urs_memory {
     size_t bytes_used;
     size_t bytes_max;
-    struct urs_block *cache[6];
-    uint32_t cached[6];
+    size_t cached_bytes;
+    struct urs_block *cache[7];          /* freed blocks by class */
+    uint32_t next_victim;                /* the class that gives way next where the cache is full */
 };
 
 /* Takes a reference for Python. The block may now outlive its budget, so it is no longer charged to it. */

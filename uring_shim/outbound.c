@@ -7,7 +7,7 @@
 
 #include "frame.h"
 
-enum { ARENA_BYTES_MIN = 128 * 1024, SEGMENTS_MIN = 256 };
+enum { ARENA_BYTES_MIN = 127 * 1024, ARENA_KEPT_BYTES_MAX = 4 << 20, SEGMENTS_MIN = 256 };
 
 /* A new segment at the end of the list. */
 static int add_segment(struct urs_outbox *outbox, struct urs_outbound *outbound, struct urs_segment segment)
@@ -193,7 +193,13 @@ void urs_outbox_reset(struct urs_outbox *outbox)
         arena->next = older->next;
         urs_block_drop(older);
     }
-    arena->end = arena->start;
+    if (arena->capacity <= ARENA_KEPT_BYTES_MAX) {
+        arena->end = arena->start;
+        return;
+    }
+    /* One large message went through it: such memory is not held for good. */
+    urs_block_drop(arena);
+    outbox->arena = NULL;
 }
 
 void urs_outbox_clear(struct urs_outbox *outbox)

@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { BACKLOG_BLOCK_BYTES = 4096, MOVE_BYTES_MIN = 4096 };
+enum { BACKLOG_BLOCK_BYTES_MIN = 4096, BACKLOG_BLOCK_BYTES_MAX = 1 << 18, BACKLOG_SHARE = 4, MOVE_BYTES_MIN = 4096 };
 
 struct urs_session *urs_session_find(const struct urs_sessions *sessions, uint64_t id)
 {
@@ -126,7 +126,11 @@ static int store_bytes(struct urs_session *session, struct urs_memory *memory, c
     }
     if (bytes == 0)
         return 0;
-    struct urs_block *block = urs_block_new(memory, urs_max(bytes, BACKLOG_BLOCK_BYTES));
+    /* The longer the backlog, the larger its blocks: at most a quarter of it is spare room, and it is freed in pages. */
+    size_t spare = urs_min(session->backlog_bytes / BACKLOG_SHARE, BACKLOG_BLOCK_BYTES_MAX);
+    struct urs_block *block = urs_block_new(memory, urs_max(bytes, urs_max(spare, BACKLOG_BLOCK_BYTES_MIN)));
+    if (block == NULL)
+        block = urs_block_new(memory, bytes);
     if (block == NULL) {
         session->backlog_bytes -= bytes;
         return urs_memory_error(memory, bytes);

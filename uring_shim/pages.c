@@ -1,0 +1,42 @@
+/* Pages from the system. Under AddressSanitizer they are malloc's, for it watches no others. */
+#define _GNU_SOURCE
+#include "pages.h"
+
+#include <stdlib.h>
+#include <sys/mman.h>
+
+#ifdef __has_feature
+#if __has_feature(address_sanitizer)
+#define WATCHED
+#endif
+#endif
+#ifdef __SANITIZE_ADDRESS__
+#define WATCHED
+#endif
+
+#ifdef WATCHED
+
+void *urs_pages_take(size_t bytes) { return malloc(bytes); }
+
+void urs_pages_free(void *memory, size_t bytes)
+{
+    (void)bytes;
+    free(memory);
+}
+
+#else
+
+void *urs_pages_take(size_t bytes)
+{
+    void *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    return memory == MAP_FAILED ? NULL : memory;
+}
+
+void urs_pages_free(void *memory, size_t bytes)
+{
+    /* Fails only where it would split a mapping and the process has as many as it may: then the pages at least go. */
+    if (munmap(memory, bytes) != 0)
+        (void)madvise(memory, bytes, MADV_DONTNEED);
+}
+
+#endif
