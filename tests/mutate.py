@@ -122,8 +122,11 @@ def mutated(mutant: Mutant, source: str) -> str:
     return source.replace(mutant.snippet, mutant.replacement)
 
 
-def try_mutant(tree: Tree, mutant: Mutant) -> tuple[str, str]:
+def try_mutant(tree: Tree, mutant: Mutant, failing: dict[str, str]) -> tuple[str, str]:
     """Apply a mutant, run its tests, undo it; return the verdict and its detail."""
+    for test in mutant.tests:
+        if test in failing:
+            return "not tried", f"{test} does not pass without a mutant: {failing[test]}"
     target = tree.directory / mutant.file
     source = target.read_text()
     is_c = mutant.file.startswith("uring_shim/")
@@ -142,16 +145,21 @@ def try_mutant(tree: Tree, mutant: Mutant) -> tuple[str, str]:
     return "killed", "; ".join(failure for failure in failures.values() if failure is not None)
 
 
-def check_unbroken(tree: Tree, mutants: list[Mutant]) -> None:
-    """Run every test of the mutants on the sources as they are. Raises NotTriedError if one does not pass."""
+def failing_unbroken(tree: Tree, mutants: list[Mutant]) -> dict[str, str]:
+    """Run every test of the mutants on the sources as they are; return those that do not pass, and how they failed."""
     tree.build()
     tests = sorted({test for mutant in mutants for test in mutant.tests})
     print(f"{len(mutants)} mutants; their {len(tests)} tests on the sources as they are:", flush=True)
+    failing = {}
     for number, test in enumerate(tests, 1):
-        failure = tree.failure(test)
-        print(f"  [{number}/{len(tests)}] {test}: {failure or 'passed'}", flush=True)
+        try:
+            failure = tree.failure(test)
+        except NotTriedError as error:
+            failure = str(error)
         if failure is not None:
-            raise NotTriedError(f"{test} does not pass without a mutant: {failure}")
+            failing[test] = failure
+        print(f"  [{number}/{len(tests)}] {test}: {failure or 'passed'}", flush=True)
+    return failing
 
 
 def check_lines(mutants: list[Mutant]) -> int:
@@ -211,14 +219,10 @@ def main() -> int:
     results = []
     with tempfile.TemporaryDirectory(prefix="uringws-mutants-") as directory:
         tree = Tree(Path(directory))
-        try:
-            check_unbroken(tree, mutants)
-        except NotTriedError as error:
-            print(error)
-            return 2
+        failing = failing_unbroken(tree, mutants)
         for number, mutant in enumerate(mutants, 1):
             start = time.monotonic()
-            verdict, detail = try_mutant(tree, mutant)
+            verdict, detail = try_mutant(tree, mutant, failing)
             results.append(Result(mutant, verdict, detail, time.monotonic() - start))
             print(
                 f"[{number}/{len(mutants)}] {mutant.name}: {verdict} in {results[-1].seconds:.1f} s ({detail})",
