@@ -6,6 +6,7 @@ import signal
 import socket
 import time
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -109,7 +110,8 @@ def test_who_was_accepted_but_not_seen_before_a_drain_is_not_let_in(backend: Bac
 
     recorder = Drains()
     with ExitStack() as stack:
-        reactor = recorder.reactor = stack.enter_context(Reactor(recorder, PATIENT, backend=backend))
+        options = replace(PATIENT, session_turn_messages_max=512)
+        reactor = recorder.reactor = stack.enter_context(Reactor(recorder, options, backend=backend))
         address = reactor.bind("127.0.0.1", 0)
         floods = [stack.enter_context(connected(reactor)) for _ in range(12)]
         reactor.run_once(0)
