@@ -157,12 +157,18 @@ def test_a_peer_that_stops_taking_its_backlog_is_cut_off(backend: Backend) -> No
         settle(server)
 
 
-def test_a_peer_that_hangs_is_cut_off_while_its_kernel_takes_what_we_push(backend: Backend) -> None:
+@pytest.mark.parametrize("manner", ["at once", "behind a backlog"])
+def test_a_peer_that_hangs_is_cut_off_while_its_kernel_takes_what_we_push(backend: Backend, manner: str) -> None:
     """The bytes behind the ping are no sign of life: no program reads them."""
     recorder = Recorder()
-    options = only(ping_interval_seconds=0.2, ping_timeout_seconds=0.4)
-    with serving(backend, options, recorder) as server, Peer.connect(server.address):
+    options = only(ping_interval_seconds=0.2, ping_timeout_seconds=0.6)
+    with serving(backend, options, recorder) as server, SlowPeer.connect(server.address) as peer:
         (conn,) = opened(recorder)
+        if manner == "behind a backlog":
+            peer.chunk_bytes = 4 * CHUNK_BYTES
+            server.ask(lambda: conn.send_binary(PAYLOAD))
+            assert peer.read_frame() == Frame(BINARY, PAYLOAD)
+        assert peer.read_frame().opcode == PING
         start = time.monotonic()
         while not recorder.of("close"):
             server.ask(lambda: conn.is_open and conn.send_text("news"))
@@ -496,18 +502,35 @@ def test_a_request_that_trickles_is_not_given_more_time_for_it(backend: Backend)
 
 
 def test_who_talks_on_after_our_close_frame_is_cut_all_the_same(backend: Backend) -> None:
+    """Also where the server is so busy that something waits to be read whenever it looks."""
     recorder = Recorder()
     with serving(backend, only(close_seconds_max=0.3), recorder) as server, Peer.connect(server.address) as peer:
         (conn,) = opened(recorder)
-        server.ask(conn.close)
+
+        def keep_busy() -> None:
+            time.sleep(0.02)
+            if not recorder.of("close") and time.monotonic() - start < 6:
+                server.sender.call(keep_busy)
+
         start = time.monotonic()
-        message = frame(BINARY, bytes(60_000))
-        peer.sock.settimeout(1)  # a kernel may tell the writer of the end only after a minute
-        with contextlib.suppress(OSError):
-            while time.monotonic() - start < 8:
-                peer.write(message)
-        assert recorder.wait_for("close")[0][2] == 1006
-        assert time.monotonic() - start < 4
+        server.ask(conn.close)
+        server.sender.call(keep_busy)
+        flood = frame(BINARY, bytes(60_000)) * 200
+
+        def talk() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    peer.write(flood)
+
+        talker = threading.Thread(target=talk, daemon=True)
+        talker.start()
+        try:
+            assert recorder.wait_for("close")[0][2] == 1006
+            assert time.monotonic() - start < 4
+        finally:
+            with contextlib.suppress(OSError):
+                peer.sock.shutdown(socket.SHUT_RDWR)
+            talker.join()
 
 
 def test_who_takes_the_rest_in_drops_is_cut_all_the_same(tmp_path: Path) -> None:
