@@ -46,6 +46,7 @@ PYTHON_LAYERS = (
         "options",
         "frames",
         "ownership",
+        "seconds",
         "sending",
         "signals",
         "sockets",

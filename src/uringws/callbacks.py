@@ -5,12 +5,13 @@ from __future__ import annotations
 import difflib
 import inspect
 import warnings
+from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Callbacks", "look_up"]
+__all__ = ["Callbacks", "came_out_of", "look_up"]
 
 
 class Callbacks(NamedTuple):
@@ -87,3 +88,14 @@ def _warn_of_unknown(handler: object) -> None:
             RuntimeWarning,
             stacklevel=4,
         )
+
+
+def came_out_of(function: Callable[..., object], error: BaseException) -> bool:
+    """Whether an error that the caller caught came out of a callback, and not of a signal handler between two."""
+    if isinstance(function, MethodType):
+        function = function.__func__
+    if not isinstance(function, FunctionType):
+        return True  # without a frame by which to tell
+    trace = error.__traceback__
+    entered = None if trace is None else trace.tb_next
+    return entered is not None and entered.tb_frame.f_code is function.__code__

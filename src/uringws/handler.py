@@ -49,6 +49,9 @@ class Handler:
     and nothing after it. A callback that raises closes its connection with 1011 (an opening request is answered 500)
     and is logged with its traceback; the reactor goes on. A callback that blocks stops all connections.
 
+    What is no error (KeyboardInterrupt, SystemExit) gets out of the reactor's `run`. The callback that raised it is not
+    called again for the same event: a request that was being decided on is answered 500.
+
     The reactor looks the callbacks up once, when it is made: one assigned to the handler later is not called. They are
     plain functions: a coroutine function raises TypeError there.
 

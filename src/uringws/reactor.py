@@ -17,11 +17,10 @@ import time
 import warnings
 import weakref
 from collections import Counter, deque
-from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from uringws.backend import Backend, Opened, open_core
-from uringws.callbacks import look_up
+from uringws.callbacks import came_out_of, look_up
 from uringws.connection import Connection, make_connection, peer_of
 from uringws.errors import ConnectionClosed, ReactorStateError, RejectReason, UringUnavailable, WrongThread, check
 from uringws.frames import CloseCode
@@ -31,6 +30,7 @@ from uringws.limits import warn_of_few_files
 from uringws.message import Message
 from uringws.options import Options
 from uringws.ownership import Owner
+from uringws.seconds import check_seconds, milliseconds, sooner
 from uringws.sender import Sender
 from uringws.sending import check_close
 from uringws.shim import ffi, lib
@@ -180,13 +180,13 @@ class Reactor:
         shim.header_bytes_max = options.header_bytes_max
         shim.session_turn_bytes_max = options.session_turn_bytes_max
         shim.session_turn_messages_max = options.session_turn_messages_max
-        shim.handshake_ms = _milliseconds(options.handshake_seconds_max)
-        shim.silent_ms = _milliseconds(options.silent_seconds_max)
-        shim.idle_ms = _milliseconds(options.idle_seconds_max)
-        shim.ping_interval_ms = _milliseconds(options.ping_interval_seconds)
-        shim.ping_timeout_ms = _milliseconds(options.ping_timeout_seconds)
-        shim.close_ms = _milliseconds(options.close_seconds_max)
-        shim.session_ms = _milliseconds(options.session_seconds_max)
+        shim.handshake_ms = milliseconds(options.handshake_seconds_max)
+        shim.silent_ms = milliseconds(options.silent_seconds_max)
+        shim.idle_ms = milliseconds(options.idle_seconds_max)
+        shim.ping_interval_ms = milliseconds(options.ping_interval_seconds)
+        shim.ping_timeout_ms = milliseconds(options.ping_timeout_seconds)
+        shim.close_ms = milliseconds(options.close_seconds_max)
+        shim.session_ms = milliseconds(options.session_seconds_max)
         shim.busy_poll_us = options.busy_poll_microseconds
         shim.zero_copy = _ZERO_COPY.index(options.zero_copy)
         shim.zero_copy_bytes_min = options.zero_copy_bytes_min
@@ -294,7 +294,11 @@ class Reactor:
     def run(self) -> None:
         """Serve until `stop`, or a signal, or there is no listening socket, session and Sender left.
 
-        In the main thread SIGINT and SIGTERM drain it (`Options.drain_seconds_max`); a second one ends it at once.
+        In the main thread SIGINT and SIGTERM drain it (`Options.drain_seconds_max`), unless the process ignores them; a
+        second one ends it at once. Afterwards both are as they were.
+
+        What is no error and gets out of a callback (KeyboardInterrupt), or what another signal's handler raises, gets
+        out of here. No event is lost by it, and `run` may be called again.
         """
         self._run(echo=False)
 
@@ -309,10 +313,10 @@ class Reactor:
         WrongThread, ReactorStateError inside of `run`, OSError for a backend beyond use, TypeError or ValueError for no
         time.
         """
-        _check_seconds(timeout)
+        check_seconds(timeout)
         self._enter()
         try:
-            count = self._turns(_sooner(timeout, self._timers.seconds_left()), once=True)
+            count = self._turns(sooner(timeout, self._timers.seconds_left()), once=True)
             self._timers.run_due()
             return count
         finally:
@@ -336,7 +340,7 @@ class Reactor:
         self._check_usable()
         self._check_thread()
         number, _ = check_close(code, "")
-        _check_seconds(timeout)
+        check_seconds(timeout)
         if not self._owner.is_known:
             self._start()
         lib.urs_reactor_drain(self._core, self._message._owed(None), number)
@@ -414,7 +418,10 @@ class Reactor:
         `sender.call(lambda: reactor.call_later(...))`), ReactorStateError once closed, TypeError or ValueError for no
         time and no function.
         """
-        return self._add_timer(seconds, None, function, arguments)
+        self._check_usable()
+        timer = self._timers.add(seconds, None, function, arguments)
+        self._attention = True  # the wait may have to be shorter now
+        return timer
 
     def call_every(self, seconds: float, function: Callable[..., object], *arguments: Any) -> Timer:
         """Call `function(*arguments)` every so many seconds (0.001 or more), for the first time after as many.
@@ -422,22 +429,9 @@ class Reactor:
         As `call_later`, until it is cancelled. The times are multiples of `seconds` from now: a delay does not add up,
         and calls that a busy reactor missed are left out. It goes on after an exception.
         """
-        if not isinstance(seconds, bool) and isinstance(seconds, (int, float)) and seconds < _INTERVAL_SECONDS_MIN:
-            raise ValueError(f"an interval of {seconds} seconds: it must be {_INTERVAL_SECONDS_MIN} or more")
-        return self._add_timer(seconds, seconds, function, arguments)
-
-    def _add_timer(
-        self, seconds: float, interval: float | None, function: Callable[..., object], arguments: tuple[Any, ...]
-    ) -> Timer:
         self._check_usable()
-        self._check_thread()
-        if seconds is None:
-            raise TypeError("a timer takes a number of seconds, not None")
-        _check_seconds(seconds)
-        if not callable(function):
-            raise TypeError(f"a timer takes a function, not {type(function).__name__}")
-        timer = self._timers.add(seconds, interval, function, arguments)
-        self._attention = True  # the wait may have to be shorter now
+        timer = self._timers.add(seconds, seconds, function, arguments)
+        self._attention = True
         return timer
 
     # ---- sessions from elsewhere
@@ -622,7 +616,7 @@ class Reactor:
                             pass
                 return
             except Exception as error:
-                if connection is None or on_message is _nothing or not _came_out_of(on_message, error):
+                if connection is None or on_message is _nothing or not came_out_of(on_message, error):
                     raise
                 self._failed(connection, error)
             finally:
@@ -839,7 +833,7 @@ class Reactor:
     def _patience(self) -> float | None:
         """Seconds that a turn may wait."""
         left = None if self._drained_until is None else max(0.0, self._drained_until - time.monotonic())
-        return _sooner(left, self._timers.seconds_left()) if self._timers else left
+        return sooner(left, self._timers.seconds_left()) if self._timers else left
 
     def _signals(self) -> contextlib.AbstractContextManager[None]:
         """Turn SIGINT and SIGTERM into a drain, in the main thread, for as long as `run` runs."""
@@ -925,8 +919,6 @@ class Reactor:
 
 
 _EINTR: Final = 4
-_TIMEOUT_SECONDS_MAX: Final = 366 * 86400.0  # as of Options
-_INTERVAL_SECONDS_MIN: Final = 0.001  # a turn waits whole milliseconds
 
 _reactors: weakref.WeakSet[Reactor] = weakref.WeakSet()
 
@@ -941,38 +933,6 @@ def _after_fork() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork)
-
-
-def _came_out_of(function: Callable[..., object], error: BaseException) -> bool:
-    """Whether an error that the caller caught came out of a callback, and not of a signal handler between two."""
-    if isinstance(function, MethodType):
-        function = function.__func__
-    if not isinstance(function, FunctionType):
-        return True  # without a frame by which to tell
-    trace = error.__traceback__
-    entered = None if trace is None else trace.tb_next
-    return entered is not None and entered.tb_frame.f_code is function.__code__
-
-
-def _check_seconds(timeout: object) -> None:
-    """Raise for what is neither None nor a number of seconds that a turn can wait."""
-    if timeout is None:
-        return
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
-        raise TypeError(f"a timeout is a number of seconds or None, not {type(timeout).__name__}")
-    if not 0 <= timeout <= _TIMEOUT_SECONDS_MAX:
-        raise ValueError(f"a timeout of {timeout} seconds: it must be None or 0 to {_TIMEOUT_SECONDS_MAX:.0f}")
-
-
-def _sooner(first: float | None, second: float | None) -> float | None:
-    """Return the shorter of two waits; None is one without end."""
-    if first is None or second is None:
-        return second if first is None else first
-    return min(first, second)
-
-
-def _milliseconds(seconds: float | None) -> int:
-    return 0 if seconds is None else max(1, round(seconds * 1000))
 
 
 def _lost_reason(error: int) -> str:

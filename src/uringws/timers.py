@@ -7,6 +7,8 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any, Final
 
+from uringws.seconds import check_seconds
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -14,6 +16,7 @@ __all__ = ["Timer", "Timers"]
 
 logger = logging.getLogger("uringws")
 
+_INTERVAL_SECONDS_MIN: Final = 0.001  # a turn waits whole milliseconds
 _CANCELLED_MIN: Final = 64
 """Cancelled timers that may lie in the heap before it is worth being cleared of them."""
 
@@ -66,7 +69,18 @@ class Timers:
     def add(
         self, seconds: float, interval: float | None, function: Callable[..., object], arguments: tuple[Any, ...]
     ) -> Timer:
-        """Add a timer that is due in `seconds`, and then every `interval` seconds unless that is None."""
+        """Add a timer that is due in `seconds`, and then every `interval` seconds unless that is None.
+
+        Raises TypeError or ValueError for no time and no function.
+        """
+        self._check()
+        if seconds is None:
+            raise TypeError("a timer takes a number of seconds, not None")
+        check_seconds(seconds)
+        if interval is not None and interval < _INTERVAL_SECONDS_MIN:
+            raise ValueError(f"an interval of {interval} seconds: it must be {_INTERVAL_SECONDS_MIN} or more")
+        if not callable(function):
+            raise TypeError(f"a timer takes a function, not {type(function).__name__}")
         timer = Timer(self, interval, function, arguments)
         self._push(timer, time.monotonic() + seconds)
         return timer
