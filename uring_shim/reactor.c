@@ -175,6 +175,8 @@ void urs_reactor_take(struct urs_reactor *reactor)
 
 int urs_reactor_start(struct urs_reactor *reactor)
 {
+    if (reactor->started)
+        return urs_core_check(reactor);
     int error = reactor->io->operations->start(reactor->io);
     if (error != 0)
         return error;

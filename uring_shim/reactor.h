@@ -133,7 +133,8 @@ struct urs_reactor *urs_reactor_open(const char *backend, const struct urs_react
 /* Closes every session's descriptor and frees everything. Listening sockets stay their owners'. */
 void urs_reactor_close(struct urs_reactor *reactor);
 
-/* Binds the reactor to the calling thread. Returns 0 or -errno, and may then be called again. */
+/* Binds the reactor to the calling thread. Returns 0, also when that is done already, or -errno: then it may be
+ * called again. */
 int urs_reactor_start(struct urs_reactor *reactor);
 
 /* Binds it to the calling thread, whose part is to close it: the thread that started it has ended. */

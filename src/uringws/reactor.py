@@ -315,6 +315,7 @@ class Reactor:
         """
         check_seconds(timeout)
         self._enter()
+        self._running = True  # here: a signal handler that raises on the way out of a call must not leave it set
         try:
             count = self._turns(sooner(timeout, self._timers.seconds_left()), once=True)
             self._timers.run_due()
@@ -536,6 +537,7 @@ class Reactor:
 
     def _run(self, *, echo: bool, signals: bool = True) -> None:
         self._enter()
+        self._running = True
         try:
             with self._signals() if signals else contextlib.nullcontext():
                 if signals and self._is_idle():
@@ -754,6 +756,7 @@ class Reactor:
     # ---- its thread, its signals, its end
 
     def _enter(self) -> None:
+        """Raise unless the caller may run it now, and start it if nobody has."""
         with self._core_lock:
             self._check_usable()
             self._check_thread()
@@ -763,7 +766,6 @@ class Reactor:
                 raise ReactorStateError("the reactor is running already")
             if not self._owner.is_known:
                 self._start()
-            self._running = True
 
     def _start(self) -> None:
         warn_of_few_files(self.options.sessions_max)
