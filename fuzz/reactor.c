@@ -605,6 +605,7 @@ static void read_options(struct world *world, struct input *input)
     options->sessions_max = limits & 1 ? 3 : 0;
     options->sessions_per_ip_max = flags & 128 ? 2 : 0;
     options->handshakes_max = limits & 2 ? 2 : 0;
+    options->silent_ms = 500;
     options->memory_bytes_max = limits & 4 ? 100000 : 0;
     options->header_bytes_max = limits & 8 ? 64 : 1024;
     options->session_turn_bytes_max = limits & 16 ? 600 : 65536;
