@@ -35,6 +35,19 @@ static inline uint64_t queue_take(struct queue *queue)
     return hash;
 }
 
+/* Takes one from anywhere; false if it is not there. */
+static inline bool queue_remove(struct queue *queue, uint64_t hash)
+{
+    for (size_t index = queue->first; index < queue->hashes.bytes / sizeof hash; index++) {
+        uint8_t *place = queue->hashes.data + sizeof hash * index;
+        if (memcmp(place, &hash, sizeof hash) == 0) {
+            memcpy(place, queue->hashes.data + sizeof hash * queue->first++, sizeof hash);
+            return true;
+        }
+    }
+    return false;
+}
+
 /* FNV-1a of a payload and what it came with. */
 static inline uint64_t hash_of(unsigned kind, unsigned opcode, bool fin, const uint8_t *data, size_t bytes)
 {
@@ -82,7 +95,8 @@ struct peer {
     bool got_head;
     bool got_close;
     uint8_t ping[8];                     /* what the last ping of the reactor's own carried */
-    struct queue owed;
+    struct queue owed;                   /* in this order ... */
+    struct queue pongs;                  /* ... and, of these, some, in any order */
 };
 
 static inline void peer_reset(struct peer *peer)
@@ -97,6 +111,7 @@ static inline void peer_reset(struct peer *peer)
     string_free(&peer->received);
     string_free(&peer->items.hashes);
     string_free(&peer->owed.hashes);
+    string_free(&peer->pongs.hashes);
 }
 
 /* Sends what the socket takes of what was kept back and the bytes, but for the last `keep`; the rest of them waits. */
@@ -159,9 +174,13 @@ static inline void match(struct peer *peer, const struct urs_frame_header *heade
     if (header->opcode == URS_OPCODE_CLOSE || header->opcode == URS_OPCODE_PING)
         return;
     uint64_t hash = hash_of_answer(header->opcode, header->fin, payload, header->payload_bytes);
-    uint64_t owed;
-    while ((owed = queue_take(&peer->owed)) != hash)
-        CHECK(drops || (owed & 1) != 0);
+    if (header->opcode == URS_OPCODE_PONG) {
+        /* The pong of the latest ping may take the place of one that waited, in front of other frames. */
+        CHECK(queue_remove(&peer->pongs, hash));
+        return;
+    }
+    while (queue_take(&peer->owed) != hash)
+        CHECK(drops);
 }
 
 /* Reads at most `bytes` bytes and holds them to what is owed; returns how many came. */

@@ -99,8 +99,9 @@ static void open_session(struct world *world, struct peer *peer, uint64_t id)
 
 static void note_sent(struct peer *peer, int result, uint8_t opcode, const uint8_t *data, size_t bytes)
 {
+    struct queue *queue = opcode == URS_OPCODE_PONG ? &peer->pongs : &peer->owed;
     if (result == URS_SENT || result == URS_QUEUED)
-        queue_add(&peer->owed, hash_of_answer(opcode, true, data, bytes));
+        queue_add(queue, hash_of_answer(opcode, true, data, bytes));
 }
 
 static void send_some(struct world *world, struct peer *peer, uint32_t number)
@@ -259,7 +260,7 @@ static void on_event(struct world *world, uint32_t number)
         on_answers(world, event);
         break;
     case URS_ITEM_PING:
-        queue_add(&on_item(world, event)->owed, hash_of_answer(URS_OPCODE_PONG, true, item->payload, item->bytes));
+        queue_add(&on_item(world, event)->pongs, hash_of_answer(URS_OPCODE_PONG, true, item->payload, item->bytes));
         break;
     case URS_ITEM_CLOSE:
     case URS_ITEM_FAILED:

@@ -24,6 +24,7 @@ static void check_memory(const struct urs_session *session)
     }
     URS_ASSERT(last == session->backlog_last);
     URS_ASSERT(backlog_bytes == session->backlog_bytes);
+    URS_ASSERT(session->pong == NULL || session->backlog != NULL);
     URS_ASSERT(session->held == NULL || urs_block_bytes(session->held) > 0);
     if (session->held != NULL)
         check_block(session->held);

@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "frame.h"
+
 enum { BACKLOG_BLOCK_BYTES_MIN = 4096, BACKLOG_BLOCK_BYTES_MAX = 1 << 18, BACKLOG_SHARE = 4, MOVE_BYTES_MIN = 4096 };
 
 struct urs_session *urs_session_find(const struct urs_sessions *sessions, uint64_t id)
@@ -173,6 +175,30 @@ int urs_session_store(struct urs_session *session, struct urs_outbox *outbox, st
     return error;
 }
 
+int urs_session_store_pong(struct urs_session *session, struct urs_memory *memory, const uint8_t *payload,
+                           size_t bytes)
+{
+    URS_ASSERT(session->backlog != NULL && bytes <= URS_FRAME_CONTROL_BYTES_MAX);
+    struct urs_block *pong = session->pong;
+    /* Ours is the only reference once the backlog has let go of it. */
+    bool waits = pong != NULL && !urs_block_is_sole(pong) && pong->start == URS_BLOCK_HEADROOM;
+    if (!waits) {
+        struct urs_block *fresh = urs_block_new(memory, URS_FRAME_ANSWER_BYTES_MAX + URS_FRAME_CONTROL_BYTES_MAX);
+        if (fresh == NULL)
+            return urs_memory_error(memory, URS_FRAME_ANSWER_BYTES_MAX + URS_FRAME_CONTROL_BYTES_MAX);
+        urs_block_drop(pong);
+        session->pong = pong = fresh;
+        urs_block_hold(pong);  /* besides, bytes that follow are then not written into it */
+        append_block(session, pong);
+    }
+    session->backlog_bytes -= urs_block_bytes(pong);
+    size_t header_bytes = urs_frame_write(urs_block_data(pong), URS_OPCODE_PONG, true, bytes);
+    memcpy(urs_block_data(pong) + header_bytes, payload, bytes);
+    pong->end = pong->start + header_bytes + bytes;
+    session->backlog_bytes += urs_block_bytes(pong);
+    return 0;
+}
+
 uint32_t urs_session_backlog_vectors(const struct urs_session *session, struct iovec *vectors, uint32_t room)
 {
     uint32_t count = 0;
@@ -195,6 +221,8 @@ void urs_session_backlog_consume(struct urs_session *session, size_t bytes)
         urs_block_drop(block);
     }
     session->backlog_last = NULL;
+    urs_block_drop(session->pong);
+    session->pong = NULL;
 }
 
 int urs_session_hold(struct urs_session *session, struct urs_memory *memory, const uint8_t *data, size_t bytes)

@@ -40,6 +40,7 @@ struct urs_session {
     struct urs_block *backlog_last;
     size_t backlog_bytes;
     struct urs_block *held;              /* input that came, but may not be fed yet */
+    struct urs_block *pong;              /* the last frame of its kind in the backlog, see urs_session_store_pong */
     union {
         uint64_t ping_sent_us;           /* open: when the ping was made that awaits its pong; 0: none does */
         struct {                         /* silent: slot + 1 of the neighbours on the reactor's list; 0 at its ends */
@@ -67,6 +68,7 @@ struct urs_session {
     struct urs_peer peer;
     uint16_t failed_code;                /* the close code we failed it with; 0: we did not */
     uint8_t state;                       /* enum urs_session_state */
+    uint8_t pongs;                       /* that joined the backlog since it was last seen empty */
     uint8_t late_events;                 /* that name it and are the next turn's: at most LATE_EVENTS */
     bool has_deadline : 1;
     bool question_unsent : 1;            /* the socket has not taken all up to question_bytes yet */
@@ -136,6 +138,11 @@ void urs_session_set_state(struct urs_session *session, enum urs_session_state s
 /* Moves this turn's segments, from byte `from` of them on, behind the backlog: whole blocks of their own by
  * reference, all else as a copy. Returns 0, URS_ERROR_MEMORY_BUDGET or -ENOMEM; the list is empty afterwards. */
 int urs_session_store(struct urs_session *session, struct urs_outbox *outbox, struct urs_memory *memory, size_t from);
+
+/* Puts the pong of the latest ping into the backlog: in the place of the last one that was put there, or at the end if
+ * the socket has taken some of that one. Returns 0, URS_ERROR_MEMORY_BUDGET or -ENOMEM. */
+int urs_session_store_pong(struct urs_session *session, struct urs_memory *memory, const uint8_t *payload,
+                           size_t bytes);
 
 /* Describes the first bytes of the backlog in at most `room` vectors; returns how many it took. */
 uint32_t urs_session_backlog_vectors(const struct urs_session *session, struct iovec *vectors, uint32_t room);

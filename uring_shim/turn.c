@@ -13,6 +13,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "frame.h"
 #include "invariants.h"
 
 void urs_turn_clock(struct urs_reactor *reactor)
@@ -65,6 +66,8 @@ void urs_turn_event(struct urs_reactor *reactor, uint32_t slot, const struct urs
     }
 }
 
+static void store(struct urs_reactor *reactor, struct urs_session *session, size_t from);
+
 /* ---- apply ------------------------------------------------------------------------------------------------- */
 
 /* False, and the session's fate decided, if `count` messages of `bytes` bytes in all would overfill the backlog. */
@@ -104,12 +107,35 @@ static void apply_message(struct urs_reactor *reactor, struct urs_session *sessi
     }
 }
 
+/* Whether a ping's pong is to be sent as any other frame. Where many wait for the socket already, the new one takes the
+ * place of the last: RFC 6455 5.5.3 asks for the latest alone, and a peer that reads no pongs costs no more memory. */
+static bool joins_outbound(struct urs_reactor *reactor, struct urs_session *session, const struct urs_item *item)
+{
+    size_t bytes = urs_frame_answer_bytes(item->bytes) + item->bytes;
+    if (session->backlog_bytes + session->outbound.bytes + bytes
+        > reactor->options.backlog_bytes_max + URS_CONTROL_RESERVE_BYTES)
+        return false;
+    if (session->backlog == NULL)
+        session->pongs = 0;
+    else if (session->pongs < URS_PONGS_WAITING_MAX)
+        session->pongs++;
+    else {
+        store(reactor, session, 0);  /* what was there before stays in front */
+        if (session->lost)
+            return false;
+        int error = urs_session_store_pong(session, &reactor->memory, item->payload, item->bytes);
+        if (error != 0)
+            urs_life_lose(reactor, session, error);
+        return false;
+    }
+    return true;
+}
+
 /* Pongs, and close frames in answer. */
 static void apply_owed(struct urs_reactor *reactor, struct urs_session *session, struct urs_item *item)
 {
-    bool room = session->backlog_bytes + session->outbound.bytes
-        <= reactor->options.backlog_bytes_max + URS_CONTROL_RESERVE_BYTES;
-    if (session->state == URS_SESSION_OPEN && (room || item->kind != URS_ITEM_PING)) {
+    if (session->state == URS_SESSION_OPEN
+        && (item->kind != URS_ITEM_PING || joins_outbound(reactor, session, item))) {
         if (urs_outbound_owed(&reactor->outbox, &session->outbound, item) != 0)
             urs_life_lose(reactor, session, -ENOMEM);
         urs_turn_dirty(reactor, session);

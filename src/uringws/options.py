@@ -68,7 +68,8 @@ class Options:
     # Backpressure, per session
 
     backlog_bytes_max: Annotated[int, _Bytes] = 32 * MIB
-    """What may wait for a slow reader, the new message counted. Control frames have a small reserve of their own."""
+    """What may wait for a slow reader, the new message counted. Control frames have a small reserve of their own. While
+    16 pongs wait, only the latest ping is answered (RFC 6455 5.5.3)."""
 
     backlog_high_bytes: Annotated[int | None, _Bytes] = None
     """The backlog from which on `on_drain` will be owed. None: 256 KiB, or `backlog_bytes_max` if that is less."""
