@@ -18,8 +18,23 @@ from typing import Any
 import pytest
 
 from conftest import NO_URING
-from faulty import ACCEPT, ALWAYS, ARM, ENTER, NOTIFY, RECEIVE, SEND, SHUTDOWN, ZERO_COPY, FaultyServer, Talk
+from faulty import (
+    ACCEPT,
+    ALWAYS,
+    ARM,
+    ENTER,
+    GROW,
+    NOTIFY,
+    RECEIVE,
+    SEND,
+    SHUTDOWN,
+    TASK_WORK,
+    ZERO_COPY,
+    FaultyServer,
+    Talk,
+)
 from servers import ROOT, missing
+from uringws.backend import Backend
 from uringws.errors import REMEDIES, UnavailableReason
 from wire import BINARY, PING, TEXT, Frame, Peer, distinct_payloads, frame, upgrade_request
 
@@ -590,3 +605,37 @@ def test_a_socket_without_zero_copy_is_asked_once(zero_copy: FaultyServer) -> No
     assert now["injected"][ZERO_COPY] == 1
     assert now["stats"]["zero_copy_sends"] - zero_copy.before["stats"]["zero_copy_sends"] == 2 * 3
     assert finish(begun) == 0
+
+
+# No memory for completions
+
+
+@pytest.mark.parametrize("held", [False, True], ids=["coming", "at-once"])
+def test_nothing_is_lost_where_the_list_of_completions_cannot_grow(
+    faulty_build: Path, tmp_path: Path, backend: Backend, *, held: bool
+) -> None:
+    """More is ready at once than the list has room for: the rest stays with the kernel until there is room again."""
+    sessions, payloads = 300, distinct_payloads(20)
+    options = {"receive_buffers": 512, "receive_buffer_bytes": 1024, "session_turn_bytes_max": 4096}
+    with FaultyServer(faulty_build, tmp_path, backend, "send", **options) as server, ExitStack() as stack:
+        server.plan(GROW, errno.ENOMEM, count=ALWAYS)
+        server.plan(TASK_WORK, 1, count=ALWAYS)
+        if held:
+            server.hold(0.5)  # meanwhile they all connect, and wait to be accepted at once
+        peers = [stack.enter_context(Peer.dial(server.address)) for _ in range(sessions)]
+        for peer in peers:
+            peer.write(upgrade_request())
+        for peer in peers:
+            assert peer.read_response().status == 101
+        if held:
+            server.hold(0.5)
+        for peer in peers:
+            peer.write(b"".join(frame(BINARY, payload) for payload in payloads))
+        for peer in peers:
+            assert peer.read_frames(len(payloads)) == [Frame(BINARY, payload) for payload in payloads]
+        # io_uring keeps what is not taken in: its list grows only for what comes among the completions of sends.
+        assert server.injected(GROW) > 0 or backend == "io_uring"
+        for peer in peers:
+            assert peer.shake_hands() == 1000
+        stack.close()
+        assert server.settle()["opened"] == sessions

@@ -15,6 +15,7 @@
 
 enum {
     URS_COMPLETIONS = 512,               /* taken from the backend at a time, to begin with */
+    URS_COMPLETIONS_SPARE = 64,          /* of that, kept free for those that come among the completions of sends */
     URS_ARENA_FLUSH_BYTES = 1 << 20,     /* more than this of handlers' sends is flushed before the turn ends */
     URS_PONGS_WAITING_MAX = 16,          /* in a backlog; of the pings that come then only the latest is answered */
     URS_CONTROL_RESERVE_BYTES = 4096,    /* of a backlog: for pings, pongs and close frames alone */

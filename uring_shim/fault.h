@@ -26,7 +26,8 @@ enum urs_fault_point {
                                             kernels before 6.13 do; later ones take about 20 completions at a time */
     URS_FAULT_SHUTDOWN = 8,              /* shutdown: the socket stays as it is */
     URS_FAULT_ZERO_COPY = 9,             /* io_uring's zero-copy sends, which are calls of URS_FAULT_SEND too */
-    URS_FAULT_POINTS = 10
+    URS_FAULT_GROW = 10,                 /* more room for completions that wait to be handled */
+    URS_FAULT_POINTS = 11
 };
 
 /* Makes `count` calls of `point`, from the `from`-th on (counted from 1, beginning now), fail with `fault`: -errno, or

@@ -12,7 +12,15 @@
 
 /* Few events per wait keep receive buffers in the cache. Where many sockets are readable and some hold a lot, the wait
  * looks at more events, to find the sockets that hold little. */
-enum { EVENTS_FEW = 16, EVENTS_MAX = 512, CROWDED_WAITS = 64, ACCEPTS_PER_EVENT = 64, PENDING_MIN = 256 };
+enum { EVENTS_FEW = 16, EVENTS_MAX = 512, CROWDED_WAITS = 64, ACCEPTS_PER_EVENT = 64 };
+
+/* Completions: of sends, between two collects; of all else, room to begin with (little where tests make it fail to grow).
+ */
+#ifdef URS_FAULTS
+enum { SENT_MAX = 1024, PENDING_MIN = 16 };
+#else
+enum { SENT_MAX = 1024, PENDING_MIN = 256 };
+#endif
 
 /* What epoll knows of a session's socket. */
 struct watched {
@@ -31,7 +39,10 @@ struct epoll {
     struct urs_wake wake;
     struct watched *sessions;            /* by slot */
     uint32_t sessions_room;
-    struct urs_completion *pending;      /* completions not yet collected: a ring would buy nothing here */
+    struct urs_completion *sent;         /* SENT_MAX: completions of sends, which never need more room */
+    uint32_t sent_first;
+    uint32_t sent_count;
+    struct urs_completion *pending;      /* other completions not yet collected: a ring would buy nothing here */
     uint32_t pending_first;
     uint32_t pending_count;
     uint32_t pending_room;
@@ -45,24 +56,32 @@ struct epoll {
 
 static struct epoll *of(struct urs_io *io) { return (struct epoll *)io; }
 
-static int push(struct epoll *epoll, struct urs_completion completion)
+/* Ensures room for one more completion. Returns -ENOMEM where there is none: what would bring the completion must then
+ * wait, for it would be lost. Epoll reports again whatever was not taken in. */
+static int reserve(struct epoll *epoll)
 {
-    if (epoll->pending_first + epoll->pending_count == epoll->pending_room) {
-        if (epoll->pending_first > 0) {
-            memmove(epoll->pending, epoll->pending + epoll->pending_first,
-                    epoll->pending_count * sizeof *epoll->pending);
-            epoll->pending_first = 0;
-        } else {
-            uint32_t room = epoll->pending_room == 0 ? PENDING_MIN : 2 * epoll->pending_room;
-            struct urs_completion *pending = realloc(epoll->pending, room * sizeof *pending);
-            if (pending == NULL)
-                return -ENOMEM;
-            epoll->pending = pending;
-            epoll->pending_room = room;
-        }
+    if (epoll->pending_first + epoll->pending_count < epoll->pending_room)
+        return 0;
+    if (epoll->pending_first > 0) {
+        memmove(epoll->pending, epoll->pending + epoll->pending_first, epoll->pending_count * sizeof *epoll->pending);
+        epoll->pending_first = 0;
+        return 0;
     }
-    epoll->pending[epoll->pending_first + epoll->pending_count++] = completion;
+    if (urs_fault(URS_FAULT_GROW) != 0)
+        return -ENOMEM;
+    struct urs_completion *pending = realloc(epoll->pending, 2 * (size_t)epoll->pending_room * sizeof *pending);
+    if (pending == NULL)
+        return -ENOMEM;
+    epoll->pending = pending;
+    epoll->pending_room *= 2;
     return 0;
+}
+
+/* Adds a completion; there must be room. */
+static void push(struct epoll *epoll, struct urs_completion completion)
+{
+    URS_ASSERT(epoll->pending_first + epoll->pending_count < epoll->pending_room);
+    epoll->pending[epoll->pending_first + epoll->pending_count++] = completion;
 }
 
 static struct watched *watched_at(struct epoll *epoll, uint32_t slot)
@@ -104,8 +123,26 @@ static void epoll_close(struct urs_io *io)
     close(epoll->fd);
     free(epoll->sessions);
     free(epoll->pending);
+    free(epoll->sent);
     free(epoll->free_buffers);
     free(epoll);
+}
+
+/* Allocates the lists. What there is of them is freed with the rest. */
+static int make_lists(struct epoll *epoll)
+{
+    uint32_t buffers = epoll->io.pool->buffers;
+    epoll->free_buffers = malloc(buffers * sizeof *epoll->free_buffers);
+    epoll->sent = malloc(SENT_MAX * sizeof *epoll->sent);
+    epoll->pending = malloc(PENDING_MIN * sizeof *epoll->pending);
+    epoll->pending_room = PENDING_MIN;
+    if (epoll->free_buffers == NULL || epoll->sent == NULL || epoll->pending == NULL)
+        return -ENOMEM;
+    while (epoll->free_count < buffers) {
+        epoll->free_buffers[epoll->free_count] = (uint16_t)(buffers - 1 - epoll->free_count);
+        epoll->free_count++;
+    }
+    return 0;
 }
 
 static int epoll_open(struct urs_io **io, struct urs_pool *pool, uint32_t ring_entries, bool zero_copy,
@@ -119,12 +156,7 @@ static int epoll_open(struct urs_io **io, struct urs_pool *pool, uint32_t ring_e
         return report->error = -ENOMEM;
     epoll->io.operations = &urs_io_epoll;
     epoll->io.pool = pool;
-    epoll->free_buffers = malloc(pool->buffers * sizeof *epoll->free_buffers);
-    int error = epoll->free_buffers == NULL ? -ENOMEM : 0;
-    while (error == 0 && epoll->free_count < pool->buffers) {
-        epoll->free_buffers[epoll->free_count] = (uint16_t)(pool->buffers - 1 - epoll->free_count);
-        epoll->free_count++;
-    }
+    int error = make_lists(epoll);
     report->stage = "epoll_create1";
     epoll->fd = error == 0 ? epoll_create1(EPOLL_CLOEXEC) : -1;
     if (error == 0 && epoll->fd < 0)
@@ -136,6 +168,8 @@ static int epoll_open(struct urs_io **io, struct urs_pool *pool, uint32_t ring_e
     if (error != 0) {
         if (epoll->fd >= 0)
             close(epoll->fd);
+        free(epoll->sent);
+        free(epoll->pending);
         free(epoll->free_buffers);
         free(epoll);
         return report->error = error;
@@ -169,16 +203,20 @@ static int epoll_accept(struct urs_io *io, uint32_t slot, int fd)
     return 0;
 }
 
-static int end_accept(struct epoll *epoll, uint32_t slot, int fd, int result)
+/* There must be room for the completion. */
+static void end_accept(struct epoll *epoll, uint32_t slot, int fd, int result)
 {
     epoll_ctl(epoll->fd, EPOLL_CTL_DEL, fd, NULL);
-    return push(epoll, (struct urs_completion){
+    push(epoll, (struct urs_completion){
         .kind = URS_IO_ACCEPT, .slot = slot, .result = result, .buffer = URS_IO_NO_BUFFER});
 }
 
 static int epoll_accept_stop(struct urs_io *io, uint32_t slot, int fd)
 {
-    return end_accept(of(io), slot, fd, -ECANCELED);
+    int error = reserve(of(io));
+    if (error == 0)
+        end_accept(of(io), slot, fd, -ECANCELED);
+    return error;
 }
 
 static int epoll_receive(struct urs_io *io, uint32_t slot, uint32_t generation, int fd, bool once)
@@ -192,34 +230,42 @@ static int epoll_receive(struct urs_io *io, uint32_t slot, uint32_t generation, 
     return watch(of(io), watched, watched->interest | EPOLLIN);
 }
 
-static int end_receive(struct epoll *epoll, struct watched *watched, int32_t result, uint16_t buffer)
+/* There must be room for the completion. */
+static void end_receive(struct epoll *epoll, struct watched *watched, int32_t result, uint16_t buffer)
 {
     struct urs_completion completion = {.result = result, .buffer = buffer};
     urs_io_unpack(watched->data, &completion);
     watch(epoll, watched, watched->interest & ~(uint32_t)EPOLLIN);
-    return push(epoll, completion);
+    push(epoll, completion);
 }
 
 static int epoll_receive_stop(struct urs_io *io, uint32_t slot, uint32_t generation, int fd)
 {
     (void)generation;
     (void)fd;
-    return end_receive(of(io), &of(io)->sessions[slot], -ECANCELED, URS_IO_NO_BUFFER);
+    int error = reserve(of(io));
+    if (error == 0)
+        end_receive(of(io), &of(io)->sessions[slot], -ECANCELED, URS_IO_NO_BUFFER);
+    return error;
 }
 
 static int epoll_send(struct urs_io *io, uint32_t slot, uint32_t generation, int fd, const struct iovec *vectors,
                       uint32_t count)
 {
+    struct epoll *epoll = of(io);
     ssize_t sent;
+    if (epoll->sent_first + epoll->sent_count == SENT_MAX)
+        return -EBUSY;
     if (count == 1) {
         sent = urs_sys_send(fd, vectors->iov_base, vectors->iov_len);
     } else {
         struct msghdr message = {.msg_iov = (struct iovec *)(uintptr_t)vectors, .msg_iovlen = count};
         sent = urs_sys_sendmsg(fd, &message);
     }
-    return push(of(io), (struct urs_completion){
+    epoll->sent[epoll->sent_first + epoll->sent_count++] = (struct urs_completion){
         .kind = URS_IO_SEND, .slot = slot, .generation = generation & 0xffffff, .buffer = URS_IO_NO_BUFFER,
-        .result = sent < 0 ? -errno : (int32_t)sent});
+        .result = sent < 0 ? -errno : (int32_t)sent};
+    return 0;
 }
 
 static int epoll_writable(struct urs_io *io, uint32_t slot, uint32_t generation, int fd)
@@ -249,56 +295,66 @@ static int epoll_submit(struct urs_io *io)
     return 0;
 }
 
+/* Moves completions from the front of a list; returns how many. */
+static uint32_t take(struct urs_completion *out, uint32_t room, const struct urs_completion *list, uint32_t *first,
+                     uint32_t *count)
+{
+    uint32_t taken = (uint32_t)urs_min(room, *count);
+    if (taken > 0)
+        memcpy(out, list + *first, taken * sizeof *out);
+    *count -= taken;
+    *first = *count == 0 ? 0 : *first + taken;
+    return taken;
+}
+
 static uint32_t epoll_collect(struct urs_io *io, struct urs_completion *out, uint32_t room)
 {
     struct epoll *epoll = of(io);
-    uint32_t count = (uint32_t)urs_min(room, epoll->pending_count);
-    if (count == 0)
-        return 0;
-    memcpy(out, epoll->pending + epoll->pending_first, count * sizeof *out);
-    epoll->pending_first += count;
-    epoll->pending_count -= count;
-    if (epoll->pending_count == 0)
-        epoll->pending_first = 0;
-    return count;
+    uint32_t count = take(out, room, epoll->sent, &epoll->sent_first, &epoll->sent_count);
+    return count + take(out + count, room - count, epoll->pending, &epoll->pending_first, &epoll->pending_count);
 }
 
 static int ready_accept(struct epoll *epoll, uint32_t slot, int fd)
 {
-    for (int tries = 0; tries < ACCEPTS_PER_EVENT; tries++) {
+    for (int tries = 0; tries < ACCEPTS_PER_EVENT && reserve(epoll) == 0; tries++) {
         int accepted = urs_sys_accept(fd);
         if (accepted < 0 && errno == EAGAIN)
             return 0;
-        if (accepted < 0 && urs_io_accept_fate(-errno) != URS_FATE_AGAIN)
-            return end_accept(epoll, slot, fd, -errno);
-        int error = push(epoll, (struct urs_completion){
+        if (accepted < 0 && urs_io_accept_fate(-errno) != URS_FATE_AGAIN) {
+            end_accept(epoll, slot, fd, -errno);
+            return 0;
+        }
+        push(epoll, (struct urs_completion){
             .kind = URS_IO_ACCEPT, .slot = slot, .result = accepted < 0 ? -errno : accepted, .more = true,
             .buffer = URS_IO_NO_BUFFER});
-        if (error != 0)
-            return error;
     }
     return 0;
 }
 
 static int ready_receive(struct epoll *epoll, struct watched *watched)
 {
-    /* Without a free buffer the socket simply stays readable. */
-    if (epoll->free_count == 0)
+    /* Without a free buffer, or room for the completion, the socket simply stays readable. */
+    if (epoll->free_count == 0 || reserve(epoll) != 0)
         return 0;
     uint16_t buffer = epoll->free_buffers[epoll->free_count - 1];
     ssize_t got = urs_sys_recv(watched->fd, urs_pool_buffer(epoll->io.pool, buffer), epoll->io.pool->buffer_bytes);
     if (got < 0 && (errno == EAGAIN || errno == EINTR))
         return 0;
-    if (got <= 0)
-        return end_receive(epoll, watched, got < 0 ? -errno : 0, URS_IO_NO_BUFFER);
+    if (got <= 0) {
+        end_receive(epoll, watched, got < 0 ? -errno : 0, URS_IO_NO_BUFFER);
+        return 0;
+    }
     epoll->free_count--;
     urs_pool_taken(epoll->io.pool);
     watched->heavy = (size_t)got == epoll->io.pool->buffer_bytes;
-    if (watched->once)
-        return end_receive(epoll, watched, (int32_t)got, buffer);
+    if (watched->once) {
+        end_receive(epoll, watched, (int32_t)got, buffer);
+        return 0;
+    }
     struct urs_completion completion = {.result = (int32_t)got, .buffer = buffer, .more = true};
     urs_io_unpack(watched->data, &completion);
-    return push(epoll, completion);
+    push(epoll, completion);
+    return 0;
 }
 
 static bool is_readable(const struct watched *watched, const struct epoll_event *event)
@@ -315,10 +371,11 @@ static int ready_session(struct epoll *epoll, const struct epoll_event *event, b
     int error = 0;
     if (watched->data != event->data.u64)
         return 0;
-    if ((watched->interest & EPOLLOUT) != 0 && (event->events & (EPOLLOUT | EPOLLERR | EPOLLHUP)) != 0) {
+    if ((watched->interest & EPOLLOUT) != 0 && (event->events & (EPOLLOUT | EPOLLERR | EPOLLHUP)) != 0
+        && reserve(epoll) == 0) {
         watch(epoll, watched, watched->interest & ~(uint32_t)EPOLLOUT);
         completion.kind = URS_IO_WRITABLE;
-        error = push(epoll, completion);
+        push(epoll, completion);
     }
     if (error == 0 && receive && is_readable(watched, event))
         error = ready_receive(epoll, watched);
@@ -328,10 +385,13 @@ static int ready_session(struct epoll *epoll, const struct epoll_event *event, b
 static int ready_wake(struct epoll *epoll)
 {
     char bytes[64];
+    if (reserve(epoll) != 0)
+        return 0;
     if (read(epoll->wake.read_fd, bytes, sizeof bytes) < 0)
         return errno == EINTR || errno == EAGAIN ? 0 : -errno;
     urs_wake_clear(&epoll->wake);
-    return push(epoll, (struct urs_completion){.kind = URS_IO_WAKE, .more = true, .buffer = URS_IO_NO_BUFFER});
+    push(epoll, (struct urs_completion){.kind = URS_IO_WAKE, .more = true, .buffer = URS_IO_NO_BUFFER});
+    return 0;
 }
 
 static int ready_event(struct epoll *epoll, const struct epoll_event *event, bool receive)
@@ -399,7 +459,7 @@ static int ready_crowd(struct epoll *epoll, int count)
 static int epoll_wait_ready(struct urs_io *io, int64_t timeout_ns)
 {
     struct epoll *epoll = of(io);
-    if (epoll->pending_count > 0)
+    if (epoll->sent_count > 0 || epoll->pending_count > 0)
         return 0;
     int timeout_ms = timeout_ns < 0 ? -1 : (int)urs_min((size_t)(timeout_ns + 999999) / 1000000, 1u << 30);
     io->stats.enters++;
@@ -437,6 +497,7 @@ static int epoll_wake_descriptor(const struct urs_io *io) { return ((const struc
 
 const struct urs_io_operations urs_io_epoll = {
     .name = "epoll",
+    .sends_first = true,
     .open = epoll_open,
     .start = epoll_start,
     .close = epoll_close,

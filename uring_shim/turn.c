@@ -6,6 +6,7 @@
  *     wait       completions
  *     dispatch   bytes go through the session's engine; items become events
  */
+#define _GNU_SOURCE
 #include "core.h"
 
 #include <errno.h>
@@ -13,6 +14,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "fault.h"
 #include "frame.h"
 #include "invariants.h"
 
@@ -332,26 +334,31 @@ static void send_again(struct urs_reactor *reactor, struct urs_session *session)
     urs_turn_dirty(reactor, session);
 }
 
-static int reserve_completions(struct urs_reactor *reactor, uint32_t more)
+/* Ensures room for `more` completions that wait to be handled. Returns the room that there is: less where the system has
+ * no memory. */
+static uint32_t reserve_completions(struct urs_reactor *reactor, uint32_t more)
 {
-    if (reactor->completion_room - reactor->completion_count >= more)
-        return 0;
-    uint32_t room = 2 * reactor->completion_room + more;
-    struct urs_completion *completions = realloc(reactor->completions, room * sizeof *completions);
-    if (completions == NULL)
-        return -ENOMEM;
-    reactor->completions = completions;
-    reactor->completion_room = room;
-    return 0;
+    if (reactor->completion_room - reactor->completion_count < more && urs_fault(URS_FAULT_GROW) == 0) {
+        uint32_t room = 2 * reactor->completion_room + more;
+        struct urs_completion *completions = realloc(reactor->completions, room * sizeof *completions);
+        if (completions != NULL) {
+            reactor->completions = completions;
+            reactor->completion_room = room;
+        }
+    }
+    return reactor->completion_room - reactor->completion_count;
 }
 
-/* Takes in completions of sends; others are kept for dispatch. Returns how many there were, or -ENOMEM. */
+/* Takes in completions of sends; others are kept for dispatch. Returns how many there were, or -ENOMEM where they could
+ * not be kept: they are then still the backend's, and nothing is lost. */
 static int collect_sends(struct urs_reactor *reactor)
 {
+    const struct urs_io_operations *io = reactor->io->operations;
     struct urs_completion batch[64];
-    if (reserve_completions(reactor, URS_COUNT(batch)) != 0)
+    uint32_t room = reserve_completions(reactor, URS_COUNT(batch)) + (io->sends_first ? reactor->sends : 0);
+    if (room == 0)
         return -ENOMEM;
-    uint32_t count = reactor->io->operations->collect(reactor->io, batch, URS_COUNT(batch));
+    uint32_t count = io->collect(reactor->io, batch, (uint32_t)urs_min(room, URS_COUNT(batch)));
     for (uint32_t index = 0; index < count; index++) {
         if (batch[index].kind == URS_IO_SEND) {
             reactor->sends--;
@@ -813,7 +820,9 @@ static int gather(struct urs_reactor *reactor, int64_t until_ms)
             if (error != 0)
                 return error;
             urs_turn_clock(reactor);
-            reactor->completion_count = io->collect(reactor->io, reactor->completions, reactor->completion_room);
+            /* The rest of the room is for what comes between the completions of sends. */
+            reactor->completion_count = io->collect(reactor->io, reactor->completions,
+                                                    reactor->completion_room - URS_COMPLETIONS_SPARE);
             if (!spin)
                 break;
         } while (reactor->completion_count == 0);
