@@ -160,8 +160,10 @@ class Connection:
         if type(data) is bytes:
             result = _send(message._address, self.id, message._index, opcode, data)
         else:
-            buffer = ffi.from_buffer(_BYTES, data)
-            result = lib.urs_session_send(message._core, self.id, message._index, opcode, buffer, len(buffer))
+            # Released here: an exception would keep it, and CPython 3.11 and early 3.12 crash when they collect a cycle
+            # with a memoryview that is in use (python/cpython#77894).
+            with ffi.from_buffer(_BYTES, data) as buffer:
+                result = lib.urs_session_send(message._core, self.id, message._index, opcode, buffer, len(buffer))
         return _SENT if result == 0 else self._not_sent(result)
 
     def send_text(self, text: str) -> SendResult:
