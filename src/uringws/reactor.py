@@ -282,7 +282,7 @@ class Reactor:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited by what it accepts
         sock.listen(self.options.listen_backlog)
         with self._core_lock:
-            self._check_usable()
+            self._check_lasting()
             self._check_thread()
             check(lib.urs_reactor_listen(self._core, sock.fileno(), sock.family == socket.AF_UNIX), "listen")
         self._listeners.append(sock)
@@ -338,7 +338,7 @@ class Reactor:
         seconds (None: `Options.drain_seconds_max`) when the rest are cut. Called outside of `run` it does all that
         before it returns.
         """
-        self._check_usable()
+        self._check_lasting()
         self._check_thread()
         number, _ = check_close(code, "")
         check_seconds(timeout)
@@ -366,12 +366,13 @@ class Reactor:
             if not self._inherited:
                 self._check_may_close()
                 self._closing_down = True  # on_close, called by it, may close once more
+        # From here on all connections are closed: what on_close sent, to whomever, would never leave.
+        self._message._core = ffi.NULL
+        self._message._address = 0
         if not self._inherited:
             self._end_all()
         with self._core_lock:
             core, self._core = self._core, ffi.NULL
-        self._message._core = ffi.NULL
-        self._message._address = 0
         self._message._index = _EVENTS_MAX  # nothing of it is there to be read any more
         lib.urs_reactor_close(core)
         self._close_listeners()
@@ -419,7 +420,7 @@ class Reactor:
         `sender.call(lambda: reactor.call_later(...))`), ReactorStateError once closed, TypeError or ValueError for no
         time and no function.
         """
-        self._check_usable()
+        self._check_lasting()
         timer = self._timers.add(seconds, None, function, arguments)
         self._attention = True  # the wait may have to be shorter now
         return timer
@@ -430,7 +431,7 @@ class Reactor:
         As `call_later`, until it is cancelled. The times are multiples of `seconds` from now: a delay does not add up,
         and calls that a busy reactor missed are left out. It goes on after an exception.
         """
-        self._check_usable()
+        self._check_lasting()
         timer = self._timers.add(seconds, seconds, function, arguments)
         self._attention = True
         return timer
@@ -458,10 +459,8 @@ class Reactor:
         number = check_stream(sock)
         buffer = memoryview(prefix).cast("B") if len(prefix) else b""
         with self._core_lock:  # one thread at a time, also before it has an owner
-            self._check_usable()
+            self._check_lasting()
             self._check_thread()
-            if self._closing_down:
-                raise ReactorStateError("the reactor is being closed")
             connection = self._adopt(number, buffer, subprotocol, data)
             if isinstance(sock, socket.socket):
                 sock.detach()
@@ -470,8 +469,9 @@ class Reactor:
 
     def _adopt(self, descriptor: int, prefix: Any, subprotocol: str | None, data: object) -> Connection:
         identity = ffi.new("uint64_t *")
-        buffer = ffi.from_buffer("uint8_t[]", prefix)
-        check(lib.urs_reactor_adopt(self._core, descriptor, buffer, len(prefix), identity), "add_session")
+        with ffi.from_buffer("uint8_t[]", prefix) as buffer:  # no exception may keep it: see Connection._send_any
+            result = lib.urs_reactor_adopt(self._core, descriptor, buffer, len(prefix), identity)
+        check(result, "add_session")
         connection = self._prepare_connection(int(identity[0]), subprotocol, data)
         self._connections[connection.id & 0xFFFFFFFF] = connection
         self._sessions_made += 1
@@ -758,10 +758,8 @@ class Reactor:
     def _enter(self) -> None:
         """Raise unless the caller may run it now, and start it if nobody has."""
         with self._core_lock:
-            self._check_usable()
+            self._check_lasting()
             self._check_thread()
-            if self._closing_down:
-                raise ReactorStateError("the reactor is being closed")
             if self._running:
                 raise ReactorStateError("the reactor is running already")
             if not self._owner.is_known:
@@ -794,6 +792,12 @@ class Reactor:
             raise ReactorStateError("the reactor belongs to the parent process: make one after the fork")
         if self._core == ffi.NULL:
             raise ReactorStateError("the reactor is closed")
+
+    def _check_lasting(self) -> None:
+        """Raise for what would begin something: also in an `on_close` that `close` calls."""
+        self._check_usable()
+        if self._closing_down:
+            raise ReactorStateError("the reactor is being closed")
 
     def _has_work(self) -> bool:
         if self._signal is not None:
