@@ -65,7 +65,7 @@ class EngineMessage:
 
     def text(self) -> str:
         """Return a copy of the payload, decoded. Raises UnicodeDecodeError for binary that is not UTF-8."""
-        return str(self.data, "utf-8")
+        return self.data.tobytes().decode()
 
     def __bytes__(self) -> bytes:
         """Return a copy of the payload."""

@@ -116,8 +116,11 @@ def parse_header(
     message).
 
     Raises ProtocolError as soon as the bytes at hand prove a rule of RFC 6455 section 5 broken, even if they are not a
-    whole header. Raises TypeError or BufferError if `data` is no contiguous buffer.
+    whole header. Raises TypeError or BufferError if `data` is no contiguous buffer, TypeError for any other
+    `from_client`.
     """
+    if from_client not in (True, False, None):
+        raise TypeError(f"from_client is True, False or None, not {from_client!r}")
     rules = _MASK_RULES[from_client] | (lib.URS_FRAME_RSV1_ALLOWED if rsv1_allowed else 0)
     header = ffi.new("struct urs_frame_header *")
     with ffi.from_buffer("uint8_t[]", _contiguous(_view(data))) as start:

@@ -14,7 +14,17 @@ from hashlib import sha1
 from typing import TYPE_CHECKING, Final
 
 from uringws.errors import HandshakeError, RejectReason
-from uringws.http import TOKEN, HeaderFields, Request, Response, check_status, encode_fields, has_token, list_elements
+from uringws.http import (
+    TOKEN,
+    HeaderFields,
+    Request,
+    Response,
+    check_status,
+    encode_fields,
+    encode_server,
+    has_token,
+    list_elements,
+)
 
 if TYPE_CHECKING:
     from uringws.options import Options
@@ -51,6 +61,8 @@ class Accept:
     """The headers as they go out, encoded once."""
 
     def __post_init__(self) -> None:
+        if self.subprotocol is not None and not isinstance(self.subprotocol, str):
+            raise TypeError(f"subprotocol is a str or None, not {type(self.subprotocol).__name__}")
         if self.headers:
             object.__setattr__(self, "field_lines", encode_fields(self.headers))
 
@@ -153,6 +165,5 @@ def encode_accept(
         if accept.subprotocol not in offered:
             raise ValueError(f"subprotocol {accept.subprotocol!r} is none of those offered: {list(offered)!r}")
         lines += b"Sec-WebSocket-Protocol: %b\r\n" % accept.subprotocol.encode("ascii")
-    if server_header is not None:
-        lines += b"Server: %b\r\n" % server_header.encode("ascii")
+    lines += encode_server(server_header)
     return b"%b%b\r\n%b\r\n" % (_ACCEPT_START, proof, lines)

@@ -147,6 +147,8 @@ def _joined(name: str, values: list[str]) -> str:
 
 
 def _key(name: str) -> bytes:
+    if not isinstance(name, str):
+        raise TypeError(f"the name of a field is a str, not {type(name).__name__}")
     # What Latin-1 cannot encode is the name of no field; "?" is one neither.
     return name.lower().encode("latin-1", "replace")
 
@@ -250,8 +252,11 @@ def parse_request(head: bytes, *, header_count_max: int, peer: Peer = None) -> R
 
     Raises HandshakeError: 400 for what is not HTTP or not beyond doubt, 405 for methods other than GET, HEAD and
     OPTIONS, 413 for a request with a body, 431 for more than `header_count_max` field lines, 505 for versions other
-    than 1.0 and 1.1. It says nothing yet about WebSocket: that is `check_upgrade`.
+    than 1.0 and 1.1. Raises TypeError for a head that is not bytes. It says nothing yet about WebSocket: that is
+    `check_upgrade`.
     """
+    if not isinstance(head, bytes):
+        raise TypeError(f"the head of a request is bytes, not {type(head).__name__}")
     # RFC 9112 2.2: one empty line before the request line is ignored.
     head = head.removeprefix(b"\r\n")
     end = head.find(b"\r\n\r\n")
@@ -351,7 +356,8 @@ def _normalised(authority: re.Match[bytes], default_port: bytes) -> tuple[bytes 
 def encode_response(response: Response, *, head_only: bool = False, server_header: str | None = None) -> bytes:
     """Return the bytes of a plain answer, after which the connection is to be closed. Date is added if it has none.
 
-    `head_only` answers HEAD: the body is left out. `server_header` is the value of Server, None for none.
+    `head_only` answers HEAD: the body is left out. `server_header` is the value of Server, None for none:
+    printable ASCII, else TypeError or ValueError is raised.
     """
     return _encode_answer(
         response.status, response.field_lines, response.body_bytes, head_only=head_only, server_header=server_header
@@ -361,7 +367,8 @@ def encode_response(response: Response, *, head_only: bool = False, server_heade
 def encode_refusal(error: HandshakeError, *, head_only: bool = False, server_header: str | None = None) -> bytes:
     """Return the bytes of the answer that a HandshakeError stands for, after which the connection is to be closed.
 
-    `head_only` answers HEAD: the body is left out. `server_header` is the value of Server, None for none.
+    `head_only` answers HEAD: the body is left out. `server_header` is the value of Server, None for none:
+    printable ASCII, else TypeError or ValueError is raised.
     """
     lines = b"".join(b"%b: %b\r\n" % (name.encode("ascii"), value.encode("ascii")) for name, value in error.headers)
     body = f"{error.body}\n".encode()
@@ -370,8 +377,7 @@ def encode_refusal(error: HandshakeError, *, head_only: bool = False, server_hea
 
 def _encode_answer(status: int, lines: bytes, body: bytes, *, head_only: bool, server_header: str | None) -> bytes:
     start = f"HTTP/1.1 {status} {_PHRASES.get(status, '')}\r\n".encode("ascii")
-    if server_header is not None:
-        lines += b"Server: %b\r\n" % server_header.encode("ascii")
+    lines += encode_server(server_header)
     if not _DATED.search(lines):
         lines += _date_line(int(time.time()))
     if status not in _LENGTHLESS:
@@ -383,6 +389,22 @@ def _encode_answer(status: int, lines: bytes, body: bytes, *, head_only: bool, s
         else b"Connection: close\r\n"
     )
     return b"%b%b\r\n%b" % (start, lines, b"" if head_only else body)
+
+
+def encode_server(server_header: str | None) -> bytes:
+    """Return the field line of Server, empty for None. Raises TypeError or ValueError for what cannot stand there."""
+    if server_header is None:
+        return b""
+    if not isinstance(server_header, str):
+        raise TypeError(f"server_header is a str or None, not {type(server_header).__name__}")
+    return _server_line(server_header)
+
+
+@functools.lru_cache(maxsize=8)
+def _server_line(value: str) -> bytes:
+    if not _FIELD_VALUE.fullmatch(value) or not value.isascii():
+        raise ValueError(f"server_header {value!r} is not printable ASCII")
+    return f"Server: {value}\r\n".encode("ascii")
 
 
 @functools.lru_cache(maxsize=1)
