@@ -34,7 +34,7 @@ COPIED = ("src", "uring_shim", "licenses", "tests", "examples", "pyproject.toml"
 LEFT_OUT = shutil.ignore_patterns("*.so", "__pycache__", "node_modules", "*.egg-info", "_shim.c", "build")
 BUILD_SECONDS_MAX = 180.0
 TEST_SECONDS_MAX = 120.0
-PASSED, FAILED = 0, 1
+PASSED, FAILED, INTERRUPTED = 0, 1, 2
 """What pytest exits with; a crash of the interpreter is a negative number, everything else a test that did not run."""
 
 
@@ -104,6 +104,8 @@ class Tree:
         if run.returncode == FAILED:
             failed = [line for line in run.stdout.splitlines() if line.startswith(("FAILED tests/", "ERROR tests/"))]
             return failed[0].partition(" - ")[0].rpartition("::")[2] if failed else "failed"
+        if run.returncode == INTERRUPTED and "! KeyboardInterrupt !" in run.stdout:
+            return "a KeyboardInterrupt that the test expects elsewhere"
         if "Timeout" in run.stdout:  # pytest-timeout in thread mode ends the process
             return "time-out"
         raise NotTriedError(f"{test} could not be run:\n{last_lines(run.stdout, 12)}")
