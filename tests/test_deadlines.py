@@ -157,6 +157,19 @@ def test_a_peer_that_stops_taking_its_backlog_is_cut_off(backend: Backend) -> No
         settle(server)
 
 
+def test_a_peer_that_stops_taking_its_backlog_is_idle_whatever_it_took_before(backend: Backend) -> None:
+    recorder = Recorder()
+    options = only(idle_seconds_max=0.3, close_seconds_max=0.3)
+    with serving(backend, options, recorder) as server, SlowPeer.connect(server.address) as peer:
+        (conn,) = opened(recorder)
+        server.ask(lambda: conn.send_binary(PAYLOAD))
+        peer.sock.recv(8 * CHUNK_BYTES)
+        start = time.monotonic()
+        assert recorder.wait_for("close")[0][2] == 1001
+        assert time.monotonic() - start < 6
+        settle(server)
+
+
 @pytest.mark.parametrize("manner", ["at once", "behind a backlog"])
 def test_a_peer_that_hangs_is_cut_off_while_its_kernel_takes_what_we_push(backend: Backend, manner: str) -> None:
     """The bytes behind the ping are no sign of life: no program reads them."""
@@ -261,6 +274,27 @@ def test_a_page_that_cannot_be_finished_is_reset_and_never_ended_as_if_it_were_w
     with serving(backend, only(close_seconds_max=0.3), Page()) as server, Peer.dial(server.address) as peer:
         peer.write(GET)
         wait_until(lambda: server.ask(server.reactor.stats).queued_bytes > 0)
+        settle(server)
+        with pytest.raises(ConnectionResetError):
+            read_to_the_end(peer)
+
+
+def test_a_page_that_the_socket_holds_but_nobody_takes_is_reset_too(backend: Backend) -> None:
+    """The server has sent everything, its end of the stream included; its kernel would keep it for minutes."""
+
+    class Small(Recorder):
+        def on_request(self, request: Request) -> Response:
+            return Response(200, body=bytes(200_000))
+
+    with (
+        ReactorThread(Small(), backend=backend, options=only(close_seconds_max=0.3)) as server,
+        socket.socket() as sock,
+    ):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.connect(server.address)
+        peer = Peer(sock)
+        peer.write(GET)
+        wait_until(lambda: server.ask(server.reactor.stats).bytes_out > 200_000)
         settle(server)
         with pytest.raises(ConnectionResetError):
             read_to_the_end(peer)
