@@ -90,7 +90,7 @@ class Options:
     """Sessions at a time of one peer address (the one a trusted PROXY header names); over it 429."""
 
     handshakes_max: Annotated[int | None, _Count] = 1024
-    """Upgrades in progress at a time; over it 503."""
+    """Upgrades in progress at a time; over it a silent connection gives way (`silent_seconds_max`), or 503."""
 
     silent_seconds_max: Annotated[float | None, _Seconds] = 1.0
     """When `handshakes_max` is reached, the oldest connection that has sent nothing for this long is closed to make
