@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Self
 
 import pytest
 
@@ -22,7 +23,20 @@ from servers import EchoRecorder, ReactorThread, Recorder, ServerProcess, run_un
 from test_liveness import assert_struck, only, paused
 from uringws import Connection, Options, Reactor, Request, Response, SendResult
 from uringws.backend import Backend
-from wire import BINARY, CLOSE, PING, PONG, TEXT, Frame, Peer, close_frame, frame, server_frame, upgrade_request
+from wire import (
+    BINARY,
+    CLOSE,
+    PING,
+    PONG,
+    TEXT,
+    Address,
+    Frame,
+    Peer,
+    close_frame,
+    frame,
+    server_frame,
+    upgrade_request,
+)
 
 PERIOD_SECONDS = 0.6
 """Of the deadline under test."""
@@ -59,6 +73,15 @@ class SlowPeer(Peer):
     """A peer that reads steadily, but slowly; it answers pings and close frames when it comes to them."""
 
     chunk_bytes = CHUNK_BYTES
+
+    @classmethod
+    def dial(cls, address: Address) -> Self:
+        """Connect with a small receive buffer: in a large one much is acknowledged long before it is read."""
+        assert isinstance(address, tuple)
+        sock = socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32_768)
+        sock.connect(address)
+        return cls(sock)
 
     def read_exactly(self, count: int) -> bytes:
         while len(self._unread) < count:
