@@ -21,6 +21,10 @@ import build_description
 from servers import ROOT
 
 NOT_SHIPPED = re.compile(r"\.github/.*|\.gitignore")  # they serve a clone only
+LEFT_BEHIND = re.compile(
+    r"(^|/)(\.git|\.venv|build|dist|node_modules|__pycache__|\.\w+_cache|\.hypothesis|\w+\.egg-info)(/|$)|\.(so|o|pyc)$"
+    r"|^bench/results/(?!published-)|(^|/)(PKG-INFO|setup\.cfg|\.coverage\w*)$"
+)
 MADE_BY_THE_BUILD = re.compile(r"PKG-INFO|setup\.cfg|src/uringws\.egg-info/.*")
 BUILD_SDIST = "import build_backend, sys; build_backend.build_sdist(sys.argv[1])"
 README = (ROOT / "README.md").read_text()
@@ -29,11 +33,13 @@ ADDRESS = "https://example.org/owner/uringws"
 
 @pytest.fixture(scope="module")
 def tracked() -> list[str]:
-    """The project's files."""
-    if not (ROOT / ".git").exists() or shutil.which("git") is None:
-        pytest.skip("without a clone and git, what belongs to the project cannot be told from what does not")
-    listing = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    return [name for name in listing.split("\0") if name and (ROOT / name).exists()]
+    """The project's files: those that git knows, or, without git, all but what builds and tests leave behind."""
+    if (ROOT / ".git").exists() and shutil.which("git") is not None:
+        command = ["git", "ls-files", "-z"]
+        listing = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
+    else:
+        listing = [str(path.relative_to(ROOT)) for path in ROOT.rglob("*") if path.is_file()]
+    return [name for name in listing if name and not LEFT_BEHIND.search(name) and (ROOT / name).exists()]
 
 
 @pytest.fixture(scope="module")
