@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -14,7 +15,8 @@ from typing import Any
 import pytest
 
 import uringws.reactor
-from servers import EchoRecorder, ReactorThread, Recorder, Silent, run_until, wait_until
+from conftest import NO_URING
+from servers import EchoRecorder, ReactorThread, Recorder, Silent, missing, run_until, wait_until
 from uringws import (
     Connection,
     Options,
@@ -352,3 +354,46 @@ def test_a_start_that_failed_is_tried_again(
         run_until(reactor, lambda: recorder.of("message"))
         reactor.run_once(0)
         assert peer.read_frame() == Frame(TEXT, b"hello")
+
+
+FAILING_START = """
+import errno, socket, sys
+sys.path.insert(0, sys.argv[1])
+from uringws import Handler, Reactor
+from uringws.shim import lib
+
+class Echo(Handler):
+    def on_message(self, conn, message):
+        conn.echo()
+
+reactor = Reactor(Echo(), backend="io_uring")
+refused = 0
+for point in (lib.URS_FAULT_SETUP, lib.URS_FAULT_ARM):
+    assert lib.urs_fault_plan(point, 1, 1, -errno.ENOMEM) == 0
+    try:
+        reactor.run_once(0)
+    except OSError as error:
+        assert error.errno == errno.ENOMEM
+        refused += 1
+assert refused == 1, "only the ring is needed at once"
+ours, theirs = socket.socketpair()
+reactor.add_session(ours)
+theirs.sendall(b"\\x81\\x82\\0\\0\\0\\0ok")
+theirs.settimeout(0)
+for _ in range(1000):
+    reactor.run_once(0.01)
+    try:
+        assert theirs.recv(10) == b"\\x81\\x02ok"
+        break
+    except BlockingIOError:
+        pass
+else:
+    sys.exit("never served")
+reactor.close()
+"""
+
+
+def test_a_ring_that_could_not_be_enabled_is_enabled_by_the_next_run(faulty_build: Path) -> None:
+    if NO_URING is not None:
+        missing(NO_URING)
+    subprocess.run([sys.executable, "-c", FAILING_START, faulty_build], timeout=30, check=True)

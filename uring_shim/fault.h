@@ -18,7 +18,7 @@ enum urs_fault_point {
     URS_FAULT_RECEIVE = 1,
     URS_FAULT_SEND = 2,
     URS_FAULT_ENTER = 3,                 /* io_uring_enter, epoll_wait */
-    URS_FAULT_SETUP = 4,                 /* io_uring_setup */
+    URS_FAULT_SETUP = 4,                 /* io_uring_setup, and enabling the ring */
     URS_FAULT_ARM = 5,                   /* a submission queue entry to be had; epoll_ctl */
     URS_FAULT_NOTIFY = 6,                /* the kernel is done with a zero-copy send's bytes; the fault is a number of
                                             turns that it is said later by */
