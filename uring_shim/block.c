@@ -154,6 +154,12 @@ void urs_block_drop(struct urs_block *block)
     put_back(memory, block);
 }
 
+void urs_block_abandon(struct urs_block *block)
+{
+    if (block != NULL && block->class_index != NO_CLASS)
+        urs_block_drop(block);
+}
+
 int urs_block_reserve(struct urs_memory *memory, struct urs_block **block, size_t more, size_t expected)
 {
     struct urs_block *old = *block;

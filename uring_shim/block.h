@@ -45,6 +45,10 @@ void urs_block_drop(struct urs_block *block);
  * raise in it, and so keep the reference. */
 void urs_block_drop_for(struct urs_block *block, const void *payload);
 
+/* Gives up a reference to a block from which the kernel may still send. Pages go back to the system, which keeps their
+ * bytes until the kernel is done with them. A block of malloc's stays for good, for others would write into it. */
+void urs_block_abandon(struct urs_block *block);
+
 /* Frees the cached blocks. */
 void urs_memory_clear(struct urs_memory *memory);
 

@@ -29,7 +29,7 @@ int urs_zero_copy_open(struct urs_reactor *reactor, bool registered)
 void urs_zero_copy_close(struct urs_reactor *reactor)
 {
     for (uint32_t token = 0; reactor->loans != NULL && token < reactor->pool.buffers / LOAN_SHARE; token++)
-        urs_block_drop(reactor->loans[token].block);
+        urs_block_abandon(reactor->loans[token].block);
     free(reactor->loans);
     free(reactor->lent);
 }
