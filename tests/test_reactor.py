@@ -353,7 +353,7 @@ def test_a_reset_in_the_middle_of_everything_leaks_no_descriptor(echo: ReactorTh
     def open_files() -> int:
         return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
-    before = open_files()
+    before = echo.ask(open_files)  # between two turns, when its thread has nothing else open
     for number in range(50):
         peer = Peer.connect(echo.address)
         peer.write(frame(BINARY, b"x" * 200_000)[: 4000 * number])
