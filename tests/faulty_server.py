@@ -40,6 +40,7 @@ def echo_between_flushes(conn: Connection, message: Message) -> None:
 
 ANSWERS: dict[str, Callable[[Connection, Message], object]] = {
     "c": lambda _conn, _message: None,
+    "silent": lambda _conn, _message: None,
     "echo": lambda conn, _message: conn.echo(),
     "echo-between-flushes": echo_between_flushes,
     "send": lambda conn, message: conn.send(message.opcode, bytes(message)),

@@ -19,6 +19,7 @@ enum {
     URS_ARENA_FLUSH_BYTES = 1 << 20,     /* more than this of handlers' sends is flushed before the turn ends */
     URS_PONGS_WAITING_MAX = 16,          /* in a backlog; of the pings that come then only the latest is answered */
     URS_CONTROL_RESERVE_BYTES = 4096,    /* of a backlog: for pings, pongs and close frames alone */
+    URS_RESETS_MS = 200,                 /* from data that nothing answers to the look for a reset */
     URS_DELAY_MS = 50                    /* the pause after a shortage of the system's */
 };
 
@@ -115,6 +116,8 @@ struct urs_reactor {
     uint64_t now_us;
     uint64_t delayed_until_ms;
     uint64_t budget_scan_ms;             /* no earlier look for sessions that must give way */
+    uint64_t resets_due_ms;              /* when unsure sessions are looked at; 0: there are none */
+    uint32_t resets_slot;                /* the first one to look at then */
     uint64_t short_until_turn;           /* receive buffers count as short until then */
     uint32_t turn;
     uint32_t handshakes;
@@ -186,6 +189,9 @@ void urs_turn_ready(struct urs_reactor *reactor, struct urs_session *session);
 /* Arms receive if the session wants input and none is armed; asks for its end if it does not. */
 void urs_turn_receive(struct urs_reactor *reactor, struct urs_session *session);
 
+/* Asks for the end of the session's receive if one is armed. */
+void urs_turn_stop_receiving(struct urs_reactor *reactor, struct urs_session *session);
+
 /* Arms a single receive if the session wants input and none is armed. Returns whether it did. */
 bool urs_turn_receive_once(struct urs_reactor *reactor, struct urs_session *session);
 
@@ -218,6 +224,19 @@ bool urs_intake_is_short(const struct urs_reactor *reactor);
 
 /* Notes how much the session's last receive brought, which decides in which queue it will wait. */
 void urs_intake_measure(const struct urs_reactor *reactor, struct urs_session *session, size_t bytes);
+
+/* Notes that a receive brought data and stays armed: unless something is sent, its socket has to be looked at. */
+static inline void urs_intake_doubt(struct urs_reactor *reactor, struct urs_session *session)
+{
+    if (!reactor->io->operations->misses_resets)
+        return;
+    session->unsure = true;
+    if (reactor->resets_due_ms == 0)
+        reactor->resets_due_ms = reactor->now_ms + URS_RESETS_MS;
+}
+
+/* Looks for resets that receives have missed, once it is time; those receives end, and the next ones report them. */
+void urs_intake_find_resets(struct urs_reactor *reactor);
 
 /* Puts a session without an armed receive at the end of its queue. */
 void urs_intake_queue(struct urs_reactor *reactor, struct urs_session *session);

@@ -27,7 +27,9 @@ enum urs_fault_point {
     URS_FAULT_SHUTDOWN = 8,              /* shutdown: the socket stays as it is */
     URS_FAULT_ZERO_COPY = 9,             /* io_uring's zero-copy sends, which are calls of URS_FAULT_SEND too */
     URS_FAULT_GROW = 10,                 /* more room for completions that wait to be handled */
-    URS_FAULT_POINTS = 11
+    URS_FAULT_POLL_FIRST = 11,           /* io_uring: any fault here makes a receive miss a reset that is there already,
+                                            as it may whenever data and a reset come together */
+    URS_FAULT_POINTS = 12
 };
 
 /* Makes `count` calls of `point`, from the `from`-th on (counted from 1, beginning now), fail with `fault`: -errno, or

@@ -1,12 +1,17 @@
-/* Which sessions receive while receive buffers are short. Sessions that wait for a buffer stand in two queues: lively
+/* Which sessions receive while receive buffers are short, and which receives have missed a reset. Sessions that wait for a buffer stand in two queues: lively
  * ones, whose last receive was small, and heavy ones. Each turn arms as many of them as there are free buffers. */
+#define _GNU_SOURCE
 #include "core.h"
+
+#include <poll.h>
 
 enum {
     HEAVY_SHARE = 8,                     /* a receive of more than this part of a buffer makes a session heavy */
     HEAVY_PART_MIN = 4,                  /* heavy sessions have at least this part of the free buffers ... */
     HEAVY_PART_MAX = 2,                  /* ... and at most this one */
-    SHORT_TURNS = 64                     /* buffers count as short for so long after a receive found none */
+    SHORT_TURNS = 64,                    /* buffers count as short for so long after a receive found none */
+    LOOKS_PER_TURN = 4096,               /* at sessions, of which the unsure ones cost a share of a system call */
+    LOOKS_PER_CALL = 64
 };
 
 void urs_intake_shortage(struct urs_reactor *reactor)
@@ -67,4 +72,40 @@ void urs_intake_serve(struct urs_reactor *reactor)
     uint32_t heavy_max = (uint32_t)urs_max(1, room / HEAVY_PART_MAX);
     uint32_t armed = serve(reactor, &reactor->lively, room - heavy_min);
     serve(reactor, &reactor->heavy, (uint32_t)urs_min(room - armed, heavy_max));
+}
+
+static void look(struct urs_reactor *reactor, struct pollfd *sockets, const uint32_t *slots, nfds_t count)
+{
+    int found = poll(sockets, count, 0);
+    for (nfds_t index = 0; index < count && found > 0; index++)
+        if ((sockets[index].revents & (POLLERR | POLLHUP | POLLNVAL)) != 0)
+            urs_turn_stop_receiving(reactor, urs_core_session(reactor, slots[index]));
+}
+
+void urs_intake_find_resets(struct urs_reactor *reactor)
+{
+    struct pollfd sockets[LOOKS_PER_CALL];
+    uint32_t slots[LOOKS_PER_CALL];
+    nfds_t count = 0;
+    if (URS_LIKELY(reactor->resets_due_ms == 0 || reactor->now_ms < reactor->resets_due_ms))
+        return;
+    uint32_t slot = reactor->resets_slot;
+    uint32_t end = (uint32_t)urs_min((size_t)slot + LOOKS_PER_TURN, reactor->sessions.slots);
+    for (; slot < end; slot++) {
+        struct urs_session *session = urs_core_session(reactor, slot);
+        bool unsure = session->unsure && session->receiving && session->fd >= 0;
+        session->unsure = false;
+        if (!unsure)
+            continue;
+        slots[count] = slot;
+        sockets[count++] = (struct pollfd){.fd = session->fd};
+        if (count == LOOKS_PER_CALL) {
+            look(reactor, sockets, slots, count);
+            count = 0;
+        }
+    }
+    look(reactor, sockets, slots, count);
+    bool all = end == reactor->sessions.slots;
+    reactor->resets_slot = all ? 0 : end;
+    reactor->resets_due_ms = all ? 0 : reactor->now_ms + 1;
 }

@@ -76,6 +76,9 @@ struct urs_io_operations {
     /* collect gives every URS_IO_SEND before all else. */
     bool sends_first;
 
+    /* A receive that stays armed may miss a reset that came together with data: somebody has to look for it. */
+    bool misses_resets;
+
     /* Makes a backend. `ring_entries` and `zero_copy` are wishes. Returns 0 with *io set, or -errno; *report is filled
      * in either way. May be called by a thread other than the one that will run it. */
     int (*open)(struct urs_io **io, struct urs_pool *pool, uint32_t ring_entries, bool zero_copy,

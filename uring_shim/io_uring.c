@@ -299,6 +299,8 @@ static int uring_receive(struct urs_io *io, uint32_t slot, uint32_t generation, 
         io_uring_prep_recv_multishot(sqe, fd, NULL, 0, 0);
     sqe->flags |= IOSQE_BUFFER_SELECT;
     sqe->buf_group = BUFFER_GROUP;
+    if (urs_fault(URS_FAULT_POLL_FIRST) != 0)
+        sqe->ioprio |= IORING_RECVSEND_POLL_FIRST;
     /* Never IORING_RECVSEND_POLL_FIRST: where data and a reset are there already, a multishot armed so gives the data
      * and then nothing more, ever (seen on 6.18). */
     io_uring_sqe_set_data64(sqe, data);
@@ -491,6 +493,9 @@ static int uring_wake_descriptor(const struct urs_io *io) { return ((const struc
 
 const struct urs_io_operations urs_io_uring = {
     .name = "io_uring",
+    /* A multishot goes back to waiting once it has taken all data; where the reset's wake-up was the data's too, none
+     * follows. */
+    .misses_resets = true,
     .open = uring_open,
     .start = uring_start,
     .disown = uring_disown,

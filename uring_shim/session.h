@@ -76,6 +76,7 @@ struct urs_session {
     bool taken : 1;                      /* a look found progress since idleness was last judged */
     bool reprieved : 1;                  /* the deadline has passed, but input waited to be read */
     bool unread : 1;                     /* while deadlines are judged: a completion with its input is not handled yet */
+    bool unsure : 1;                     /* since data came nothing was sent: a reset may have been missed */
     bool silent : 1;                     /* on the reactor's list of those that have not sent a byte yet */
     bool reset : 1;                      /* bytes were thrown away: the end must not look like a complete stream */
     bool receiving;                      /* a receive is armed, or its last completion is still to come */

@@ -304,6 +304,7 @@ static void on_sent(struct urs_reactor *reactor, struct urs_session *session, in
     reactor->stats.bytes_out += sent;
     session->sent_bytes += (uint32_t)sent;
     session->sending = false;
+    session->unsure = session->unsure && sent == 0;
     if (session->sent_backlog) {
         urs_session_backlog_consume(session, sent);
         note_backlog(reactor, session);
@@ -446,7 +447,7 @@ static void arm(struct urs_reactor *reactor, struct urs_session *session, bool o
     }
 }
 
-static void stop_receiving(struct urs_reactor *reactor, struct urs_session *session)
+void urs_turn_stop_receiving(struct urs_reactor *reactor, struct urs_session *session)
 {
     if (session->receiving && !session->stopping)
         session->stopping = reactor->io->operations->receive_stop(reactor->io, session->slot, session->generation,
@@ -458,7 +459,7 @@ void urs_turn_receive(struct urs_reactor *reactor, struct urs_session *session)
     if (session->state == URS_SESSION_FREE || session->parked || session->delayed)
         return;
     if (!wants_input(session))
-        stop_receiving(reactor, session);
+        urs_turn_stop_receiving(reactor, session);
     else if (session->receiving)
         return;
     else if (URS_UNLIKELY(urs_intake_is_short(reactor)))
@@ -598,6 +599,8 @@ static void on_receive(struct urs_reactor *reactor, const struct urs_completion 
     switch (urs_io_receive_fate(completion->result)) {
     case URS_FATE_DATA:
         urs_intake_measure(reactor, session, (size_t)completion->result);
+        if (completion->more)
+            urs_intake_doubt(reactor, session);
         on_data(reactor, session, urs_pool_buffer(&reactor->pool, completion->buffer), (size_t)completion->result);
         break;
     case URS_FATE_END:
@@ -625,7 +628,7 @@ static void on_receive(struct urs_reactor *reactor, const struct urs_completion 
     else if (!session->receiving)
         urs_turn_receive(reactor, session);
     else if (URS_UNLIKELY(session->heavy) && urs_intake_is_short(reactor))
-        stop_receiving(reactor, session);  /* a multishot would take buffers out of turn */
+        urs_turn_stop_receiving(reactor, session);  /* a multishot would take buffers out of turn */
 }
 
 static void on_writable(struct urs_reactor *reactor, const struct urs_completion *completion)
@@ -711,6 +714,7 @@ static void dispatch(struct urs_reactor *reactor)
 static void rearm(struct urs_reactor *reactor)
 {
     urs_intake_serve(reactor);
+    urs_intake_find_resets(reactor);
     if (reactor->delayed_until_ms == 0 || reactor->now_ms < reactor->delayed_until_ms)
         return;
     uint32_t count = reactor->delayed.count;
@@ -785,6 +789,13 @@ static void take_late(struct urs_reactor *reactor)
     memmove(reactor->late, reactor->late + count, reactor->late_count * sizeof *reactor->late);
 }
 
+/* The lesser of a wait (negative: without end) and the time until a moment. */
+static int64_t sooner(const struct urs_reactor *reactor, int64_t wait_ms, uint64_t at_ms)
+{
+    int64_t left_ms = at_ms > reactor->now_ms ? (int64_t)(at_ms - reactor->now_ms) : 0;
+    return wait_ms < 0 || left_ms < wait_ms ? left_ms : wait_ms;
+}
+
 /* Nanoseconds that the turn may wait. */
 static int64_t patience(const struct urs_reactor *reactor, int64_t until_ms)
 {
@@ -793,14 +804,12 @@ static int64_t patience(const struct urs_reactor *reactor, int64_t until_ms)
     if (work)
         return 0;
     int64_t wait_ms = urs_wheel_next_ms(&reactor->wheel, reactor->now_ms);
-    if (reactor->delayed_until_ms != 0) {
-        int64_t delayed_ms = (int64_t)(reactor->delayed_until_ms - urs_min(reactor->now_ms, reactor->delayed_until_ms));
-        wait_ms = wait_ms < 0 || delayed_ms < wait_ms ? delayed_ms : wait_ms;
-    }
-    if (until_ms >= 0) {
-        int64_t left_ms = until_ms > (int64_t)reactor->now_ms ? until_ms - (int64_t)reactor->now_ms : 0;
-        wait_ms = wait_ms < 0 || left_ms < wait_ms ? left_ms : wait_ms;
-    }
+    if (reactor->delayed_until_ms != 0)
+        wait_ms = sooner(reactor, wait_ms, reactor->delayed_until_ms);
+    if (reactor->resets_due_ms != 0)
+        wait_ms = sooner(reactor, wait_ms, reactor->resets_due_ms);
+    if (until_ms >= 0)
+        wait_ms = sooner(reactor, wait_ms, (uint64_t)until_ms);
     return wait_ms < 0 ? -1 : wait_ms * 1000000;
 }
 
