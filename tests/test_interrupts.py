@@ -198,6 +198,7 @@ def test_exceptions_of_a_signal_handler_lose_nothing_however_often_they_come(bac
 
     with Reactor(books, QUIET, backend=backend) as reactor:
         address = reactor.bind("127.0.0.1", 0)
+        reactor.run_once(0)
         peers = [Peer.dial(address) for _ in range(count)]
         for number, peer in enumerate(peers):
             peer.write(upgrade_request(f"/{number}"), frame(TEXT, b"one"), frame(BINARY, b"two"), close_frame())

@@ -317,8 +317,10 @@ class Reactor:
         self._enter()
         self._running = True  # here: a signal handler that raises on the way out of a call must not leave it set
         try:
-            count = self._turns(sooner(timeout, self._timers.seconds_left()), once=True)
-            self._timers.run_due()
+            timers = self._timers
+            count = self._turns(sooner(timeout, timers.seconds_left()) if timers else timeout, once=True)
+            if timers:
+                timers.run_due()
             return count
         finally:
             self._running = False
@@ -757,17 +759,19 @@ class Reactor:
 
     def _enter(self) -> None:
         """Raise unless the caller may run it now, and start it if nobody has."""
-        with self._core_lock:
-            self._check_lasting()
-            self._check_thread()
-            if self._running:
-                raise ReactorStateError("the reactor is running already")
-            if not self._owner.is_known:
-                self._start()
+        self._check_lasting()
+        if not self._owner.is_known:
+            self._start()
+        self._check_thread()
+        if self._running:
+            raise ReactorStateError("the reactor is running already")
 
     def _start(self) -> None:
         warn_of_few_files(self.options.sessions_max)
-        with self._core_lock:  # other threads may still be adding what it is to begin with
+        with self._core_lock:  # other threads may still be adding what it is to begin with, start it or close it
+            self._check_lasting()
+            if self._owner.is_known:
+                return
             check(lib.urs_reactor_start(self._core), f"{self.backend} start")
             self._owner.take()
 
