@@ -10,10 +10,10 @@ from contextlib import ExitStack
 
 import pytest
 
-from servers import EchoRecorder, Recorder, connected
+from servers import EchoRecorder, Recorder, connected, run_until
 from uringws import Connection, Message, Options, Reactor
 from uringws.backend import Backend
-from wire import BINARY, PING, TEXT, Frame, frame
+from wire import BINARY, PING, TEXT, Frame, Peer, frame, upgrade_request
 
 TINY = frame(BINARY, b"x")
 FLOOD_MESSAGES = 9000  # as many as fit one receive buffer of the default size
@@ -110,3 +110,21 @@ def test_floods_that_are_held_leave_room_for_what_comes_since(backend: Backend) 
 
         assert any(heard() for _ in range(10_000))
         assert handler.heard[0] - begun <= 3, "a neighbour waits for a turn or two, not for the floods"
+
+
+def test_a_stream_of_newcomers_does_not_keep_a_session_waiting(backend: Backend) -> None:
+    """More connections come in each turn than one turn serves: who is already here is served within a few turns."""
+    recorder = EchoRecorder()
+    options = Options(ping_interval_seconds=None, handshakes_max=None)
+    with Reactor(recorder, options, backend=backend) as reactor, ExitStack() as stack:
+        address = reactor.bind("127.0.0.1", 0)
+        peer = stack.enter_context(Peer.dial(address))
+        peer.write(upgrade_request())
+        run_until(reactor, lambda: recorder.of("open"))
+        for turn in range(15):
+            for _ in range(100):
+                stack.enter_context(Peer.dial(address)).write(upgrade_request())
+            if turn == 12:
+                peer.send(TEXT, b"here")
+            reactor.run_once(0)
+        assert recorder.of("message")

@@ -12,7 +12,7 @@
 
 /* Few events per wait keep receive buffers in the cache. Where many sockets are readable and some hold a lot, the wait
  * looks at more events, to find the sockets that hold little. */
-enum { EVENTS_FEW = 16, EVENTS_MAX = 512, CROWDED_WAITS = 64, ACCEPTS_PER_EVENT = 64 };
+enum { EVENTS_FEW = 16, EVENTS_MAX = 512, CROWDED_WAITS = 64, ACCEPTS_PER_EVENT = 16 };
 
 /* Completions: of sends, between two collects; of all else, room to begin with (little where tests make it fail to grow).
  */
@@ -224,6 +224,8 @@ static int epoll_receive(struct urs_io *io, uint32_t slot, uint32_t generation, 
     struct watched *watched = watched_at(of(io), slot);
     if (watched == NULL)
         return -ENOMEM;
+    if (watched->data == 0)
+        watched->served = of(io)->waits;  /* a newcomer waits for the next round: a stream of them would never end one */
     watched->data = urs_io_pack(URS_IO_RECEIVE, generation, slot);
     watched->fd = fd;
     watched->once = once;
