@@ -5,6 +5,7 @@ What a neighbour waits for is counted, not timed: the messages of others that ar
 
 from __future__ import annotations
 
+import resource
 from collections import Counter
 from contextlib import ExitStack
 
@@ -114,6 +115,8 @@ def test_floods_that_are_held_leave_room_for_what_comes_since(backend: Backend) 
 
 def test_a_stream_of_newcomers_does_not_keep_a_session_waiting(backend: Backend) -> None:
     """More connections come in each turn than one turn serves: who is already here is served within a few turns."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # both ends of every connection are in this process
     recorder = EchoRecorder()
     options = Options(ping_interval_seconds=None, handshakes_max=None)
     with Reactor(recorder, options, backend=backend) as reactor, ExitStack() as stack:
