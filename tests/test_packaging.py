@@ -79,7 +79,7 @@ def test_the_metadata_name_version_licences_and_urls(sdist: Path) -> None:
     assert metadata.get_all("License-File") == ["LICENSE", "licenses/liburing.txt"]
     assert f"Repository, {ADDRESS}" in (metadata.get_all("Project-URL") or [])
     assert metadata["Description-Content-Type"].startswith("text/markdown")
-    assert f"]({ADDRESS}/blob/HEAD/examples/echo_uring.py)" in metadata.get_payload()
+    assert f"]({ADDRESS}/blob/HEAD/examples/embed_aiohttp.py)" in metadata.get_payload()
 
 
 def test_the_licence_of_what_is_linked_in_is_whole() -> None:
@@ -112,7 +112,7 @@ def test_every_link_of_the_page_is_a_url_or_a_heading() -> None:
 def test_without_an_address_only_the_text_of_links_is_left() -> None:
     page = build_description.description(README, None)
     assert [link for link in links(page) if not link.startswith(("https://", "#"))] == []
-    assert "is one file, turn.c;" in " ".join(page.split())
+    assert "How that was measured, and where it does not win." in " ".join(page.split())
     assert "published-shapes.png" not in page
     assert build_description.project_urls(None) == {}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import builtins
 import re
 from collections.abc import Iterator
@@ -18,7 +17,6 @@ README = (ROOT / "README.md").read_text()
 PROSE = re.sub(r"^```.*?^```$", "", README, flags=re.MULTILINE | re.DOTALL)
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 LINKS = sorted(set(re.findall(r"\]\(([^)#]+)\)", README)))
-TESTS = sorted(set(re.findall(r"`(tests/test_\w+\.py(?:::\w+)?)`", README)))
 
 HAS_NAMES = (uringws, Connection, Handler, Message, Options, Reactor, Request, Sender, SendResult, ServerEngine, Stats)
 KNOWN_ELSEWHERE = {"MSG_DONTWAIT", "on_frame", "os.dup"}  # on_frame is there only where a handler defines it
@@ -59,13 +57,6 @@ def test_its_python_runs(block: str, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("link", [link for link in LINKS if "://" not in link])
 def test_its_links_lead_somewhere(link: str) -> None:
     assert (ROOT / link).exists()
-
-
-@pytest.mark.parametrize("test", TESTS)
-def test_the_tests_it_names_exist(test: str) -> None:
-    file, _, function = test.partition("::")
-    defined = {node.name for node in ast.parse((ROOT / file).read_text()).body if isinstance(node, ast.FunctionDef)}
-    assert not function or function in defined
 
 
 @pytest.mark.parametrize("name", sorted(set(code(PROSE))))

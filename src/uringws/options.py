@@ -189,7 +189,7 @@ class Options:
     """Set TCP_NODELAY on accepted sockets, and on those of `add_session`; False leaves them as they are."""
 
     sender_commands_max: Annotated[int, _Count] = 65_536
-    """Commands of `Sender`s of other threads that may wait for the reactor."""
+    """Commands of Senders of other threads that may wait for the reactor."""
 
     # Plain HTTP
 
