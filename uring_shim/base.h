@@ -1,5 +1,5 @@
-/* What every other file of the shim may rely on: error codes, RFC 6455 constants, small helpers.
- * No state, no I/O, no function that is not inline. */
+/* Definitions that every other file of the shim may use: error codes, RFC 6455 constants, small helpers. No state, no
+ * I/O, and only inline functions. */
 #ifndef URS_BASE_H
 #define URS_BASE_H
 
@@ -16,19 +16,19 @@ enum urs_error {
     URS_ERROR_OPCODE = -4098,            /* a reserved opcode, 5.2 */
     URS_ERROR_CONTROL_FRAGMENTED = -4099,/* a control frame without FIN, 5.5 */
     URS_ERROR_CONTROL_LENGTH = -4100,    /* a control frame over 125 bytes, 5.5 */
-    URS_ERROR_LENGTH_NOT_MINIMAL = -4101,/* a length that a shorter form holds, 5.2 */
-    URS_ERROR_LENGTH_TOP_BIT = -4102,    /* a 64-bit length with the top bit set, 5.2 */
+    URS_ERROR_LENGTH_NOT_MINIMAL = -4101,/* a control frame with over 125 bytes, 5.5 */
+    URS_ERROR_LENGTH_TOP_BIT = -4102,    /* a length that a shorter form could hold, 5.2 */
     URS_ERROR_UNMASKED = -4103,          /* a client's frame without a mask, 5.1 */
     URS_ERROR_MASKED = -4104,            /* a server's frame with a mask, 5.1 */
     URS_ERROR_CONTINUATION = -4105,      /* a continuation of nothing, 5.4 */
-    URS_ERROR_INTERLEAVED = -4106,       /* a new message inside a fragmented one, 5.4 */
+    URS_ERROR_INTERLEAVED = -4106,       /* a continuation without a message begun, 5.4 */
     URS_ERROR_CLOSE_PAYLOAD = -4107,     /* a close frame of one byte, 5.5.1 */
     URS_ERROR_CLOSE_CODE = -4108,        /* a close code that may not be sent, 7.4 */
     URS_ERROR_UTF8 = -4109,              /* text or a close reason that is not UTF-8, 8.1 */
     URS_ERROR_TOO_BIG = -4110,           /* a message over message_bytes_max */
     URS_ERROR_REFUSED_OPCODE = -4111,    /* a type (text or binary) that the options refuse, 7.4.1 (1003) */
     URS_ERROR_STALE = -4112,             /* the id's session is gone */
-    URS_ERROR_CLOSING = -4113,           /* the session's close handshake has begun: nothing may follow */
+    URS_ERROR_CLOSING = -4113,           /* the session's close handshake has begun: nothing more may be sent */
     URS_ERROR_FULL = -4114,              /* backlog_bytes_max would be exceeded */
     URS_ERROR_LIMIT = -4115,             /* a limit of the options is reached */
     URS_ERROR_MEMORY_BUDGET = -4116,     /* memory_bytes_max would be exceeded */
@@ -71,8 +71,9 @@ enum urs_close_code {
 #define URS_UNLIKELY(x) __builtin_expect(!!(x), 0)
 #define URS_COUNT(array) (sizeof(array) / sizeof((array)[0]))
 
-/* States what must hold at this point, whatever a peer or the caller does. A build that looks for faults (sanitizers,
- * fault injection, fuzzing) defines URS_ASSERTIONS and aborts where it does not hold; others evaluate nothing. */
+/* States a condition that must hold at this point, whatever a peer or the caller does. Builds that look for faults
+ * (sanitizers, fault injection, fuzzing) define URS_ASSERTIONS and abort if the condition is false. Other builds do not
+ * evaluate it. */
 #ifdef URS_ASSERTIONS
 #undef NDEBUG
 #include <assert.h>

@@ -1,14 +1,14 @@
-/* Memory in pages of its own, for large blocks: it goes back to the system as soon as it is freed. malloc keeps what is
- * freed below anything that is still in use, so that memory of one storm would stay resident for good. */
+/* Memory in pages of its own, for large blocks: it returns to the system as soon as it is freed. malloc may keep freed
+ * memory that lies below memory in use, so that the memory of one burst could stay resident for ever. */
 #ifndef URS_PAGES_H
 #define URS_PAGES_H
 
 #include <stddef.h>
 
-/* `bytes` bytes, not initialised; NULL if the system has none. */
+/* Allocates `bytes` bytes, not initialised. Returns NULL if the system has no memory. */
 void *urs_pages_take(size_t bytes);
 
-/* Gives it back. `bytes` as it was taken; any thread may call. */
+/* Frees memory of urs_pages_take; `bytes` must be the same number. Any thread may call it. */
 void urs_pages_free(void *memory, size_t bytes);
 
 #endif

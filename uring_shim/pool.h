@@ -16,13 +16,13 @@ struct urs_pool {
     uint32_t in_use_max;                 /* the most at any time */
 };
 
-/* Bytes of memory that a pool of that shape needs; 0 for sizes outside the limits (buffers: a power of two from 2 to
- * 32768; buffer_bytes: 256 to 16 MiB; all of them together: less than UINT32_MAX, for a message's place in the pool is
- * given in 32 bits). */
+/* Returns the bytes of memory that such a pool needs, or 0 for sizes outside the limits (buffers: a power of two from 2
+ * to 32768; buffer_bytes: 256 to 16 MiB; all buffers together: less than UINT32_MAX, because the position of a message
+ * in the pool is given in 32 bits). */
 size_t urs_pool_bytes(uint32_t buffers, size_t buffer_bytes);
 
-/* Divides `memory` (urs_pool_bytes of it, page-aligned) into buffers. The memory stays the caller's, who must keep it
- * until no kernel request and no view refers to it. Returns 0 or -EINVAL. */
+/* Divides `memory` (urs_pool_bytes of it, page-aligned) into buffers. The caller keeps the ownership of the memory, and
+ * must keep it until no kernel request and no view refers to it. Returns 0 or -EINVAL. */
 int urs_pool_open(struct urs_pool *pool, uint8_t *memory, uint32_t buffers, size_t buffer_bytes);
 
 /* cdef: end */
