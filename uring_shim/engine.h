@@ -1,5 +1,5 @@
-/* One connection's protocol, RFC 6455 sections 5 to 8, for the server's side: bytes in, items out, one at a time.
- * No I/O, no clock, no descriptor, no Python. outbound.h writes the replies that items require. */
+/* The server side of the protocol for one connection, RFC 6455 sections 5 to 8: bytes in, items out, one at a time. No
+ * I/O, no clock, no descriptor, no Python. outbound.h writes the replies that items require. */
 #ifndef URS_ENGINE_H
 #define URS_ENGINE_H
 
@@ -22,45 +22,47 @@ enum urs_item_kind {
     URS_ITEM_FRAME = 2,                  /* one fragment, or an unfragmented message: only under rules.frames */
     URS_ITEM_PING = 3,
     URS_ITEM_PONG = 4,
-    URS_ITEM_CLOSE = 5,                  /* close_code is the peer's (1005 for none), the payload is the reason */
-    URS_ITEM_FAILED = 6,                 /* the peer broke a rule: error says which, close_code what to answer */
-    URS_ITEM_ANSWERS = 7                 /* of urs_engine_echo: `count` messages, as the frames that answer them */
+    URS_ITEM_CLOSE = 5,                  /* close_code is the peer's code (1005 for none), the payload is the reason */
+    URS_ITEM_FAILED = 6,                 /* the peer broke a rule: error says which, close_code is the code to reply
+                                            with */
+    URS_ITEM_ANSWERS = 7                 /* only from urs_engine_echo: `count` messages, already turned into their
+                                            replies */
 };
 
-/* What holds for every connection of a server. */
+/* The rules for every connection of a server. */
 struct urs_engine_rules {
     uint64_t message_bytes_max;          /* of a whole message, all its fragments together */
-    bool frames;                         /* give fragments as they come instead of whole messages */
-    bool refuse_text;                    /* answer text with 1003 */
-    bool refuse_binary;                  /* answer binary with 1003 */
+    bool frames;                         /* deliver each fragment as it arrives instead of whole messages */
+    bool refuse_text;                    /* reply to text with close code 1003 */
+    bool refuse_binary;                  /* reply to binary with close code 1003 */
 };
 
-/* One connection. Zero-initialise it; urs_engine_clear frees what it holds. */
+/* The state of one connection. Zero-initialise it; urs_engine_clear frees what it holds. */
 struct urs_engine {
-    struct urs_block *partial;           /* the message (under rules.frames: the frame) begun */
+    struct urs_block *partial;           /* the unfinished message (under rules.frames: the unfinished frame) */
     struct urs_block *control;           /* a control frame that was cut by the end of a read */
-    uint64_t frame_left;                 /* payload bytes of the current frame still to come */
-    uint64_t message_bytes;              /* of the message begun: the sum of its frame headers so far */
+    uint64_t frame_left;                 /* payload bytes of the current frame that are still to come */
+    uint64_t message_bytes;              /* of the unfinished message: the sum of its frame headers so far */
     struct urs_utf8 utf8;
     uint8_t masking_key[4];
-    uint8_t header[14];                  /* the first bytes of a header that the end of a read cut */
+    uint8_t header[14];                  /* the first bytes of a header that was cut by the end of a read */
     uint8_t header_have;
     uint8_t phase;                       /* enum urs_engine_phase */
-    uint8_t message_opcode;              /* of the fragmented message begun; 0 for none */
+    uint8_t message_opcode;              /* of the unfinished fragmented message; 0 for none */
     uint8_t frame_opcode;
     bool frame_fin;
-    uint8_t key_offset;                  /* position in the masking key of the next payload byte */
+    uint8_t key_offset;                  /* the index in the masking key for the next payload byte */
 };
 
-/* Bytes that came from the peer. The engine writes into them (it unmasks in place) and moves `next` forward. */
+/* Bytes received from the peer. The engine writes into them (it unmasks in place) and moves `next` forward. */
 struct urs_input {
     uint8_t *next;
     uint8_t *end;
 };
 
-/* What urs_engine_next found. The payload lies in the input, or in `block`, whose one reference is then the
- * caller's. The bytes in front of the payload may be overwritten; there are always enough for the header of a reply of
- * the same size. */
+/* What urs_engine_next found. The payload lies in the input, or in `block`, whose only reference the caller then owns.
+ * The bytes in front of the payload may be overwritten; there are always enough for the header of a reply of the same
+ * size. */
 struct urs_item {
     uint8_t *payload;
     size_t bytes;
@@ -73,25 +75,25 @@ struct urs_item {
     uint32_t count;                      /* only in URS_ITEM_ANSWERS */
 };
 
-/* Takes the next item out of the input and returns its kind; call it until it returns URS_ITEM_NONE. Bytes that do not
- * make a whole item are copied (charged to `memory`), so that the input's buffer is free afterwards. Text is validated
- * as it arrives and fails at its first bad byte. No item follows URS_ITEM_CLOSE or URS_ITEM_FAILED. */
+/* Takes the next item from the input and returns its kind; call it until it returns URS_ITEM_NONE. Bytes that do not
+ * make a whole item are copied (charged to `memory`), so that the buffer of the input is free afterwards. Text is
+ * validated as it arrives and fails at its first invalid byte. No item follows URS_ITEM_CLOSE or URS_ITEM_FAILED. */
 int urs_engine_next(struct urs_engine *engine, const struct urs_engine_rules *rules, struct urs_memory *memory,
                     struct urs_input *input, struct urs_item *item);
 
-/* For an echo: if the input begins with whole messages of at most 125 bytes, turns all of them into the frames that
- * answer them, contiguous and in place, and returns URS_ITEM_ANSWERS; the payload is those frames. Otherwise leaves the
- * input as it is and returns URS_ITEM_NONE: urs_engine_next must take the next item. */
+/* For an echo: if the input begins with whole messages of at most 125 bytes, turns all of them into their replies,
+ * contiguous and in place, and returns URS_ITEM_ANSWERS; the payload consists of these frames. Otherwise leaves the
+ * input unchanged and returns URS_ITEM_NONE: urs_engine_next must take the next item. */
 int urs_engine_echo(struct urs_engine *engine, const struct urs_engine_rules *rules, struct urs_input *input,
                     struct urs_item *item);
 
-/* The close code that answers an error of the engine, RFC 6455 7.4.1. */
+/* Returns the close code for an error of the engine, RFC 6455 7.4.1. */
 uint16_t urs_engine_close_code(int error);
 
-/* A short English sentence for an error of the engine, for close reasons (at most 123 bytes) and logs. */
+/* Returns a short English sentence for an error of the engine, for close reasons (at most 123 bytes) and logs. */
 const char *urs_engine_error_text(int error);
 
-/* Bytes of a frame or message begun that the engine holds. */
+/* Returns how many bytes of an unfinished frame or message the engine holds. */
 size_t urs_engine_partial_bytes(const struct urs_engine *engine);
 
 /* Frees what the engine holds and resets it, except that phase becomes URS_ENGINE_ENDED: no more input is accepted. */

@@ -1,6 +1,6 @@
-/* The system calls of the backends that tests make fail. In the ordinary build each is the call itself; the test
- * build (URS_FAULTS) asks urs_fault first. On io_uring a request is a call when it is armed, and once more with each
- * completion that leaves it armed: the kernel then tries again on its own. */
+/* The system calls of the backends that tests can make fail. In the ordinary build each function is only the call; the
+ * test build (URS_FAULTS) asks urs_fault first. On io_uring one request counts as several calls: one when it is armed,
+ * and one more per completion that leaves it armed (multishot), because the kernel then tries again on its own. */
 #ifndef URS_FAULT_H
 #define URS_FAULT_H
 
@@ -19,30 +19,32 @@ enum urs_fault_point {
     URS_FAULT_SEND = 2,
     URS_FAULT_ENTER = 3,                 /* io_uring_enter, epoll_wait */
     URS_FAULT_SETUP = 4,                 /* io_uring_setup, and enabling the ring */
-    URS_FAULT_ARM = 5,                   /* a submission queue entry to be had; epoll_ctl */
-    URS_FAULT_NOTIFY = 6,                /* the kernel is done with a zero-copy send's bytes; the fault is a number of
-                                            turns that it is said later by */
-    URS_FAULT_TASK_WORK = 7,             /* io_uring: any fault here makes a wait take in everything that is due, as
-                                            kernels before 6.13 do; later ones take about 20 completions at a time */
-    URS_FAULT_SHUTDOWN = 8,              /* shutdown: the socket stays as it is */
-    URS_FAULT_ZERO_COPY = 9,             /* io_uring's zero-copy sends, which are calls of URS_FAULT_SEND too */
-    URS_FAULT_GROW = 10,                 /* more room for completions that wait to be handled */
-    URS_FAULT_POLL_FIRST = 11,           /* io_uring: any fault here makes a receive miss a reset that is there already,
-                                            as it may whenever data and a reset come together */
+    URS_FAULT_ARM = 5,                   /* taking a submission queue entry; epoll_ctl */
+    URS_FAULT_NOTIFY = 6,                /* the kernel no longer needs the bytes of a zero-copy send; the fault is the
+                                            number of turns by which this notification is delayed */
+    URS_FAULT_TASK_WORK = 7,             /* io_uring: any fault here makes a wait take in all completions that are due,
+                                            as kernels before 6.13 do; newer kernels take in about 20 at a time */
+    URS_FAULT_SHUTDOWN = 8,              /* shutdown: the socket stays unchanged */
+    URS_FAULT_ZERO_COPY = 9,             /* io_uring's zero-copy sends; they count as calls of URS_FAULT_SEND too */
+    URS_FAULT_GROW = 10,                 /* growing the array of completions that wait to be handled */
+    URS_FAULT_POLL_FIRST = 11,           /* io_uring: any fault here makes a receive miss a reset that has arrived
+                                            already, as it may whenever data and a reset arrive together */
     URS_FAULT_POINTS = 12
 };
 
-/* Makes `count` calls of `point`, from the `from`-th on (counted from 1, beginning now), fail with `fault`: -errno, or
- * a number of bytes that sends and receives are cut to. Returns 0, -EINVAL, or -ENOTSUP in the ordinary build. */
+/* Makes `count` calls of `point` fail with `fault`, from the `from`-th call on (counted from 1, beginning now). `fault`
+ * is -errno, or the number of bytes to which sends and receives are cut. Returns 0, -EINVAL, or -ENOTSUP in the
+ * ordinary build. */
 int urs_fault_plan(int point, uint64_t from, uint64_t count, int32_t fault);
 
-/* How many faults of the present plan have happened. */
+/* Returns how many faults of the present plan have happened. */
 uint64_t urs_fault_injected(int point);
 
 /* cdef: end */
 
 #ifdef URS_FAULTS
-/* The fault due at this call of `point`: 0 for none, -errno, or the number of bytes to cut a send or receive to. */
+/* Returns the fault for this call of `point`: 0 for none, -errno, or the number of bytes to which a send or receive is
+ * cut. */
 int32_t urs_fault(enum urs_fault_point point);
 #else
 static inline int32_t urs_fault(enum urs_fault_point point)
@@ -52,7 +54,7 @@ static inline int32_t urs_fault(enum urs_fault_point point)
 }
 #endif
 
-/* Makes the call fail with errno set if a fault is due. */
+/* Sets errno and returns true if `fault` is an error, so that the call must fail. */
 static inline bool urs_fault_errno(int32_t fault)
 {
     if (fault < 0)

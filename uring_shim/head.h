@@ -1,12 +1,12 @@
-/* Where the head of an opening request ends, and which bytes can be the beginning of none. Python parses the head; here
- * lives only what must be known before it is whole. No state, no I/O. */
+/* Finds the end of the head of an opening request, and rejects bytes that cannot begin one. Python parses the head;
+ * this file only decides what must be known before the head is complete. No state, no I/O. */
 #ifndef URS_HEAD_H
 #define URS_HEAD_H
 
 #include "base.h"
 
 struct urs_head_rules {
-    size_t bytes_max;                    /* of the whole head, a PROXY header included */
+    size_t bytes_max;                    /* of the whole head, including a PROXY header */
     bool proxy_protocol;                 /* a PROXY header, v1 or v2, may come first */
 };
 

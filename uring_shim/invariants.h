@@ -1,5 +1,5 @@
-/* What holds for a whole reactor between two steps of a turn. Reads everything, changes nothing; only builds with
- * URS_ASSERTIONS contain it. */
+/* Checks the invariants of a whole reactor between two steps of a turn. Reads everything, changes nothing; only builds
+ * with URS_ASSERTIONS contain it. */
 #ifndef URS_INVARIANTS_H
 #define URS_INVARIANTS_H
 
@@ -7,8 +7,8 @@
 
 #ifdef URS_ASSERTIONS
 
-/* Aborts where an invariant of the reactor or of one of its sessions does not hold. Every send must have completed.
- * Looks at all sessions while there are few, and at a part of them in each call when there are many. */
+/* Aborts if an invariant of the reactor or of one of its sessions does not hold. Every send must have completed. Checks
+ * all sessions while there are few, and not in every call when there are many. */
 void urs_invariants_check(const struct urs_reactor *reactor);
 
 #else

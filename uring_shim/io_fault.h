@@ -1,5 +1,5 @@
-/* What the test build makes of io_uring's requests: completions that no kernel wrote. In the ordinary build nothing is
- * here but functions that do nothing, and a struct of no use. */
+/* Synthetic completions of io_uring requests, for the test build. In the ordinary build these functions are empty and
+ * the struct is a placeholder. */
 #ifndef URS_IO_FAULT_H
 #define URS_IO_FAULT_H
 
@@ -8,11 +8,12 @@
 
 struct urs_io_faults {
 #ifdef URS_FAULTS
-    struct urs_completion failed[1024];  /* those to be collected next */
+    struct urs_completion failed[1024];  /* completions that the next collect returns first */
     uint32_t failed_count;
-    struct { uint64_t data; int32_t fault; } ending[1024]; /* multishots that are cancelled to fail */
+    struct { uint64_t data; int32_t fault; } ending[1024]; /* multishot requests that are cancelled so that they fail */
     uint32_t ending_count;
-    struct { struct urs_completion completion; int32_t waits; } late[256]; /* said later than the kernel said it */
+    struct { struct urs_completion completion; int32_t waits; } late[256]; /* completions that are returned later than
+                                                                              the kernel returned them */
     uint32_t late_count;
 #else
     char none;
@@ -21,24 +22,25 @@ struct urs_io_faults {
 
 #ifdef URS_FAULTS
 
-/* True if the request `data` is to fail with `fault` (negative) before the kernel sees it: its one completion is then
- * collected next. */
+/* Returns true if the request `data` must fail with `fault` (negative) before the kernel sees it: the next collect then
+ * returns its only completion. */
 bool urs_io_fail_at_once(struct urs_io_faults *faults, uint64_t data, int32_t fault);
 
-/* True if a completion was kept to be collected some waits later. */
+/* Returns true if the completion was kept back, to be collected some waits later. */
 bool urs_io_keep_back(struct urs_io_faults *faults, const struct urs_completion *completion);
 
-/* A wait begins: what was kept back comes nearer. */
+/* Counts one more wait for the completions that are kept back. */
 void urs_io_count_wait(struct urs_io_faults *faults);
 
-/* Fills `out` with what failed at once, and what was kept back long enough; returns how much. */
+/* Copies to `out` the requests that failed at once and the completions that were kept back long enough; returns their
+ * number. */
 uint32_t urs_io_collect_failed(struct urs_io_faults *faults, struct urs_completion *out, uint32_t room);
 
 bool urs_io_failed_waiting(const struct urs_io_faults *faults);
 
-/* Looks at a completion of the request `data`, as the kernel wrote it. True if its multishot is to fail in the midst of
- * it: the caller then cancels it for real, so that no buffer, descriptor or byte is lost, and the fault takes the place
- * of the -ECANCELED of its last completion. */
+/* Checks a completion of the request `data`, as the kernel wrote it. Returns true if its multishot must fail while it
+ * is armed: the caller then cancels it for real, so that no buffer, descriptor or byte is lost, and the last completion
+ * reports the fault instead of -ECANCELED. */
 bool urs_io_fail_multishot(struct urs_io_faults *faults, struct urs_completion *completion, uint64_t data);
 
 #else

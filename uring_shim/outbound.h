@@ -1,5 +1,5 @@
-/* What one connection sends in a turn: answers written in place in front of their payloads, and frames written into
- * an arena. Builds lists of segments in wire order; never sends. */
+/* The bytes that one connection sends in a turn: replies written in place in front of their payloads, and frames
+ * written into an arena. Builds lists of segments in wire order; never sends. */
 #ifndef URS_OUTBOUND_H
 #define URS_OUTBOUND_H
 
@@ -10,32 +10,32 @@
 /* cdef: begin */
 
 enum urs_outbound_limit {
-    URS_OUTBOUND_GAP_BYTES_MAX = 64,     /* answers to input this close together ... */
-    URS_OUTBOUND_CLOSE_UP_BYTES_MAX = 4096, /* ... and no larger than this are moved up into one segment */
+    URS_OUTBOUND_GAP_BYTES_MAX = 64,     /* replies to input this close together ... */
+    URS_OUTBOUND_CLOSE_UP_BYTES_MAX = 4096, /* ... and not larger than this are moved together into one segment */
     URS_OUTBOUND_ARENA_PAYLOAD_BYTES_MAX = 65536, /* larger payloads get a block of their own */
-    URS_CLOSE_REASON_BYTES_MAX = 123     /* RFC 6455 5.5: 125 less the code */
+    URS_CLOSE_REASON_BYTES_MAX = 123     /* RFC 6455 5.5: 125 minus the 2 bytes of the code */
 };
 
-/* Contiguous bytes to send. They lie in a receive buffer or the arena (block NULL), or in a block whose reference
- * the segment holds. */
+/* Contiguous bytes to send. They lie in a receive buffer or the arena (block NULL), or in a block to which the segment
+ * holds a reference. */
 struct urs_segment {
     uint8_t *data;
     size_t bytes;
     struct urs_block *block;
     uint32_t next;                       /* index + 1 of the next segment; 0 ends the list */
-    uint8_t *until;                      /* of answers in place: where the last one ended before it was moved up (what
-                                            lies between them is free); NULL where nothing may be moved: in the arena,
-                                            and for an answer whose payload somebody still reads */
+    uint8_t *until;                      /* for replies in place: the end of the input already consumed; the bytes
+                                            between data + bytes and here are free. NULL if nothing may be moved: in the
+                                            arena, and for a reply whose payload still has a reader */
 };
 
-/* The segments and the arena that all connections of one thread share for a turn. Zero-initialise it. */
+/* The segments and the arena that all connections of one thread share during a turn. Zero-initialise it. */
 struct urs_outbox {
     struct urs_segment *segments;
     uint32_t count;
     uint32_t capacity;
-    struct urs_block *arena;             /* the block written to; those before it hang behind it */
+    struct urs_block *arena;             /* the newest block, being filled; older ones follow through `next` */
     size_t arena_bytes;                  /* written since the last reset */
-    struct urs_memory arena_memory;      /* no budget: the reactor flushes before it grows large */
+    struct urs_memory arena_memory;      /* no budget: the reactor flushes before the arena grows large */
 };
 
 /* One connection's list. Zero-initialise it. */
@@ -45,40 +45,41 @@ struct urs_outbound {
     size_t bytes;
 };
 
-/* Makes the item's payload the payload of an answer: the header goes into the bytes in front of it (the freed mask
- * slot), small answers that follow one another closely are moved up into one segment. Takes over item->block, also
- * on failure. Returns 0 or -ENOMEM. */
+/* Makes a reply with the payload of the item. Writes the header into the bytes in front of the payload (the freed place
+ * of the masking key). Small replies that follow one another closely are moved together into one segment. Takes over
+ * item->block, also on failure. Returns 0 or -ENOMEM. */
 int urs_outbound_answer(struct urs_outbox *outbox, struct urs_outbound *outbound, struct urs_item *item,
                         uint8_t opcode, bool fin);
 
-/* The same for a payload that its reader may look at until the segment is cleared: the payload keeps its place and its
- * bytes, only the bytes in front of it are overwritten. */
+/* Like urs_outbound_answer, for a payload that still has a reader until the segment is cleared: the payload keeps its
+ * place and its bytes, and only the bytes in front of it are overwritten. */
 int urs_outbound_answer_unmoved(struct urs_outbox *outbox, struct urs_outbound *outbound, struct urs_item *item,
                                 uint8_t opcode, bool fin);
 
-/* Sends what urs_engine_echo made, where it lies. Takes over item->block, also on failure. Returns 0 or -ENOMEM. */
+/* Adds the frames that urs_engine_echo made, in place. Takes over item->block, also on failure. Returns 0 or
+ * -ENOMEM. */
 int urs_outbound_answers(struct urs_outbox *outbox, struct urs_outbound *outbound, struct urs_item *item);
 
 /* Copies a frame into the arena. Returns 0 or -ENOMEM. */
 int urs_outbound_frame(struct urs_outbox *outbox, struct urs_outbound *outbound, uint8_t opcode, bool fin,
                        const uint8_t *payload, size_t bytes);
 
-/* Copies bytes that are no frame (an HTTP response) into the arena. Returns 0 or -ENOMEM. */
+/* Copies bytes that are not a frame (an HTTP response) into the arena. Returns 0 or -ENOMEM. */
 int urs_outbound_bytes(struct urs_outbox *outbox, struct urs_outbound *outbound, const uint8_t *data, size_t bytes);
 
-/* A close frame. `code` 0 or 1005 sends none; the reason is at most URS_CLOSE_REASON_BYTES_MAX bytes of UTF-8.
- * Returns 0 or -ENOMEM. */
+/* Adds a close frame. With `code` 0 or 1005 it carries no code; the reason is at most URS_CLOSE_REASON_BYTES_MAX bytes
+ * of UTF-8. Returns 0 or -ENOMEM. */
 int urs_outbound_close(struct urs_outbox *outbox, struct urs_outbound *outbound, unsigned code,
                        const uint8_t *reason, size_t bytes);
 
-/* What the item obliges its receiver to send: the pong of a ping, the close frame that answers a close frame or a
- * violation; nothing for the rest. Takes over item->block. Returns 0 or -ENOMEM. */
+/* Adds the reply that the item requires: the pong for a ping, the close frame for a close frame or a violation, and
+ * nothing for other items. Takes over item->block. Returns 0 or -ENOMEM. */
 int urs_outbound_owed(struct urs_outbox *outbox, struct urs_outbound *outbound, struct urs_item *item);
 
 /* Drops the references of one connection's segments and empties its list. */
 void urs_outbound_clear(struct urs_outbox *outbox, struct urs_outbound *outbound);
 
-/* Forgets all segments and empties the arena, keeping its largest block; every list must be empty. */
+/* Removes all segments and empties the arena, keeping its largest block; every list must be empty. */
 void urs_outbox_reset(struct urs_outbox *outbox);
 
 /* Frees everything. */
