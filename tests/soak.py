@@ -184,6 +184,9 @@ class Script:
     kind: str
     said: deque[bytes] = field(default_factory=deque)
     owed: deque[tuple[int, bytes]] = field(default_factory=deque)
+    """Messages."""
+    pings: deque[bytes] = field(default_factory=deque)
+    """Payloads, no two alike. A server may answer only the latest of those that wait (RFC 6455 5.5.3)."""
     stall_at: int | None = None
     stall_seconds: float = 0.0
     leave_at: int = 0
@@ -213,9 +216,9 @@ def draw_message(script: Script, source: random.Random) -> int:
     pieces = [payload[start:end] for start, end in zip([0, *cuts], [*cuts, len(payload)], strict=True)]
     for number, piece in enumerate(pieces):
         if source.random() < 0.1:
-            ping = source.randbytes(source.randrange(126))
+            ping = struct.pack("!H", len(script.pings)) + source.randbytes(source.randrange(124))
             script.said.append(frame(PING, ping, key=source.randbytes(4)))
-            script.owed.append((PONG, ping))
+            script.pings.append(ping)
         last = number == len(pieces) - 1
         script.said.append(frame(CONTINUATION if number else opcode, piece, fin=last, key=source.randbytes(4)))
     script.owed.append((opcode, payload))
@@ -405,6 +408,8 @@ class Visitor:
                 self.script.said.append(close_frame(self.close_code))
         elif opcode == PING:
             self._pong(payload)
+        elif opcode == PONG:
+            self._take_pong(payload)
         elif opcode == BINARY and payload.startswith(PUSH):
             self._take_push(payload)
         elif opcode == BINARY and self.script.kind in FLOOD and not self.script.owed:
@@ -414,8 +419,16 @@ class Visitor:
         elif not self.script.owed or self.script.owed[0] != (opcode, payload):
             self.problems.append(f"{self}: got {opcode} of {len(payload)} bytes, {len(self.script.owed)} still owed")
         else:
-            self.messages += opcode != PONG
+            self.messages += 1
             self.script.owed.popleft()
+
+    def _take_pong(self, payload: bytes) -> None:
+        pings = self.script.pings
+        if payload not in pings:
+            self.problems.append(f"{self}: a pong of {len(payload)} bytes for no ping that waits")
+            return
+        while pings.popleft() != payload:
+            pass
 
     def _pong(self, payload: bytes) -> None:
         """Between two frames, and not after the last, which may be an end."""
@@ -449,6 +462,7 @@ class Visitor:
         if self.close_code != (None if code == 1006 else code):
             self.problems.append(f"{self}: its close frame had {self.close_code}, not {code}")
         missing = sum(len(payload) for _, payload in self.script.owed) + len(self.script.owed)
+        missing += sum(len(payload) for payload in self.script.pings)
         for number in range(self.floods, host.flooded.get(self.number, 0)):
             missing += len(flood_payload(number))
         for thread in range(PUSHERS):
