@@ -1,24 +1,24 @@
-/* The memory budget: when sessions hold nearly all of it, those that hold the most give way. Finds them and ends them;
- * who is over the budget at the moment of an allocation is block.c's business. */
+/* The memory budget: when sessions hold nearly all of it, this file finds the sessions that hold the most and ends
+ * them. block.c refuses single allocations that would exceed the budget. */
 #include "core.h"
 
 #include <string.h>
 
-enum { VICTIMS_MAX = 64 };               /* ended in one turn, so that a scan's sorting stays cheap */
+enum { VICTIMS_MAX = 64 };               /* sessions ended in one turn at most, so that sorting stays cheap */
 
 struct holder {
     uint32_t slot;
     size_t bytes;
 };
 
-/* What one look at all sessions found. */
+/* The result of one scan of all sessions. */
 struct scan {
-    struct holder greediest[VICTIMS_MAX]; /* whoever holds the most comes first */
+    struct holder greediest[VICTIMS_MAX]; /* sorted: the one that holds the most comes first */
     size_t count;
     size_t bytes;                        /* held by all sessions together */
 };
 
-/* Puts a holder in its place among the greediest, if it belongs there. */
+/* Inserts a holder at its place among the greediest, if it holds enough. */
 static void rank(struct scan *scan, struct holder holder)
 {
     if (scan->count == VICTIMS_MAX && holder.bytes <= scan->greediest[VICTIMS_MAX - 1].bytes)
@@ -46,19 +46,19 @@ static void scan_sessions(const struct urs_reactor *reactor, struct scan *scan)
     }
 }
 
-/* Frees what the session holds, and ends it. */
+/* Frees the memory that the session holds, and ends the session. */
 static void evict(struct urs_reactor *reactor, struct urs_session *session)
 {
     static const char reason[] = "server out of memory";
     reactor->stats.evictions++;
     if (session->backlog != NULL || session->state != URS_SESSION_OPEN) {
-        /* Bytes would be missing from its stream: it cannot be closed in good order. */
+        /* Bytes would be missing from its stream, so it cannot be closed cleanly. */
         urs_life_lose(reactor, session, URS_ERROR_MEMORY_BUDGET);
         return;
     }
     urs_session_drop_memory(session);
     if (session->told)
-        return;  /* it ends without that */
+        return;  /* the session is ending already */
     urs_outbound_close(&reactor->outbox, &session->outbound, URS_CLOSE_MESSAGE_TOO_BIG, (const uint8_t *)reason,
                        sizeof reason - 1);
     session->told = true;
@@ -76,11 +76,13 @@ void urs_budget_enforce(struct urs_reactor *reactor)
     struct scan scan;
     size_t ended = 0;
     scan_sessions(reactor, &scan);
-    /* Memory that belongs to no session (lent to the kernel, for one) comes back by itself: no session ends for it. */
+    /* Memory that belongs to no session (for example memory lent to the kernel) returns by itself: no session is ended
+     * for it. */
     for (size_t left = scan.bytes; ended < scan.count && left > max - max / 4; ended++) {
         evict(reactor, urs_core_session(reactor, scan.greediest[ended].slot));
         left -= scan.greediest[ended].bytes;
     }
     if (ended == 0)
-        reactor->budget_scan_ms = reactor->now_ms + URS_DELAY_MS;  /* no look at all sessions each turn for nothing */
+        reactor->budget_scan_ms = reactor->now_ms + URS_DELAY_MS;  /* without victims, do not scan all sessions in every
+                                                                      turn */
 }

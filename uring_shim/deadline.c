@@ -1,9 +1,9 @@
-/* Every clock of a session: when it starts, what counts as progress, what pauses it, what its end does. The table of
- * them is docs/deadlines.md.
+/* Every clock of a session: when it starts, which progress extends it, what pauses it, and what happens when it ends.
+ * docs/deadlines.md has the table of them.
  *
- * Three rules hold for all: a clock that waits for an answer starts when the question has left, not while other bytes
- * are in front of it; what has arrived is read before a peer is judged; a clock that waits for input stands still while
- * the server itself does not read. */
+ * Three rules hold for every clock. A clock that waits for an answer starts when the question has been sent, not while
+ * other bytes are in front of it. Input that has arrived is read before a peer is judged. A clock that waits for input
+ * stops while the server itself does not read. */
 #include "core.h"
 
 #include <errno.h>
@@ -11,12 +11,13 @@
 
 enum {
     TIMERS_PER_TURN_MAX = 1024,
-    LOOKS_PER_PERIOD = 4                 /* while a question is queued */
+    LOOKS_PER_PERIOD = 4                 /* the number of checks per period while a question is queued */
 };
 
-static const uint32_t SPREAD = 2654435769u;  /* 2^32 by the golden ratio: multiples of it are far from each other */
+static const uint32_t SPREAD = 2654435769u;  /* 2^32 divided by the golden ratio: its multiples are far from each
+                                                other */
 
-/* The milliseconds from now to a moment of the 32-bit clock; 0 if it has passed. */
+/* Returns the milliseconds from now to a time of the 32-bit clock; 0 if that time has passed. */
 static uint32_t until(const struct urs_reactor *reactor, uint32_t at_ms)
 {
     int32_t left = (int32_t)(at_ms - (uint32_t)reactor->now_ms);
@@ -29,7 +30,7 @@ static bool is_ending(const struct urs_session *session)
         || session->state == URS_SESSION_AWAIT_END;
 }
 
-/* How long the peer has for what the deadline waits for. */
+/* The time that the peer has to do what the deadline waits for. */
 static uint32_t period_ms(const struct urs_reactor *reactor, const struct urs_session *session)
 {
     switch ((enum urs_session_state)session->state) {
@@ -43,7 +44,7 @@ static uint32_t period_ms(const struct urs_reactor *reactor, const struct urs_se
     }
 }
 
-/* Sets the session's timer to the next moment at which something is to be looked at. */
+/* Sets the session's timer to the next time at which one of its clocks must be checked. */
 static void schedule(struct urs_reactor *reactor, struct urs_session *session)
 {
     const struct urs_reactor_options *options = &reactor->options;
@@ -74,7 +75,7 @@ static void schedule(struct urs_reactor *reactor, struct urs_session *session)
 
 void urs_deadline_set(struct urs_reactor *reactor, struct urs_session *session, uint32_t in_ms)
 {
-    urs_turn_clock(reactor);  /* the caller may be a handler that took long */
+    urs_turn_clock(reactor);  /* the caller may be a handler that took a long time */
     session->has_deadline = in_ms != 0;
     session->question_unsent = session->question_queued = session->reprieved = false;
     session->deadline_ms = (uint32_t)reactor->now_ms + in_ms;
@@ -86,7 +87,7 @@ bool urs_deadline_is_queued(const struct urs_session *session)
     return session->backlog != NULL || session->outbound.first != 0 || urs_io_unsent_bytes(session->fd) > 0;
 }
 
-/* What was queued last is what the peer must answer. */
+/* The peer must answer the bytes that were queued last. */
 static void set_question(struct urs_session *session, bool queued)
 {
     session->acked_bytes = session->sent_bytes - (queued ? urs_io_unsent_bytes(session->fd) : 0);
@@ -114,7 +115,7 @@ void urs_deadline_set_ending(struct urs_reactor *reactor, struct urs_session *se
     schedule(reactor, session);
 }
 
-/* No pong is waited for. */
+/* Records that no pong is awaited. */
 static void ping_answered(struct urs_session *session)
 {
     session->ping_sent_us = 0;
@@ -128,7 +129,8 @@ void urs_deadline_open(struct urs_reactor *reactor, struct urs_session *session)
     ping_answered(session);
     session->reprieved = false;
     session->opened_ms = session->last_input_ms = (uint32_t)reactor->now_ms;
-    /* The first ping comes early, by chance, so that sessions that came together are not pinged together for ever. */
+    /* The first ping is sent early, by a different time per slot, so that sessions opened together are not always
+     * pinged together. */
     uint32_t early_ms = (uint32_t)((uint64_t)(reactor->options.ping_interval_ms / 2) * (session->slot * SPREAD) >> 32);
     session->ping_due_ms = session->opened_ms + reactor->options.ping_interval_ms - early_ms;
     schedule(reactor, session);
@@ -145,17 +147,17 @@ void urs_deadline_resumed(struct urs_reactor *reactor, struct urs_session *sessi
 
 /* ---- pings --------------------------------------------------------------------------------------------------- */
 
-/* A ping carries the moment at which it was made: its pong tells the round trip. */
+/* The payload of a ping is the time when it was made: its pong tells the round-trip time. */
 static void send_ping(struct urs_reactor *reactor, struct urs_session *session)
 {
     uint8_t payload[8];
     bool judged = reactor->options.ping_timeout_ms != 0;
-    /* One at a time where its pong decides about the session. */
+    /* If a missing pong ends the session, only one ping may be outstanding. */
     if (session->ping_sent_us != 0 && judged)
         return;
     if (session->backlog_bytes > reactor->options.backlog_bytes_max + URS_CONTROL_RESERVE_BYTES)
         return;
-    /* Else the first one is repeated: whichever a slow peer answers, its pong tells how long it took. */
+    /* Otherwise the first ping is repeated: a slow peer may answer any of them, and the pong tells the full time. */
     uint64_t sent_us = session->ping_sent_us != 0 ? session->ping_sent_us : reactor->now_us;
     memcpy(payload, &sent_us, sizeof payload);
     bool queued = judged && urs_deadline_is_queued(session);
@@ -186,7 +188,7 @@ void urs_deadline_pong(struct urs_reactor *reactor, struct urs_session *session,
 
 /* ---- judging ------------------------------------------------------------------------------------------------- */
 
-/* Looks how far the peer has come. Returns the bytes that it has taken since the last look. */
+/* Checks how far the peer has come. Returns the number of bytes that it has acknowledged since the last check. */
 static uint32_t look(struct urs_session *session)
 {
     uint32_t acked = session->sent_bytes - urs_io_unsent_bytes(session->fd);
@@ -197,7 +199,7 @@ static uint32_t look(struct urs_session *session)
     return taken > 0 ? (uint32_t)taken : 0;
 }
 
-/* True if input of the session has arrived that the engine has not seen, although it may. */
+/* Returns true if input has arrived that the engine has not seen although it may take it. */
 static bool input_waits(struct urs_session *session)
 {
     bool engine = session->state == URS_SESSION_OPEN || session->state == URS_SESSION_AWAIT_CLOSE;
@@ -210,7 +212,8 @@ static bool input_waits(struct urs_session *session)
     enum urs_io_input waiting = urs_io_input_waiting(session->fd);
     bool again = session->reprieved;
     if (waiting == URS_INPUT_ENDS)
-        session->reprieved = true;  /* a receive must tell it soon; what never does would keep the session for ever */
+        session->reprieved = true;  /* a receive must report the end soon; without a limit, an end that is never
+                                       reported would keep the session for ever */
     return waiting == URS_INPUT_WAITS || (waiting == URS_INPUT_ENDS && !again);
 }
 
@@ -220,7 +223,7 @@ static void expire(struct urs_reactor *reactor, struct urs_session *session, con
     urs_life_fail(reactor, session, URS_CLOSE_GOING_AWAY, reason);
 }
 
-/* True if the session has ended for want of a pong, or of any byte. */
+/* Returns true if the session has ended because a pong, or any input at all, was missing. */
 static bool judge_silence(struct urs_reactor *reactor, struct urs_session *session)
 {
     const struct urs_reactor_options *options = &reactor->options;
@@ -229,7 +232,8 @@ static bool judge_silence(struct urs_reactor *reactor, struct urs_session *sessi
     bool idle_due = options->idle_ms != 0 && until(reactor, session->last_input_ms + options->idle_ms) == 0;
     bool behind = session->question_queued || session->backlog != NULL;
     if (session->question_queued || (behind && (pong_due || idle_due))) {
-        /* A peer that takes what is in front of the ping lives; once the ping has left, its clock runs. */
+        /* A peer that takes the bytes in front of the ping is alive; the clock of the ping starts once the ping has
+         * been sent. */
         if (look(session) > 0) {
             session->deadline_ms = now_ms + options->ping_timeout_ms;
             session->taken = true;
@@ -246,7 +250,7 @@ static bool judge_silence(struct urs_reactor *reactor, struct urs_session *sessi
     }
     if (pong_due) {
         uint32_t ping_ms = (uint32_t)(session->ping_sent_us / 1000);
-        /* Anything that came since the ping shows that the peer lives, only busy. */
+        /* Any input since the ping shows that the peer is alive, and only busy. */
         if ((int32_t)(session->last_input_ms - ping_ms) <= 0) {
             reactor->stats.timeouts++;
             urs_life_lose(reactor, session, -ETIMEDOUT);
@@ -270,7 +274,8 @@ static void judge_open(struct urs_reactor *reactor, struct urs_session *session)
     }
     if (options->ping_interval_ms != 0 && until(reactor, session->ping_due_ms) == 0) {
         send_ping(reactor, session);
-        /* In step with itself: after a stall of the server sessions are pinged apart, as before. */
+        /* Keeps the rhythm of the session: after the server was blocked, the sessions are still pinged at different
+         * times. */
         uint32_t late_ms = (uint32_t)reactor->now_ms - session->ping_due_ms;
         session->ping_due_ms += options->ping_interval_ms * (1 + late_ms / options->ping_interval_ms);
     }
@@ -285,7 +290,7 @@ static void deadline_passed(struct urs_reactor *reactor, struct urs_session *ses
     case URS_SESSION_AWAIT_VERDICT:
         if (session->silent) {
             reactor->stats.refused[URS_REFUSED_TIMEOUT]++;
-            urs_life_end(reactor, session);  /* no answer to one who has not asked */
+            urs_life_end(reactor, session);  /* the peer has asked for nothing, so it gets no answer */
         } else {
             urs_admission_refuse(reactor, session, URS_REFUSED_TIMEOUT);
         }
@@ -300,7 +305,7 @@ static void deadline_passed(struct urs_reactor *reactor, struct urs_session *ses
         urs_life_end(reactor, session);
         break;
     case URS_SESSION_AWAIT_REQUESTS:
-        /* shutdown did not bring the last completion: ask for it by name. */
+        /* shutdown did not bring the last completion: cancel the receive. */
         if (session->receiving)
             reactor->io->operations->receive_stop(reactor->io, session->slot, session->generation, session->fd);
         urs_deadline_set(reactor, session, reactor->options.close_ms);
@@ -312,12 +317,12 @@ static void deadline_passed(struct urs_reactor *reactor, struct urs_session *ses
     }
 }
 
-/* The deadline of a state but the open one. */
+/* Judges the deadline of every state except OPEN. */
 static void judge_state(struct urs_reactor *reactor, struct urs_session *session)
 {
     uint32_t period = period_ms(reactor, session);
     if (is_ending(session) && session->question_queued) {
-        /* Enough is a byte per millisecond: a peer that takes less holds our memory for next to nothing. */
+        /* A byte per millisecond is enough. A peer that takes less would hold our memory at almost no cost. */
         bool enough = look(session) >= urs_max(period / LOOKS_PER_PERIOD, 1);
         if (enough || !session->question_queued)
             session->deadline_ms = (uint32_t)reactor->now_ms + period;
@@ -327,7 +332,8 @@ static void judge_state(struct urs_reactor *reactor, struct urs_session *session
     if (awaits_input && (passed || session->reprieved)) {
         bool first = !session->reprieved;
         passed = !input_waits(session) || (passed && !first && !session->parked);
-        /* Read first. At most once more the same time, unless buffers are short: more might come without end. */
+        /* Read the input first. This extends the deadline only once, unless receive buffers are short: otherwise a peer
+         * could extend it for ever. */
         if (!passed && first) {
             session->reprieved = true;
             session->deadline_ms = (uint32_t)reactor->now_ms + period;
@@ -339,7 +345,7 @@ static void judge_state(struct urs_reactor *reactor, struct urs_session *session
         schedule(reactor, session);
 }
 
-/* Notes, or forgets, whose input the completions at hand bring. */
+/* Sets or clears `unread` for every session whose input is among the collected completions. */
 static void mark_unread(struct urs_reactor *reactor, bool unread)
 {
     for (uint32_t index = reactor->completion_next; index < reactor->completion_count; index++) {
@@ -353,7 +359,8 @@ void urs_deadline_run(struct urs_reactor *reactor)
 {
     if (urs_wheel_next_ms(&reactor->wheel, reactor->now_ms) != 0)
         return;
-    /* What the backend has received already no longer waits in a socket, where input_waits would find it. */
+    /* Input that the backend has received already no longer waits in the socket, so input_waits would not find it
+     * there. */
     urs_turn_collect(reactor);
     mark_unread(reactor, true);
     uint32_t slot;

@@ -1,16 +1,18 @@
-/* Which sessions receive while receive buffers are short, and which receives have missed a reset. Sessions that wait for a buffer stand in two queues: lively
- * ones, whose last receive was small, and heavy ones. Each turn arms as many of them as there are free buffers. */
+/* Decides which sessions receive while receive buffers are short, and which receives have missed a reset. Sessions that
+ * wait for a buffer are in two queues: lively ones, whose last receive was small, and heavy ones. Each turn arms as
+ * many of them as there are free buffers. */
 #define _GNU_SOURCE
 #include "core.h"
 
 #include <poll.h>
 
 enum {
-    HEAVY_SHARE = 8,                     /* a receive of more than this part of a buffer makes a session heavy */
-    HEAVY_PART_MIN = 4,                  /* heavy sessions have at least this part of the free buffers ... */
-    HEAVY_PART_MAX = 2,                  /* ... and at most this one */
-    SHORT_TURNS = 64,                    /* buffers count as short for so long after a receive found none */
-    LOOKS_PER_TURN = 4096,               /* at sessions, of which the unsure ones cost a share of a system call */
+    HEAVY_SHARE = 8,                     /* a receive of more than 1/8 of a buffer makes a session heavy */
+    HEAVY_PART_MIN = 4,                  /* heavy sessions get at least 1/4 of the free buffers ... */
+    HEAVY_PART_MAX = 2,                  /* ... and at most 1/2 of them */
+    SHORT_TURNS = 64,                    /* for this many turns after a receive found no buffer, buffers count as
+                                            short */
+    LOOKS_PER_TURN = 4096,               /* sessions per turn; the unsure ones among them share system calls */
     LOOKS_PER_CALL = 64
 };
 
@@ -44,7 +46,7 @@ void urs_intake_queue(struct urs_reactor *reactor, struct urs_session *session)
     queue->count++;
 }
 
-/* Arms the first `room` sessions of a queue that still want input. Returns how many that were. */
+/* Arms the first `room` sessions of a queue that still want input. Returns how many sessions it armed. */
 static uint32_t serve(struct urs_reactor *reactor, struct urs_queue *queue, uint32_t room)
 {
     uint32_t armed = 0;
@@ -66,8 +68,8 @@ void urs_intake_serve(struct urs_reactor *reactor)
     uint32_t room = urs_intake_free_buffers(reactor);
     if (room == 0)
         return;
-    /* Nobody starves: heavy sessions have their part however many lively ones wait. But it stays a small part, which
-     * keeps the turn short, and a session that was silent, with its receive armed, finds a buffer at once. */
+    /* No session starves: heavy sessions get their part however many lively ones wait. The part is small, which keeps
+     * the turn short. A session that was silent, with its receive armed, then still finds a buffer at once. */
     uint32_t heavy_min = (uint32_t)urs_min(reactor->heavy.count, urs_max(1, room / HEAVY_PART_MIN));
     uint32_t heavy_max = (uint32_t)urs_max(1, room / HEAVY_PART_MAX);
     uint32_t armed = serve(reactor, &reactor->lively, room - heavy_min);

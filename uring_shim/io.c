@@ -1,4 +1,4 @@
-/* What the backends share: the errno tables, questions to a socket, and the wake-up pipe. */
+/* Code that both backends share: the errno tables, functions that examine or end a socket, and the wake-up pipe. */
 #define _GNU_SOURCE
 #include "io.h"
 
@@ -17,9 +17,9 @@ struct row {
     enum urs_io_fate fate;
 };
 
-/* accept(2). Errors of the network that was between us and that one peer concern that peer only. Whatever else it may
- * be, the listening socket is ours: to try again after a pause is the one thing that can help, and it shows in the
- * figures, where a server that silently accepts no more would not. */
+/* accept(2). Network errors reported by accept concern only that one connection: accept the next one. Any other error
+ * concerns our listening socket: retry after URS_DELAY_MS, because only that can help. The retries are counted in
+ * accept_pauses, so they are visible; a server that silently stopped accepting would not be. */
 static const struct row accept_rows[] = {
     {EAGAIN, URS_FATE_AGAIN},       {EINTR, URS_FATE_AGAIN},     {ECONNABORTED, URS_FATE_AGAIN},
     {EPERM, URS_FATE_AGAIN},        {EPROTO, URS_FATE_AGAIN},    {ENETDOWN, URS_FATE_AGAIN},
@@ -29,8 +29,8 @@ static const struct row accept_rows[] = {
     {ENOMEM, URS_FATE_LATER},       {ECANCELED, URS_FATE_STOPPED},
 };
 
-/* recv(2), and io_uring's own: ENOBUFS is an empty buffer ring (the data stays in the socket), ENOMEM a kernel bug of
- * 2025 that a retry outlives. */
+/* recv(2), and errors of io_uring itself. ENOBUFS means an empty buffer ring (the data stays in the socket). ENOMEM is
+ * a kernel bug of 2025; a retry gets past it. */
 static const struct row receive_rows[] = {
     {EAGAIN, URS_FATE_AGAIN}, {EINTR, URS_FATE_AGAIN},       {ENOBUFS, URS_FATE_PARK},
     {ENOMEM, URS_FATE_LATER}, {ECANCELED, URS_FATE_STOPPED},
@@ -83,7 +83,7 @@ uint32_t urs_io_unsent_bytes(int fd)
 
 enum urs_io_input urs_io_input_waiting(int fd)
 {
-    /* Not by MSG_PEEK: it would take the socket's error away from the armed receive. */
+    /* MSG_PEEK must not be used: it would take the socket's error away from the armed receive. */
     struct pollfd polled = {.fd = fd, .events = POLLIN};
     if (poll(&polled, 1, 0) <= 0 || (polled.revents & POLLIN) == 0)
         return URS_INPUT_NONE;
@@ -92,11 +92,12 @@ enum urs_io_input urs_io_input_waiting(int fd)
 
 void urs_io_disconnect(int fd, bool reset)
 {
-    /* connect(2) to AF_UNSPEC resets at once. SO_LINGER would need the last close of the socket, which an armed receive
-     * or another process may hold, and the shutdown that ends these would send the FIN that is not to be sent. */
+    /* connect(2) to AF_UNSPEC resets at once. SO_LINGER would work only at the last close of the socket, but an armed
+     * receive or another process may keep it open. The shutdown that ends an armed receive would send the FIN that must
+     * not be sent. */
     const struct sockaddr unspecified = {.sa_family = AF_UNSPEC};
     if (!reset || connect(fd, &unspecified, sizeof unspecified) != 0)
-        (void)urs_sys_shutdown(fd, SHUT_RDWR);  /* fails where the peer is gone: nobody is left to be told */
+        (void)urs_sys_shutdown(fd, SHUT_RDWR);  /* fails if the peer is gone: then there is nobody to tell */
 }
 
 int urs_wake_open(struct urs_wake *wake)
@@ -104,7 +105,8 @@ int urs_wake_open(struct urs_wake *wake)
     int fds[2];
     if (pipe2(fds, O_CLOEXEC) != 0)
         return -errno;
-    /* Only the writing end: a full pipe means that a wake-up is on its way, and io_uring reads the other. */
+    /* Only the writing end is non-blocking: a full pipe means that a wake-up is on its way already. io_uring reads the
+     * other end. */
     if (fcntl(fds[1], F_SETFL, O_NONBLOCK) != 0) {
         int error = -errno;
         close(fds[0]);
@@ -126,13 +128,14 @@ void urs_wake_write(struct urs_wake *wake)
 {
     if (__atomic_exchange_n(&wake->pending, 1, __ATOMIC_ACQ_REL) != 0)
         return;
-    /* EAGAIN needs no care: the pipe holds bytes that will wake the reader. */
+    /* EAGAIN needs no action: the bytes in the pipe will wake the reader. */
     while (write(wake->write_fd, "", 1) < 0 && errno == EINTR)
         ;
 }
 
 void urs_wake_clear(struct urs_wake *wake)
 {
-    /* Not a plain store: whoever found the flag set wrote no byte, and what it did before must be visible from here. */
+    /* An exchange, not a plain store: a thread that found the flag set wrote no byte, and its earlier writes must be
+     * visible after this line. */
     __atomic_exchange_n(&wake->pending, 0, __ATOMIC_ACQ_REL);
 }

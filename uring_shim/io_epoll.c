@@ -1,4 +1,4 @@
-/* The contract on epoll: level-triggered readiness, turned into completions. Sends happen at once. */
+/* The backend on epoll: level-triggered readiness, turned into completions. Sends run at once. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <stdlib.h>
@@ -10,54 +10,56 @@
 #include "fault.h"
 #include "io.h"
 
-/* Few events per wait keep receive buffers in the cache. Where many sockets are readable and some hold a lot, the wait
- * looks at more events, to find the sockets that hold little. */
+/* Few events per wait keep receive buffers in the CPU cache. If many sockets are readable and some hold much, a wait
+ * takes more events, to find the sockets that hold little. */
 enum { EVENTS_FEW = 16, EVENTS_MAX = 512, CROWDED_WAITS = 64, ACCEPTS_PER_EVENT = 16 };
 
-/* Completions: of sends, between two collects; of all else, room to begin with (little where tests make it fail to grow).
- */
+/* SENT_MAX: completions of sends between two collects. PENDING_MIN: initial room for other completions (small in builds
+ * where tests make its growth fail). */
 #ifdef URS_FAULTS
 enum { SENT_MAX = 1024, PENDING_MIN = 16 };
 #else
 enum { SENT_MAX = 1024, PENDING_MIN = 256 };
 #endif
 
-/* What epoll knows of a session's socket. */
+/* How epoll watches a session's socket. */
 struct watched {
     uint64_t data;                       /* urs_io_pack of its receive */
     int fd;
-    uint32_t interest;                   /* EPOLLIN, EPOLLOUT; 0 and fd >= 0: registered, but silent */
+    uint32_t interest;                   /* EPOLLIN, EPOLLOUT; 0: the socket is not registered */
     bool registered;
     bool once;
-    bool heavy;                          /* its last receive filled the buffer: the socket holds more */
-    uint32_t served;                     /* the last crowded wait that received from it */
+    bool heavy;                          /* the last receive filled the buffer: the socket holds more */
+    uint32_t served;                     /* the last crowded wait in which the socket had a receive */
 };
 
 struct epoll {
-    struct urs_io io;                    /* first: the contract's handle */
+    struct urs_io io;                    /* first, so that a pointer to it is a pointer to the struct */
     int fd;
     struct urs_wake wake;
     struct watched *sessions;            /* by slot */
     uint32_t sessions_room;
-    struct urs_completion *sent;         /* SENT_MAX: completions of sends, which never need more room */
+    struct urs_completion *sent;         /* SENT_MAX entries for completions of sends, which never need more */
     uint32_t sent_first;
     uint32_t sent_count;
-    struct urs_completion *pending;      /* other completions not yet collected: a ring would buy nothing here */
+    struct urs_completion *pending;      /* other completions not collected yet; an array, because a ring would gain
+                                            nothing here */
     uint32_t pending_first;
     uint32_t pending_count;
     uint32_t pending_room;
-    uint16_t *free_buffers;              /* a stack: the buffer released last is the hottest */
+    uint16_t *free_buffers;              /* a stack: the buffer released last is the hottest in the cache */
     uint32_t free_count;
     uint32_t crowded_waits;              /* how many more waits look at EVENTS_MAX events */
-    uint32_t waits;                      /* of these, since open */
-    uint32_t round_began[2];             /* by `heavy`: in a round each session has one receive */
+    uint32_t waits;                      /* the number of crowded waits since open */
+    uint32_t round_began[2];             /* by `heavy`: the wait in which the present round began; in a round each
+                                            session has one receive */
     struct epoll_event events[EVENTS_MAX];
 };
 
 static struct epoll *of(struct urs_io *io) { return (struct epoll *)io; }
 
-/* Ensures room for one more completion. Returns -ENOMEM where there is none: what would bring the completion must then
- * wait, for it would be lost. Epoll reports again whatever was not taken in. */
+/* Ensures room for one more completion. Returns -ENOMEM if there is none: the event must then wait, or its completion
+ * would be lost. Epoll reports an event again if it was not handled. */
 static int reserve(struct epoll *epoll)
 {
     if (epoll->pending_first + epoll->pending_count < epoll->pending_room)
@@ -77,7 +79,7 @@ static int reserve(struct epoll *epoll)
     return 0;
 }
 
-/* Adds a completion; there must be room. */
+/* Adds a completion. The caller must have ensured room. */
 static void push(struct epoll *epoll, struct urs_completion completion)
 {
     URS_ASSERT(epoll->pending_first + epoll->pending_count < epoll->pending_room);
@@ -98,14 +100,14 @@ static struct watched *watched_at(struct epoll *epoll, uint32_t slot)
     return &epoll->sessions[slot];
 }
 
-/* Registers, or changes, what a session's socket is watched for. */
+/* Registers the socket of a session for `interest`, or changes its interest. */
 static int watch(struct epoll *epoll, struct watched *watched, uint32_t interest)
 {
     struct epoll_event event = {.events = interest, .data.u64 = watched->data};
     int operation = watched->registered ? EPOLL_CTL_MOD : EPOLL_CTL_ADD;
     if (watched->registered && watched->interest == interest)
         return 0;
-    /* Without any interest epoll would still report EPOLLHUP, turn after turn. */
+    /* A registered socket without any interest would still report EPOLLHUP in every turn. */
     if (interest == 0)
         operation = EPOLL_CTL_DEL;
     if (urs_fault_errno(operation == EPOLL_CTL_DEL ? 0 : urs_fault(URS_FAULT_ARM))
@@ -128,7 +130,7 @@ static void epoll_close(struct urs_io *io)
     free(epoll);
 }
 
-/* Allocates the lists. What there is of them is freed with the rest. */
+/* Allocates the lists. On failure the caller frees those that were allocated. */
 static int make_lists(struct epoll *epoll)
 {
     uint32_t buffers = epoll->io.pool->buffers;
@@ -195,7 +197,7 @@ static int epoll_start(struct urs_io *io)
 static int epoll_accept(struct urs_io *io, uint32_t slot, int fd)
 {
     struct epoll_event event = {.events = EPOLLIN, .data.u64 = urs_io_pack(URS_IO_ACCEPT, (uint32_t)fd, slot)};
-    int error = urs_io_set_nonblocking(fd);  /* another process may be the first to accept a connection we saw */
+    int error = urs_io_set_nonblocking(fd);  /* another process may accept the connection first */
     if (error != 0)
         return error;
     if (urs_fault_errno(urs_fault(URS_FAULT_ARM)) || epoll_ctl(of(io)->fd, EPOLL_CTL_ADD, fd, &event) != 0)
@@ -203,7 +205,7 @@ static int epoll_accept(struct urs_io *io, uint32_t slot, int fd)
     return 0;
 }
 
-/* There must be room for the completion. */
+/* The caller must have ensured room for the completion. */
 static void end_accept(struct epoll *epoll, uint32_t slot, int fd, int result)
 {
     epoll_ctl(epoll->fd, EPOLL_CTL_DEL, fd, NULL);
@@ -225,14 +227,15 @@ static int epoll_receive(struct urs_io *io, uint32_t slot, uint32_t generation, 
     if (watched == NULL)
         return -ENOMEM;
     if (watched->data == 0)
-        watched->served = of(io)->waits;  /* a newcomer waits for the next round: a stream of them would never end one */
+        watched->served = of(io)->waits;  /* a new session waits for the next round: otherwise a stream of new sessions
+                                             could make a round endless */
     watched->data = urs_io_pack(URS_IO_RECEIVE, generation, slot);
     watched->fd = fd;
     watched->once = once;
     return watch(of(io), watched, watched->interest | EPOLLIN);
 }
 
-/* There must be room for the completion. */
+/* The caller must have ensured room for the completion. */
 static void end_receive(struct epoll *epoll, struct watched *watched, int32_t result, uint16_t buffer)
 {
     struct urs_completion completion = {.result = result, .buffer = buffer};
@@ -297,7 +300,7 @@ static int epoll_submit(struct urs_io *io)
     return 0;
 }
 
-/* Moves completions from the front of a list; returns how many. */
+/* Moves completions from the front of a list to `out`; returns how many. */
 static uint32_t take(struct urs_completion *out, uint32_t room, const struct urs_completion *list, uint32_t *first,
                      uint32_t *count)
 {
@@ -335,7 +338,7 @@ static int ready_accept(struct epoll *epoll, uint32_t slot, int fd)
 
 static int ready_receive(struct epoll *epoll, struct watched *watched)
 {
-    /* Without a free buffer, or room for the completion, the socket simply stays readable. */
+    /* Without a free buffer, or without room for the completion, the socket simply stays readable. */
     if (epoll->free_count == 0 || reserve(epoll) != 0)
         return 0;
     uint16_t buffer = epoll->free_buffers[epoll->free_count - 1];
@@ -407,7 +410,7 @@ static int ready_event(struct epoll *epoll, const struct epoll_event *event, boo
     return ready_session(epoll, event, receive);
 }
 
-/* The session that an event makes readable; NULL if there is none. */
+/* Returns the session that an event makes readable; NULL if there is none. */
 static struct watched *readable_session(struct epoll *epoll, const struct epoll_event *event)
 {
     struct urs_completion identity = {0};
@@ -418,8 +421,8 @@ static struct watched *readable_session(struct epoll *epoll, const struct epoll_
     return is_readable(watched, event) ? watched : NULL;
 }
 
-/* Receives once from at most `room` of the heavy sessions, or of the others: first from those that had no receive in
- * this round, then in a new round from the rest. Returns 0 or -ENOMEM. */
+/* Receives once from at most `room` of the heavy sessions, or of the other ones: first from those that had no receive
+ * in this round, then in a new round from the rest. Returns 0 or -ENOMEM. */
 static int serve(struct epoll *epoll, int count, bool heavy, uint32_t room)
 {
     bool new_round = false;
@@ -443,7 +446,8 @@ static int serve(struct epoll *epoll, int count, bool heavy, uint32_t room)
     }
 }
 
-/* Many readable sockets. Those that hold little come first, and leave some buffers to a few of the others. */
+/* Handles many readable sockets. The sockets that hold little come first and leave some buffers to a few of the
+ * others. */
 static int ready_crowd(struct epoll *epoll, int count)
 {
     uint32_t kept = (uint32_t)urs_min(epoll->free_count / 2, EVENTS_FEW / 2);
@@ -468,7 +472,8 @@ static int epoll_wait_ready(struct urs_io *io, int64_t timeout_ns)
     if (urs_fault_errno(urs_fault(URS_FAULT_ENTER)))
         return -errno;
     bool crowded = epoll->crowded_waits > 0;
-    int few = (int)urs_min(EVENTS_FEW, epoll->io.pool->buffers);  /* each of them finds a buffer */
+    int few = (int)urs_min(EVENTS_FEW, epoll->io.pool->buffers);  /* at most one event per buffer, so that each finds
+                                                                     one */
     int count = epoll_wait(epoll->fd, epoll->events, crowded ? EVENTS_MAX : few, timeout_ms);
     if (count < 0)
         return -errno;

@@ -1,5 +1,5 @@
-/* The contract on io_uring: one ring, multishot accept and receive from a provided-buffer ring, sends that never
- * wait. The only file that knows liburing; facts about kernels stand beside the line that heeds them. */
+/* The backend on io_uring: one ring, multishot accept and receive from a provided-buffer ring, and sends that never
+ * wait. The only file that uses liburing. Comments on kernel behaviour stand beside the line that depends on it. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <liburing.h>
@@ -38,16 +38,17 @@
 enum { BUFFER_GROUP = 1, ENTRIES_MIN = 64, ENTRIES_MAX = 4096, CQ_FACTOR = 4, KIND_CANCEL = 255, RETRY_NS = 1000000 };
 
 struct uring {
-    struct urs_io io;                    /* first: the contract's handle */
+    struct urs_io io;                    /* first, so that a pointer to it is a pointer to the struct */
     struct io_uring ring;
     struct io_uring_buf_ring *buffers;
     size_t buffers_bytes;
-    uint32_t released;                   /* buffers added to the ring, but not yet published */
+    uint32_t released;                   /* buffers added to the ring but not yet published */
     struct urs_wake wake;
     char wake_bytes[64];
-    struct msghdr *messages;             /* one for each submission queue entry: sendmsg reads it at submit */
+    struct msghdr *messages;             /* one per submission queue entry: the kernel reads it at submit */
     unsigned enter_flags;
-    uint8_t own_flags;                   /* the ring's int_flags and enter_ring_fd before register_ring_fd */
+    uint8_t own_flags;                   /* the ring's int_flags and enter_ring_fd before register_ring_fd changed
+                                            them */
     int own_fd;
     bool wake_armed;
     bool started;
@@ -56,7 +57,7 @@ struct uring {
 
 static struct uring *of(struct urs_io *io) { return (struct uring *)io; }
 
-/* Lets the kernel see the buffers released since. */
+/* Publishes to the kernel the buffers released since the last call. */
 static void publish(struct uring *uring)
 {
     if (uring->released > 0)
@@ -64,10 +65,10 @@ static void publish(struct uring *uring)
     uring->released = 0;
 }
 
-/* Hands over what is queued, without running completions that need the task (no GETEVENTS). */
+/* Submits the queued entries, without running completions that need the task (no GETEVENTS). */
 static int submit_all(struct uring *uring)
 {
-    publish(uring);  /* a receive that finds data takes its buffer here and now */
+    publish(uring);  /* a receive that finds data takes its buffer during the submit */
     while (io_uring_sq_ready(&uring->ring) > 0) {
         uring->io.stats.enters++;
         int result = urs_fault(URS_FAULT_ENTER);
@@ -75,7 +76,7 @@ static int submit_all(struct uring *uring)
             result = io_uring_submit(&uring->ring);
         if (result == -EINTR)
             continue;
-        /* EAGAIN and EBUSY: the kernel wants completions collected first; the entries stay queued. */
+        /* EAGAIN and EBUSY: completions must be collected first; the entries stay queued. */
         if (result == -EAGAIN || result == -EBUSY)
             return 0;
         if (result < 0)
@@ -108,8 +109,9 @@ static int arm_wake(struct uring *uring)
     return 0;
 }
 
-/* The ladder: the best flags first, and for each the size wished for, halved while memory is short. -EINVAL is a flag
- * that this kernel lacks, -ENOMEM the user's RLIMIT_MEMLOCK, which the rings themselves count against. */
+/* Tries the best flags first. For each set of flags, tries the requested size first, then halves it while memory is
+ * short. -EINVAL means a flag that this kernel lacks; -ENOMEM means the user's RLIMIT_MEMLOCK, which the rings count
+ * against. */
 static int setup_ring(struct io_uring *ring, uint32_t entries, struct urs_io_report *report)
 {
     static const uint32_t ladder[] = {
@@ -120,7 +122,8 @@ static int setup_ring(struct io_uring *ring, uint32_t entries, struct urs_io_rep
     int error = -EINVAL;
     for (size_t rung = 0; rung < URS_COUNT(ladder); rung++) {
         for (entries = wish; entries >= ENTRIES_MIN; entries /= 2) {
-            /* Created here, enabled by the thread that runs it: SINGLE_ISSUER binds the ring to that one. */
+            /* Created here, enabled by the thread that will run the ring: SINGLE_ISSUER binds the ring to that
+             * thread. */
             struct io_uring_params params = {
                 .flags = ladder[rung] | IORING_SETUP_SUBMIT_ALL | IORING_SETUP_CQSIZE | IORING_SETUP_CLAMP
                     | IORING_SETUP_R_DISABLED,
@@ -204,7 +207,8 @@ static int uring_open(struct urs_io **io, struct urs_pool *pool, uint32_t ring_e
         free(uring);
         return report->error = error;
     }
-    /* Without it every wait counts as iowait, and monitors show an idle server at 100 % (6.15 and later). */
+    /* Without IORING_ENTER_NO_IOWAIT every wait counts as iowait, and monitors show an idle server at 100 % (6.15 and
+     * later). */
     uring->enter_flags = IORING_ENTER_GETEVENTS | IORING_ENTER_EXT_ARG;
     if ((report->features & IORING_FEAT_NO_IOWAIT) != 0)
         uring->enter_flags |= IORING_ENTER_NO_IOWAIT;
@@ -216,7 +220,8 @@ static int uring_open(struct urs_io **io, struct urs_pool *pool, uint32_t ring_e
     }
     report->stage = NULL;
     if (zero_copy) {
-        /* Counts against RLIMIT_MEMLOCK; where that is short there is no zero copy, and nothing else is lost. */
+        /* The pool counts against RLIMIT_MEMLOCK; if the limit is too low there is no zero copy, and nothing else
+         * changes. */
         struct iovec vector = {.iov_base = pool->memory, .iov_len = pool->stride * pool->buffers};
         report->zero_copy = io_uring_register_buffers(&uring->ring, &vector, 1) == 0;
     }
@@ -227,7 +232,7 @@ static int uring_open(struct urs_io **io, struct urs_pool *pool, uint32_t ring_e
 static int uring_start(struct urs_io *io)
 {
     struct uring *uring = of(io);
-    /* The raw call: the shared library of liburing 2.3 does not export io_uring_enable_rings. */
+    /* A direct system call: the shared library of liburing 2.3 does not export io_uring_enable_rings. */
     if (urs_fault_errno(urs_fault(URS_FAULT_SETUP))
         || syscall(__NR_io_uring_register, uring->ring.ring_fd, IORING_REGISTER_ENABLE_RINGS, NULL, 0) != 0)
         return -errno;
@@ -235,15 +240,15 @@ static int uring_start(struct urs_io *io)
     io_uring_ring_dontfork(&uring->ring);
     uring->own_flags = uring->ring.int_flags;
     uring->own_fd = uring->ring.enter_ring_fd;
-    /* Optional: spares a reference on the ring's file at each enter, which threaded processes pay for. */
+    /* Optional: avoids a reference on the ring's file per enter call, which is costly in processes with threads. */
     if (io_uring_register_ring_fd(&uring->ring) == 1)
         uring->enter_flags |= IORING_ENTER_REGISTERED_RING;
-    arm_wake(uring);  /* where it fails, the first wait tries again */
+    arm_wake(uring);  /* if this fails, the first wait tries again */
     return 0;
 }
 
-/* A registered ring is an index in its thread's own table: in another thread the same index is another ring, or none. By
- * its descriptor the ring refuses other threads (EEXIST). */
+/* A registered ring is an index in a table of its thread: in another thread the same index is another ring, or none.
+ * This goes back to the descriptor, with which the ring refuses other threads (EEXIST). */
 static void uring_disown(struct urs_io *io)
 {
     struct uring *uring = of(io);
@@ -257,7 +262,7 @@ static void uring_disown(struct urs_io *io)
 static int uring_accept(struct urs_io *io, uint32_t slot, int fd)
 {
     uint64_t data = urs_io_pack(URS_IO_ACCEPT, 0, slot);
-    /* Whether the socket is non-blocking plays no part: a multishot accept waits all the same (5.18 and later). */
+    /* The socket may be blocking or not: a multishot accept waits in either case (5.18 and later). */
     if (urs_io_fail_at_once(&of(io)->faults, data, urs_fault(URS_FAULT_ACCEPT)))
         return 0;
     struct io_uring_sqe *sqe = take_sqe(of(io));
@@ -294,15 +299,15 @@ static int uring_receive(struct urs_io *io, uint32_t slot, uint32_t generation, 
     if (sqe == NULL)
         return -EBUSY;
     if (once || fault > 0)
-        io_uring_prep_recv(sqe, fd, NULL, (size_t)fault, 0);  /* 0: as much as the buffer takes */
+        io_uring_prep_recv(sqe, fd, NULL, (size_t)fault, 0);  /* 0 bytes: as many as fit into the buffer */
     else
         io_uring_prep_recv_multishot(sqe, fd, NULL, 0, 0);
     sqe->flags |= IOSQE_BUFFER_SELECT;
     sqe->buf_group = BUFFER_GROUP;
     if (urs_fault(URS_FAULT_POLL_FIRST) != 0)
         sqe->ioprio |= IORING_RECVSEND_POLL_FIRST;
-    /* Never IORING_RECVSEND_POLL_FIRST: where data and a reset are there already, a multishot armed so gives the data
-     * and then nothing more, ever (seen on 6.18). */
+    /* Never use IORING_RECVSEND_POLL_FIRST: if data and a reset have both arrived already, such a multishot delivers
+     * the data and then no further completion (seen on 6.18). */
     io_uring_sqe_set_data64(sqe, data);
     return 0;
 }
@@ -327,7 +332,7 @@ static int uring_send(struct urs_io *io, uint32_t slot, uint32_t generation, int
         return 0;
     struct io_uring_sqe *sqe = io_uring_get_sqe(&uring->ring);
     if (sqe == NULL)
-        return -EBUSY;  /* there is space: said for the compiler */
+        return -EBUSY;  /* cannot happen: space was checked above; silences analysers */
     if (count == 1 || fault > 0) {
         io_uring_prep_send(sqe, fd, vectors->iov_base, urs_fault_cut(fault, vectors->iov_len),
                            MSG_DONTWAIT | MSG_NOSIGNAL);
@@ -356,7 +361,7 @@ static int uring_send_zero_copy(struct urs_io *io, uint32_t token, int fd, const
         return 0;
     struct io_uring_sqe *sqe = io_uring_get_sqe(&uring->ring);
     if (sqe == NULL)
-        return -EBUSY;  /* there is space: said for the compiler */
+        return -EBUSY;  /* cannot happen: space was checked above; silences analysers */
     io_uring_prep_send_zc(sqe, fd, data, urs_fault_cut(fault, bytes), MSG_DONTWAIT | MSG_NOSIGNAL,
                           IORING_SEND_ZC_REPORT_USAGE);
     if (in_pool) {
@@ -401,7 +406,7 @@ static uint32_t uring_collect(struct urs_io *io, struct urs_completion *out, uin
         completion->result = cqe->res;
         completion->more = (cqe->flags & IORING_CQE_F_MORE) != 0;
         completion->buffer = URS_IO_NO_BUFFER;
-        /* Only with this flag is the upper half of flags a buffer of ours, whatever the result says. */
+        /* Only this flag says that the upper half of flags is one of our buffers; the result does not. */
         if ((cqe->flags & IORING_CQE_F_BUFFER) != 0) {
             completion->buffer = (uint16_t)(cqe->flags >> IORING_CQE_BUFFER_SHIFT);
             urs_pool_taken(io->pool);
@@ -412,7 +417,8 @@ static uint32_t uring_collect(struct urs_io *io, struct urs_completion *out, uin
             completion->kind = URS_IO_RELEASE;
             completion->result = ((unsigned)cqe->res & IORING_NOTIF_USAGE_ZC_COPIED) != 0;
         }
-        /* A poll ends at a half-closed peer's end of stream, too, which can be waited for again at once, and again. */
+        /* A poll also ends at the end of stream of a half-closed peer. Polling again at once would end at once, again
+         * and again. */
         if (completion->kind == URS_IO_WRITABLE)
             completion->result = cqe->res > 0 && (cqe->res & (POLLOUT | POLLERR | POLLHUP)) == 0 ? -EAGAIN : 0;
         if (completion->kind == URS_IO_WAKE) {
@@ -429,7 +435,7 @@ static uint32_t uring_collect(struct urs_io *io, struct urs_completion *out, uin
     return count;
 }
 
-/* Takes in all completions that are due, where the kernel does so in portions: see URS_FAULT_TASK_WORK. */
+/* Collects all completions that are due, on kernels that deliver them in portions: see URS_FAULT_TASK_WORK. */
 static void run_task_work(struct uring *uring)
 {
     unsigned flags = uring->enter_flags & ~(unsigned)IORING_ENTER_EXT_ARG;
@@ -453,7 +459,7 @@ static int uring_wait(struct urs_io *io, int64_t timeout_ns)
         io->stats.cq_overflows++;
     else if (io_uring_cq_ready(&uring->ring) > 0 || urs_io_failed_waiting(&uring->faults))
         timeout_ns = 0;
-    /* What the kernel did not take would never complete: no long sleep before the next attempt. */
+    /* Entries that the kernel did not take would never complete: do not sleep long before the next attempt. */
     bool stuck = io_uring_sq_ready(&uring->ring) > 0 || !uring->wake_armed;
     if (stuck && (timeout_ns < 0 || timeout_ns > RETRY_NS))
         timeout_ns = RETRY_NS;
@@ -471,10 +477,10 @@ static int uring_wait(struct urs_io *io, int64_t timeout_ns)
     switch (result) {
     case -ETIME:    /* the time-out */
     case -EAGAIN:   /* the kernel is short of memory for a moment, or */
-    case -EBUSY:    /* wants completions collected first: the next turn tries again */
+    case -EBUSY:    /* wants completions to be collected first: the next turn tries again */
         return 0;
     default:
-        return result < 0 ? result : 0;  /* -EINTR is the caller's; -EBADR, a completion lost, ends the ring */
+        return result < 0 ? result : 0;  /* the caller handles -EINTR; -EBADR, a lost completion, ends the ring */
     }
 }
 
@@ -493,8 +499,8 @@ static int uring_wake_descriptor(const struct urs_io *io) { return ((const struc
 
 const struct urs_io_operations urs_io_uring = {
     .name = "io_uring",
-    /* A multishot goes back to waiting once it has taken all data; where the reset's wake-up was the data's too, none
-     * follows. */
+    /* A multishot receive waits again after it has taken all data. If one wake-up announced both the data and the
+     * reset, no second wake-up follows. */
     .misses_resets = true,
     .open = uring_open,
     .start = uring_start,

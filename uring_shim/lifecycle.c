@@ -1,5 +1,4 @@
-/* How sessions begin and end, once they are admitted: the opening request's head, the close handshake, the memory
- * budget. */
+/* How sessions begin and end after they are accepted: the opening request, and every step of closing. */
 #define _GNU_SOURCE
 #include "core.h"
 
@@ -25,18 +24,19 @@ static int grow_list(struct urs_slots *list, size_t room)
     return 0;
 }
 
-/* Sees to it that every list has room for every slot, so that putting a session on one cannot fail. */
+/* Ensures that every list has room for every slot, so that adding a session to a list cannot fail. */
 static int reserve_slots(struct urs_reactor *reactor, uint32_t slots)
 {
     if (slots <= reactor->slots_room)
         return 0;
     size_t room = urs_max(256, 2 * (size_t)reactor->slots_room);
-    /* A session has at most one LOST for the end of its stream, one for an error after it, and one DRAIN. */
+    /* Per session at most three late events: a LOST for the end of its stream, a LOST for a later error, and a
+     * DRAIN. */
     struct urs_event *late = realloc(reactor->late, LATE_EVENTS * room * sizeof *late);
     if (late == NULL)
         return -ENOMEM;
     reactor->late = late;
-    /* dirty: a session may stand there twice while the list is worked through. */
+    /* dirty and ready: a slot may be on the list twice while the list is processed. */
     if (grow_list(&reactor->dirty, 2 * room) != 0 || grow_list(&reactor->ready, 2 * room) != 0
         || grow_list(&reactor->delayed, room) != 0 || grow_list(&reactor->dead, room) != 0)
         return -ENOMEM;
@@ -137,7 +137,7 @@ int urs_life_close(struct urs_reactor *reactor, struct urs_session *session, uns
     urs_session_set_state(session, URS_SESSION_AWAIT_CLOSE);
     urs_deadline_set_ending(reactor, session, queued);
     urs_turn_dirty(reactor, session);
-    urs_turn_receive(reactor, session);  /* paused or not: the peer's close frame is wanted */
+    urs_turn_receive(reactor, session);  /* even if Python paused reading: the peer's close frame must be read */
     if (session->held != NULL)
         urs_turn_ready(reactor, session);
     return 0;
@@ -177,8 +177,8 @@ void urs_life_flushed(struct urs_reactor *reactor, struct urs_session *session)
         urs_deadline_left(reactor, session);
     if (session->state != URS_SESSION_AWAIT_FLUSH)
         return;
-    /* The peer reads to our end of stream, we to its: closing with unread input would reset the connection, and
-     * destroy what the peer has not read yet. The system call, for the opcode would start a worker thread. */
+    /* Send our end of stream, then read to the peer's: close() with unread input sends a reset, which destroys data
+     * that the peer has not read yet. This uses shutdown(2), because IORING_OP_SHUTDOWN runs on a worker thread. */
     if (session->input_ended || session->lost || urs_sys_shutdown(session->fd, SHUT_WR) != 0)
         urs_life_end(reactor, session);
     else
@@ -188,14 +188,14 @@ void urs_life_flushed(struct urs_reactor *reactor, struct urs_session *session)
 void urs_life_lose(struct urs_reactor *reactor, struct urs_session *session, int error)
 {
     if (session->lost)
-        return;  /* the event that ends it is on its way */
+        return;  /* the event that ends the session is queued already */
     if (session->state == URS_SESSION_AWAIT_END && error == 0) {
-        urs_life_end(reactor, session);  /* the end that was awaited */
+        urs_life_end(reactor, session);  /* this is the awaited end of the peer's stream */
         return;
     }
     if (error != 0) {
         session->lost = true;
-        /* What the socket has taken is still delivered, but for a peer that does not take it. */
+        /* The system still delivers the bytes that the socket has taken, unless the peer does not take them. */
         session->reset = session->backlog != NULL || session->outbound.first != 0
             || (error == -ETIMEDOUT && urs_io_unsent_bytes(session->fd) > 0);
         urs_outbound_clear(&reactor->outbox, &session->outbound);
@@ -216,8 +216,8 @@ void urs_life_end(struct urs_reactor *reactor, struct urs_session *session)
 {
     if (session->state == URS_SESSION_AWAIT_REQUESTS || session->state == URS_SESSION_FREE)
         return;
-    /* Closing the descriptor alone would complete no request, and tell the peer nothing while a forked child or a
-     * duplicate keeps the socket. In AWAIT_END the peer has our end of stream already. */
+    /* close() alone would complete no request. It would also tell the peer nothing while a forked child or a duplicate
+     * descriptor keeps the socket open. In AWAIT_END the peer has our end of stream already. */
     if (session->state != URS_SESSION_AWAIT_END || session->receiving || session->polling || session->reset)
         urs_io_disconnect(session->fd, session->reset);
     end_handshake(reactor, session);

@@ -1,10 +1,10 @@
-/* One turn of the reactor, from completions to events and from answers to sends: the hot path, top to bottom.
+/* One turn of the reactor, from completions to events and from replies to sends. This file is the hot path. The steps:
  *
- *     apply      what the last events owe is written into outbound lists, in wire order
- *     flush      each session with something to send gets one send; what a socket refuses is copied to its backlog
- *     release    every receive buffer of the turn goes back to the pool
- *     wait       completions
- *     dispatch   bytes go through the session's engine; items become events
+ *     apply      write the replies for the last events into outbound lists, in wire order
+ *     flush      send once per session that has something to send; copy what its socket refuses to its backlog
+ *     release    return every receive buffer of the turn to the pool
+ *     wait       wait for completions
+ *     dispatch   pass the bytes through the session's engine; items become events
  */
 #define _GNU_SOURCE
 #include "core.h"
@@ -61,8 +61,8 @@ void urs_turn_event(struct urs_reactor *reactor, uint32_t slot, const struct urs
         reactor->late[reactor->late_count++] = (struct urs_event){.item = *item, .slot = slot};
         urs_core_session(reactor, slot)->late_events++;
     } else {
-        /* There is room for all that a session can cause (LATE_EVENTS). A session whose end is not reported would stay
-         * for ever: better that the whole reactor says so. */
+        /* The lists have room for every event that a session can cause (LATE_EVENTS), so this cannot happen. A session
+         * whose end is not reported would stay for ever, so the whole reactor reports the fault instead. */
         URS_ASSERT(false);
         reactor->broken = true;
     }
@@ -72,7 +72,8 @@ static void store(struct urs_reactor *reactor, struct urs_session *session, size
 
 /* ---- apply ------------------------------------------------------------------------------------------------- */
 
-/* False, and the session's fate decided, if `count` messages of `bytes` bytes in all would overfill the backlog. */
+/* Returns false if `count` messages of `bytes` bytes in total would overfill the backlog; on_full has then been
+ * applied. */
 static bool has_room(struct urs_reactor *reactor, struct urs_session *session, uint32_t count, size_t bytes)
 {
     if (URS_LIKELY(session->backlog_bytes + session->outbound.bytes + bytes <= reactor->options.backlog_bytes_max))
@@ -109,8 +110,9 @@ static void apply_message(struct urs_reactor *reactor, struct urs_session *sessi
     }
 }
 
-/* Whether a ping's pong is to be sent as any other frame. Where many wait for the socket already, the new one takes the
- * place of the last: RFC 6455 5.5.3 asks for the latest alone, and a peer that reads no pongs costs no more memory. */
+/* Returns true if the pong must be sent like any other frame. If many pongs wait for the socket already, the new one
+ * replaces the last of them: RFC 6455 5.5.3 allows answering only the latest ping, and a peer that does not read pongs
+ * then costs no further memory. */
 static bool joins_outbound(struct urs_reactor *reactor, struct urs_session *session, const struct urs_item *item)
 {
     size_t bytes = urs_frame_answer_bytes(item->bytes) + item->bytes;
@@ -122,7 +124,7 @@ static bool joins_outbound(struct urs_reactor *reactor, struct urs_session *sess
     else if (session->pongs < URS_PONGS_WAITING_MAX)
         session->pongs++;
     else {
-        store(reactor, session, 0);  /* what was there before stays in front */
+        store(reactor, session, 0);  /* the bytes queued earlier stay in front */
         if (session->lost)
             return false;
         int error = urs_session_store_pong(session, &reactor->memory, item->payload, item->bytes);
@@ -133,7 +135,7 @@ static bool joins_outbound(struct urs_reactor *reactor, struct urs_session *sess
     return true;
 }
 
-/* Pongs, and close frames in answer. */
+/* Sends pongs, and close frames that answer one. */
 static void apply_owed(struct urs_reactor *reactor, struct urs_session *session, struct urs_item *item)
 {
     if (session->state == URS_SESSION_OPEN
@@ -159,11 +161,11 @@ static void apply_lost(struct urs_reactor *reactor, struct urs_session *session)
 
 void urs_turn_apply(struct urs_reactor *reactor, uint32_t until, uint32_t in_hand)
 {
-    /* Between two turns no event is being handled. Those that an exception kept from Python are not to be carried out
-     * yet: their payloads would go. */
+    /* Between two turns no event is being handled. Events that an exception kept from Python must not be applied yet:
+     * that would release their payloads. */
     if (until > reactor->event_count)
         until = *reactor->options.handled;
-    /* A turn that a signal ended early has fewer events than the one that the caller's index is of. */
+    /* If a signal ended the turn early, it has fewer events than the turn that the caller's index belongs to. */
     until = (uint32_t)urs_min(until, reactor->event_count);
     for (; reactor->applied < until; reactor->applied++) {
         struct urs_event *event = &reactor->events[reactor->applied];
@@ -192,13 +194,13 @@ void urs_turn_apply(struct urs_reactor *reactor, uint32_t until, uint32_t in_han
 
 /* ---- flush ------------------------------------------------------------------------------------------------- */
 
-/* The backlog grew, or shrank: water marks. */
+/* Checks the water marks after the backlog has grown or shrunk. */
 static void note_backlog(struct urs_reactor *reactor, struct urs_session *session)
 {
     const struct urs_reactor_options *options = &reactor->options;
     if (session->backlog_bytes >= options->backlog_high_bytes) {
         session->above_high = true;
-        /* Echoed without Python, a peer that does not read is not read from either. */
+        /* In run_echo, a peer that does not read its replies is not read from either. */
         if (reactor->echo && !session->choked) {
             session->choked = true;
             urs_turn_receive(reactor, session);
@@ -241,7 +243,7 @@ static uint32_t segment_vectors(struct urs_reactor *reactor, const struct urs_se
     return count;
 }
 
-/* Queues the session's one send of this round. Returns -EBUSY where the queue must be submitted first. */
+/* Queues the session's only send of this round. Returns -EBUSY if the queue must be submitted first. */
 static int send_one(struct urs_reactor *reactor, struct urs_session *session)
 {
     if (session->state == URS_SESSION_FREE || session->lost) {
@@ -286,7 +288,7 @@ static int send_one(struct urs_reactor *reactor, struct urs_session *session)
     return 0;
 }
 
-/* What is left waits until the socket is writable, or for a moment where the system was short of memory. */
+/* The remaining bytes wait until the socket is writable, or for URS_DELAY_MS if the system was short of memory. */
 static void wait_writable(struct urs_reactor *reactor, struct urs_session *session, enum urs_io_fate fate)
 {
     reactor->stats.sends_short++;
@@ -327,7 +329,7 @@ static void on_sent(struct urs_reactor *reactor, struct urs_session *session, in
         wait_writable(reactor, session, fate);
 }
 
-/* The same bytes once more, in this flush: they lie where they lay. */
+/* Sends the same bytes again in this flush; they are still in place. */
 static void send_again(struct urs_reactor *reactor, struct urs_session *session)
 {
     URS_ASSERT(session->sending && !session->sent_backlog);
@@ -335,8 +337,8 @@ static void send_again(struct urs_reactor *reactor, struct urs_session *session)
     urs_turn_dirty(reactor, session);
 }
 
-/* Ensures room for `more` completions that wait to be handled. Returns the room that there is: less where the system has
- * no memory. */
+/* Ensures room for `more` completions that wait to be handled. Returns the room that there is, which is less if the
+ * system has no memory. */
 static uint32_t reserve_completions(struct urs_reactor *reactor, uint32_t more)
 {
     if (reactor->completion_room - reactor->completion_count < more && urs_fault(URS_FAULT_GROW) == 0) {
@@ -350,8 +352,8 @@ static uint32_t reserve_completions(struct urs_reactor *reactor, uint32_t more)
     return reactor->completion_room - reactor->completion_count;
 }
 
-/* Takes in completions of sends; others are kept for dispatch. Returns how many there were, or -ENOMEM where they could
- * not be kept: they are then still the backend's, and nothing is lost. */
+/* Handles completions of sends and keeps other completions for dispatch. Returns how many there were, or -ENOMEM if
+ * there is no room for them: they then stay in the backend, and none is lost. */
 static int collect_sends(struct urs_reactor *reactor)
 {
     const struct urs_io_operations *io = reactor->io->operations;
@@ -388,14 +390,14 @@ void urs_turn_collect(struct urs_reactor *reactor)
         ;
 }
 
-/* Submits what is queued; afterwards every send has completed. */
+/* Submits all queued requests; afterwards every send has completed. */
 static int submit(struct urs_reactor *reactor)
 {
     int result = reactor->io->operations->submit(reactor->io);
     while (result >= 0 && reactor->sends > 0) {
         result = collect_sends(reactor);
-        /* Sends that may not wait complete as they are submitted. Should a kernel see that otherwise, wait: the
-         * turn's buffers must not be reused before. */
+        /* Sends that may not wait complete as they are submitted. If a kernel defers one anyway, wait: this turn's
+         * buffers must not be reused until it completes. */
         if (result == 0 && reactor->sends > 0)
             result = reactor->io->operations->wait(reactor->io, 1000000);
         if (result == -EINTR)
@@ -416,7 +418,8 @@ int urs_turn_flush(struct urs_reactor *reactor)
             while ((error = send_one(reactor, session)) == -EBUSY && (error = submit(reactor)) == 0)
                 ;
         }
-        /* Sessions that became dirty meanwhile (a backlog that goes on) stand behind the first `count`. */
+        /* Sessions that became dirty meanwhile (because more of their backlog must be sent) come after the first
+         * `count`. */
         reactor->dirty.count -= count;
         memmove(reactor->dirty.slots, reactor->dirty.slots + count, reactor->dirty.count * sizeof(uint32_t));
         if (error == 0)
@@ -427,7 +430,8 @@ int urs_turn_flush(struct urs_reactor *reactor)
 
 /* ---- dispatch ---------------------------------------------------------------------------------------------- */
 
-/* Where the engine comes first, not before it has caught up: what a peer floods us with stays in its socket. */
+/* Once open, receive only when the engine has no held input left: further input of a fast peer then stays in its
+ * socket. */
 static bool wants_input(const struct urs_session *session)
 {
     if (session->input_ended || session->lost || session->state == URS_SESSION_AWAIT_REQUESTS)
@@ -476,8 +480,8 @@ bool urs_turn_receive_once(struct urs_reactor *reactor, struct urs_session *sess
     return true;
 }
 
-/* Makes events of bytes. What lies in `block` (held input) keeps it alive; else it lies in a receive buffer. Stops
- * where the turn's events are full, or the session's share of them. */
+/* Turns bytes into events. If they lie in `block` (held input), the events keep it alive; otherwise they lie in a
+ * receive buffer. Stops when the events of the turn, or the session's share of them, are used up. */
 static void feed(struct urs_reactor *reactor, struct urs_session *session, struct urs_input *input,
                  struct urs_block *block)
 {
@@ -499,7 +503,7 @@ static void feed(struct urs_reactor *reactor, struct urs_session *session, struc
         bool message = kind == URS_ITEM_MESSAGE || kind == URS_ITEM_FRAME || kind == URS_ITEM_ANSWERS;
         if (kind == URS_ITEM_PONG)
             urs_deadline_pong(reactor, session, item);
-        /* After our close frame no message is delivered any more. */
+        /* After our close frame no message is delivered. */
         if (kind == URS_ITEM_PONG || (message && session->state != URS_SESSION_OPEN)) {
             urs_block_drop(item->block);
             continue;
@@ -533,10 +537,10 @@ static void hold(struct urs_reactor *reactor, struct urs_session *session, const
     }
     if (urs_core_may_feed(session))
         urs_turn_ready(reactor, session);
-    urs_turn_receive(reactor, session);  /* stops it until the engine has caught up */
+    urs_turn_receive(reactor, session);  /* this stops the receive until the engine has caught up */
 }
 
-/* Begins the session's share of this turn, unless it has begun. */
+/* Begins the session's share of this turn, unless it has begun already. */
 static void begin_share(const struct urs_reactor *reactor, struct urs_session *session)
 {
     if (session->turn != (uint16_t)reactor->turn) {
@@ -545,12 +549,13 @@ static void begin_share(const struct urs_reactor *reactor, struct urs_session *s
     }
 }
 
-/* Bytes of a session with its upgrade done. */
+/* Takes the bytes of a session whose upgrade is done. */
 static void take_input(struct urs_reactor *reactor, struct urs_session *session, uint8_t *data, size_t bytes)
 {
     struct urs_input input = {.next = data, .end = data + bytes};
     begin_share(reactor, session);
-    /* What only goes on with a frame costs no more to take in than to hold, and brings no message. */
+    /* Bytes that only continue a large frame complete no message, and feeding them is as cheap as holding them. So they
+     * may exceed the session's share. */
     bool in_share = session->turn_bytes < reactor->options.session_turn_bytes_max
         || (session->engine.phase == URS_ENGINE_AWAIT_PAYLOAD && bytes < session->engine.frame_left);
     bool may = session->held == NULL && urs_core_may_feed(session) && in_share;
@@ -564,7 +569,7 @@ static void on_data(struct urs_reactor *reactor, struct urs_session *session, ui
 {
     reactor->stats.bytes_in += bytes;
     if (session->lost)
-        return;  /* Python is told already: a request may not open it any more */
+        return;  /* Python has been told of the end already, so a request may no longer open the session */
     session->last_input_ms = (uint32_t)reactor->now_ms;
     switch ((enum urs_session_state)session->state) {
     case URS_SESSION_OPEN:
@@ -605,12 +610,12 @@ static void on_receive(struct urs_reactor *reactor, const struct urs_completion 
         break;
     case URS_FATE_END:
         session->input_ended = true;
-        /* What is held came before the end, and is handled before it. */
+        /* Held input came before the end of the stream, so it is handled first. */
         if (session->held == NULL || session->state == URS_SESSION_AWAIT_HEAD)
             urs_life_lose(reactor, session, 0);
         break;
     case URS_FATE_PARK:
-        urs_intake_shortage(reactor);  /* below it joins those who wait */
+        urs_intake_shortage(reactor);  /* the call below adds the session to the queue */
         break;
     case URS_FATE_LATER:
         delay(reactor, session);
@@ -628,7 +633,8 @@ static void on_receive(struct urs_reactor *reactor, const struct urs_completion 
     else if (!session->receiving)
         urs_turn_receive(reactor, session);
     else if (URS_UNLIKELY(session->heavy) && urs_intake_is_short(reactor))
-        urs_turn_stop_receiving(reactor, session);  /* a multishot would take buffers out of turn */
+        urs_turn_stop_receiving(reactor, session);  /* a multishot receive would take buffers ahead of waiting
+                                                       sessions */
 }
 
 static void on_writable(struct urs_reactor *reactor, const struct urs_completion *completion)
@@ -645,8 +651,8 @@ static void on_writable(struct urs_reactor *reactor, const struct urs_completion
         urs_turn_dirty(reactor, session);
 }
 
-/* Held input: as much of it as one receive might have brought, a session and turn. Half of the turn's messages stay
- * for what has come since, from others. */
+/* Feeds held input: at most one receive's worth per session and turn. Half of the turn's message slots stay free for
+ * newer input of other sessions. */
 static void feed_held(struct urs_reactor *reactor)
 {
     uint32_t count = reactor->ready.count;
@@ -729,8 +735,8 @@ static void rearm(struct urs_reactor *reactor)
     urs_admission_arm(reactor);
 }
 
-/* Frees the sessions that ended, but for those that still stand on a list, or that an event still to be given names:
- * the slot's next session would take it for its own. */
+/* Frees the sessions that have ended, except those still on a list or named by an undelivered event: the list or the
+ * event would otherwise refer to the next session of the slot. */
 static void free_dead(struct urs_reactor *reactor)
 {
     uint32_t count = reactor->dead.count;
@@ -743,12 +749,12 @@ static void free_dead(struct urs_reactor *reactor)
         else
             urs_session_free(&reactor->sessions, session);
     }
-    /* The last session is gone: Python may have no more reason to wait. */
+    /* The last session is gone: Python may have nothing left to wait for. */
     if (count > 0 && reactor->sessions.in_use == 0)
         reactor->woken = true;
 }
 
-/* Ends a turn: after it nothing refers to its buffers, its events, or the sessions that ended in it. */
+/* Ends a turn: afterwards nothing refers to its buffers, its events, or the sessions that ended in it. */
 static int finish(struct urs_reactor *reactor)
 {
     urs_turn_apply(reactor, reactor->event_count, URS_NO_EVENT);
@@ -789,14 +795,14 @@ static void take_late(struct urs_reactor *reactor)
     memmove(reactor->late, reactor->late + count, reactor->late_count * sizeof *reactor->late);
 }
 
-/* The lesser of a wait (negative: without end) and the time until a moment. */
+/* Returns the shorter of a wait (negative: no limit) and the time until `at_ms`. */
 static int64_t sooner(const struct urs_reactor *reactor, int64_t wait_ms, uint64_t at_ms)
 {
     int64_t left_ms = at_ms > reactor->now_ms ? (int64_t)(at_ms - reactor->now_ms) : 0;
     return wait_ms < 0 || left_ms < wait_ms ? left_ms : wait_ms;
 }
 
-/* Nanoseconds that the turn may wait. */
+/* Returns the nanoseconds that the turn may wait; negative: no limit. */
 static int64_t patience(const struct urs_reactor *reactor, int64_t until_ms)
 {
     bool work = reactor->event_count > 0 || reactor->woken || reactor->ready.count > 0 || reactor->dirty.count > 0
@@ -813,7 +819,7 @@ static int64_t patience(const struct urs_reactor *reactor, int64_t until_ms)
     return wait_ms < 0 ? -1 : wait_ms * 1000000;
 }
 
-/* Completions: those left over, else new ones. */
+/* Collects new completions, unless some of the previous ones are left. */
 static int gather(struct urs_reactor *reactor, int64_t until_ms)
 {
     const struct urs_io_operations *io = reactor->io->operations;
@@ -821,7 +827,7 @@ static int gather(struct urs_reactor *reactor, int64_t until_ms)
         int64_t wait_ns = patience(reactor, until_ms);
         uint64_t start_us = reactor->now_us;
         do {
-            /* Spinning is a part of the wait: neither a timer nor the caller's time-out waits for its end. */
+            /* Spinning is part of the wait: it delays neither a timer nor the caller's time-out. */
             int64_t spun_ns = (int64_t)(reactor->now_us - start_us) * 1000;
             int64_t left_ns = wait_ns < 0 ? wait_ns : wait_ns > spun_ns ? wait_ns - spun_ns : 0;
             bool spin = left_ns != 0 && spun_ns < (int64_t)reactor->options.busy_poll_us * 1000;
@@ -829,7 +835,7 @@ static int gather(struct urs_reactor *reactor, int64_t until_ms)
             if (error != 0)
                 return error;
             urs_turn_clock(reactor);
-            /* The rest of the room is for what comes between the completions of sends. */
+            /* The rest of the room is for completions that arrive among those of sends. */
             reactor->completion_count = io->collect(reactor->io, reactor->completions,
                                                     reactor->completion_room - URS_COMPLETIONS_SPARE);
             if (!spin)

@@ -1,8 +1,9 @@
-/* Zero-copy sends: what is lent to the kernel, until when, and when it is worth it.
+/* Zero-copy sends: which bytes are lent to the kernel, for how long, and when lending pays off.
  *
  * Only whole segments that lie in the registered pool or in a block of their own are lent, never the arena, which the
- * next turn writes over. At most a quarter of the pool is out at a time. Under "auto" a session whose path copies after
- * all (loopback always does) goes back to plain sends for good. */
+ * next turn overwrites. At most a quarter of the pool is lent at a time. Under "auto" a session whose path copies
+ * anyway
+ * (loopback always does) returns to plain sends for the rest of its life. */
 #include "core.h"
 
 #include <errno.h>
@@ -61,7 +62,7 @@ int urs_zero_copy_send(struct urs_reactor *reactor, struct urs_session *session)
     uint32_t buffer = 0;
     if (in_pool) {
         if (segment->data < reactor->pool.memory || offset >= reactor->pool.stride * reactor->pool.buffers)
-            return -ENOTSUP;  /* the arena */
+            return -ENOTSUP;  /* the segment lies in the arena */
         buffer = (uint32_t)(offset / reactor->pool.stride);
         if ((offset + segment->bytes - 1) / reactor->pool.stride != buffer || reactor->lent[buffer] != URS_LENT_NOT)
             return -ENOTSUP;
@@ -91,7 +92,8 @@ struct urs_session *urs_zero_copy_sent(struct urs_reactor *reactor, const struct
     struct urs_session *session = urs_session_find(&reactor->sessions, loan->id);
     URS_ASSERT(loan->sending);
     loan->sending = false;
-    /* A kernel before 6.2 refuses every such send; a Unix socket, or one without memory left to lock, its own. */
+    /* Kernels before 6.2 refuse every zero-copy send (EINVAL). Unix sockets (EOPNOTSUPP), and sockets without lockable
+     * memory (ENOMEM), refuse their own. */
     *refused = result == -EINVAL || result == -EOPNOTSUPP || result == -ENOMEM;
     if (result == -EINVAL)
         reactor->options.zero_copy = URS_ZERO_COPY_NEVER;
