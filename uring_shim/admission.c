@@ -1,4 +1,4 @@
-/* Who is let in: accepting, the limits on sessions, and how many each address has. */
+/* Admits connections: accepting, the limits on sessions, and the number of sessions per address. */
 #define _GNU_SOURCE
 #include "core.h"
 
@@ -17,7 +17,7 @@ enum { IPS_MIN = 256, DATE_BYTES = 29 };
 /* ---- sessions by address ------------------------------------------------------------------------------------ */
 
 struct urs_ip_count {
-    uint32_t hash;                       /* 0: empty */
+    uint32_t hash;                       /* 0: the entry is empty */
     uint32_t count;
 };
 
@@ -34,7 +34,7 @@ void urs_admission_peer(struct urs_session *session)
         session->peer.family = 4;
     } else if (address.ss_family == AF_INET6) {
         const struct sockaddr_in6 *in6 = (const struct sockaddr_in6 *)&address;
-        /* An IPv4 peer on a socket that takes both families: one peer has one address everywhere. */
+        /* An IPv4 peer on a socket that accepts both families: a peer has the same address on every listener. */
         bool is_mapped = IN6_IS_ADDR_V4MAPPED(&in6->sin6_addr);
         memcpy(session->peer.address, in6->sin6_addr.s6_addr + (is_mapped ? 12 : 0), is_mapped ? 4 : 16);
         session->peer.port = ntohs(in6->sin6_port);
@@ -44,7 +44,7 @@ void urs_admission_peer(struct urs_session *session)
 
 void urs_admission_open(struct urs_reactor *reactor)
 {
-    /* Without it (a kernel or a sandbox that refuses) the key is only hard to guess. */
+    /* If a kernel or a sandbox refuses getrandom, the key is only hard to guess. */
     if (getrandom(reactor->ip_key, sizeof reactor->ip_key, 0) == (ssize_t)sizeof reactor->ip_key)
         return;
     reactor->ip_key[0] = reactor->now_us;
@@ -84,9 +84,9 @@ static uint64_t sip_hash(const uint64_t key[2], uint64_t word, uint64_t bytes)
     return v[0] ^ v[1] ^ v[2] ^ v[3];
 }
 
-/* A number that stands for the address: for IPv6, for the /64 that one peer owns. Two addresses with the same number share
- * a limit. The key is secret and each reactor's own: else a stranger with many addresses could choose one that shares its
- * number with a victim, and use up the victim's limit. */
+/* A number that stands for the address. For IPv6 it stands for the /64, because one peer owns a /64. Two addresses with
+ * the same number share a limit. The key is secret and different per reactor: otherwise a stranger with many addresses
+ * could choose one that has the same number as a victim, and use up the victim's limit. */
 static uint32_t peer_hash(const struct urs_reactor *reactor, const struct urs_peer *peer)
 {
     static const uint8_t mapped[12] = {[10] = 0xff, [11] = 0xff};
@@ -106,8 +106,9 @@ static struct urs_ip_count *ip_entry(const struct urs_reactor *reactor, uint32_t
     return &reactor->ips[index];
 }
 
-/* Makes the table anew for the addresses that have sessions. The others were kept until now, so that no entry between
- * two of one hash was missing; were there room made for them too, the table would grow with every address ever seen. */
+/* Rebuilds the table with the addresses that have sessions. Entries with count 0 were kept until now as tombstones, so
+ * that no probe sequence was broken. They are dropped here: otherwise the table would grow with every address ever
+ * seen. */
 static int ips_renew(struct urs_reactor *reactor)
 {
     uint32_t old_room = reactor->ips_room;
@@ -134,7 +135,7 @@ static int ips_renew(struct urs_reactor *reactor)
     return 0;
 }
 
-/* Counts one more session of that address; false if it has as many as it may. */
+/* Counts one more session for that address. Returns false if the address has as many sessions as it may have. */
 static bool ip_enter(struct urs_reactor *reactor, uint32_t hash)
 {
     if (hash == 0)
@@ -200,7 +201,8 @@ void urs_admission_spoke(struct urs_reactor *reactor, struct urs_session *sessio
     session->silent_next = session->silent_previous = 0;
 }
 
-/* Takes those off the list whose first bytes are among the completions still to be dispatched. Once per turn. */
+/* Removes from the list the sessions whose first bytes are among the completions still to be dispatched. Runs once per
+ * turn. */
 static void note_first_bytes(struct urs_reactor *reactor)
 {
     if (reactor->silent_turn == reactor->turn)
@@ -211,7 +213,7 @@ static void note_first_bytes(struct urs_reactor *reactor)
             urs_admission_spoke(reactor, urs_core_session(reactor, reactor->completions[index].slot));
 }
 
-/* Ends the oldest connection that has sent nothing for long enough. False if there is none. */
+/* Ends the oldest connection that has been silent for silent_ms. Returns false if there is none. */
 static bool make_room(struct urs_reactor *reactor)
 {
     note_first_bytes(reactor);
@@ -221,7 +223,7 @@ static bool make_room(struct urs_reactor *reactor)
             return false;
         urs_admission_spoke(reactor, oldest);
         if (urs_io_input_waiting(oldest->fd) == URS_INPUT_WAITS)
-            continue;  /* its request has come, and is only not read yet */
+            continue;  /* its request has arrived but has not been read yet */
         reactor->stats.refused[URS_REFUSED_HANDSHAKES]++;
         urs_life_end(reactor, oldest);
         return true;
@@ -231,7 +233,7 @@ static bool make_room(struct urs_reactor *reactor)
 
 /* ---- accepting ----------------------------------------------------------------------------------------------- */
 
-/* Writes the Date of now, in the form of RFC 9110 5.6.7. */
+/* Writes the present date in the form of RFC 9110 5.6.7. */
 static void write_date(uint8_t date[static DATE_BYTES])
 {
     static const char days[][4] = {"Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat"};
@@ -240,7 +242,7 @@ static void write_date(uint8_t date[static DATE_BYTES])
     char text[96];
     struct timespec time;
     struct tm now;
-    /* Not time(2): it may lag behind this clock, and an answer would be older than its request. */
+    /* Not time(2): it may lag behind this clock, and the Date of an answer would be earlier than its request. */
     if (clock_gettime(CLOCK_REALTIME, &time) != 0 || gmtime_r(&time.tv_sec, &now) == NULL)
         return;
     int bytes = snprintf(text, sizeof text, "%s, %02d %s %04d %02d:%02d:%02d GMT", days[now.tm_wday], now.tm_mday,
@@ -249,7 +251,7 @@ static void write_date(uint8_t date[static DATE_BYTES])
         memcpy(date, text, DATE_BYTES);
 }
 
-/* What is answered to a connection that is refused. */
+/* Returns the answer to a connection that is refused. */
 static const struct urs_answer *answer_to(struct urs_reactor *reactor, enum urs_refusal why)
 {
     const struct urs_answer *answer = &reactor->options.refusals[why];
@@ -273,12 +275,12 @@ void urs_admission_refuse(struct urs_reactor *reactor, struct urs_session *sessi
         urs_life_finish(reactor, session);
 }
 
-/* The same for a connection that has become no session. */
+/* Refuses a connection for which no session was created. */
 static void refuse(struct urs_reactor *reactor, int fd, enum urs_refusal why)
 {
     const struct urs_answer *answer = answer_to(reactor, why);
     reactor->stats.refused[why]++;
-    /* Best effort: nothing is read, and nobody waits for it to arrive. */
+    /* Best effort: nothing is read, and nobody waits until the answer arrives. */
     (void)!send(fd, answer->data, answer->bytes, MSG_DONTWAIT | MSG_NOSIGNAL);
     shutdown(fd, SHUT_WR);
     close(fd);
@@ -306,7 +308,7 @@ static void admit(struct urs_reactor *reactor, int fd, bool local)
         return;
     }
     urs_admission_peer(session);
-    /* Behind proxies the address that counts is in the PROXY header. */
+    /* Behind proxies the address in the PROXY header is counted instead. */
     if (!options->proxy_protocol && !urs_admission_count(reactor, session)) {
         urs_wheel_cancel(&reactor->wheel, session->slot);
         urs_session_free(&reactor->sessions, session);
@@ -340,7 +342,7 @@ void urs_admission_accepted(struct urs_reactor *reactor, const struct urs_comple
         admit(reactor, completion->result, listener->local);
         break;
     case URS_FATE_LATER:
-        /* No descriptor or memory to be had: the queue of the listening socket keeps who comes. */
+        /* The system lacks descriptors or memory: new connections wait in the queue of the listening socket. */
         reactor->stats.accept_pauses++;
         urs_core_pause(reactor);
         return;

@@ -1,5 +1,5 @@
-/* Blocks: allocation against the budget, growth, and a small cache of the large ones. Small blocks are malloc's, large
- * ones have pages of their own. */
+/* Blocks: allocation against the budget, growth, and a small cache of large blocks. Small blocks come from malloc;
+ * large ones have pages of their own. */
 #include "block.h"
 
 #include <errno.h>
@@ -10,7 +10,7 @@
 
 enum {
     CLASS_BYTES_MIN = 64 * 1024,
-    LARGE = URS_BLOCK_CLASSES - 1,       /* the class of all that is larger than the others */
+    LARGE = URS_BLOCK_CLASSES - 1,       /* the class of every block larger than the other classes */
     NO_CLASS = URS_BLOCK_CLASSES,
     GROWTH = 64,
     GROWN_BYTES_MIN = 4096
@@ -18,10 +18,11 @@ enum {
 
 _Static_assert(URS_COUNT(((struct urs_memory *)0)->cache) == URS_BLOCK_CLASSES, "a list for each class");
 
-/* Bytes that a block of that class takes in all, its struct included: whole pages. */
+/* The total bytes of a block of that class, its struct included: whole pages. */
 static size_t class_bytes(uint32_t index) { return (size_t)CLASS_BYTES_MIN << index; }
 
-/* The class of a block that holds `capacity` bytes. Without one it is malloc's, with one it has its own pages. */
+/* The class of a block that holds `capacity` bytes. A block without a class comes from malloc; one with a class has
+ * pages of its own. */
 static uint32_t class_of(size_t capacity)
 {
     if (capacity <= CLASS_BYTES_MIN / 2)
@@ -46,7 +47,7 @@ static void release(struct urs_block *block)
         urs_pages_free(block, sizeof *block + block->capacity);
 }
 
-/* A cached block of just that capacity, or NULL. */
+/* Returns a cached block with exactly that capacity, or NULL. */
 static struct urs_block *take_cached(struct urs_memory *memory, uint32_t index, size_t capacity)
 {
     if (index == NO_CLASS)
@@ -62,8 +63,8 @@ static struct urs_block *take_cached(struct urs_memory *memory, uint32_t index, 
     return block;
 }
 
-/* Frees one cached block of another class than `index` (of its own, if that is LARGE, whose blocks differ). Returns
- * false if there is none: what is used at present takes the place of what was used before. */
+/* Frees one cached block of a class other than `index` (if `index` is LARGE, also one of LARGE itself, because these
+ * blocks differ in size). So sizes in present use replace sizes used earlier. Returns false if there is none. */
 static bool free_cached(struct urs_memory *memory, uint32_t index)
 {
     for (uint32_t tries = 0; tries < URS_BLOCK_CLASSES; tries++) {
@@ -80,7 +81,7 @@ static bool free_cached(struct urs_memory *memory, uint32_t index)
     return false;
 }
 
-/* Takes a block into the cache, or frees it. */
+/* Puts a block into the cache, or frees it. */
 static void put_back(struct urs_memory *memory, struct urs_block *block)
 {
     uint32_t index = block->class_index;
@@ -116,7 +117,7 @@ struct urs_block *urs_block_new(struct urs_memory *memory, size_t room)
     if (!fits(memory, capacity))
         return NULL;
 
-    /* Pages would otherwise be unmapped and faulted in again for every large message. */
+    /* Without a cache, pages would be unmapped and faulted in again for every large message. */
     struct urs_block *block = take_cached(memory, index, capacity);
     if (block == NULL)
         block = allocate(index, capacity);
@@ -166,8 +167,9 @@ int urs_block_reserve(struct urs_memory *memory, struct urs_block **block, size_
     size_t have = old == NULL ? 0 : urs_block_bytes(old);
     if (old != NULL && urs_block_room(old) >= more)
         return 0;
-    /* A multiple of what is there, but no more than was announced: a peer pays for memory with bytes it has sent. So
-     * large a multiple that a message of 1 MiB is not copied while it grows; pages not written to cost nothing. */
+    /* Allocates a multiple of the present size, but not more than was announced: a peer can make us allocate only in
+     * proportion to the bytes that it has sent. The multiple is so large that a message of 1 MiB is not copied while it
+     * grows; pages that are never written cost nothing. */
     size_t wanted = urs_max(have + more, urs_min(expected, urs_max(GROWTH * (have + more), GROWN_BYTES_MIN)));
     struct urs_block *grown = urs_block_new(memory, wanted);
     if (grown == NULL && wanted > have + more)

@@ -1,4 +1,4 @@
-/* The engine: one frame at a time, whole frames in place, cut ones through a block. */
+/* The engine takes one frame at a time: whole frames in place, partial frames through a block. */
 #include "engine.h"
 
 #include <errno.h>
@@ -73,7 +73,7 @@ static int fail(struct urs_engine *engine, struct urs_input *input, struct urs_i
     return URS_ITEM_FAILED;
 }
 
-/* A close frame's code and reason, RFC 6455 5.5.1. */
+/* Takes a close frame: its code and reason, RFC 6455 5.5.1. */
 static int take_close(struct urs_engine *engine, struct urs_input *input, struct urs_item *item)
 {
     int error = 0;
@@ -101,7 +101,7 @@ static int take_close(struct urs_engine *engine, struct urs_input *input, struct
     return URS_ITEM_CLOSE;
 }
 
-/* A control frame whose unmasked payload is in item. */
+/* Takes a control frame whose unmasked payload is in `item`. */
 static int take_control(struct urs_engine *engine, struct urs_input *input, struct urs_item *item, uint8_t opcode)
 {
     item->opcode = opcode;
@@ -112,7 +112,7 @@ static int take_control(struct urs_engine *engine, struct urs_input *input, stru
     return item->kind;
 }
 
-/* The rules that join frames into messages, RFC 6455 5.4, and the limits. */
+/* Checks the rules that join frames into messages, RFC 6455 5.4, and the limits. */
 static int begin_data(struct urs_engine *engine, const struct urs_engine_rules *rules,
                       const struct urs_frame_header *header)
 {
@@ -134,14 +134,15 @@ static int begin_data(struct urs_engine *engine, const struct urs_engine_rules *
     return 0;
 }
 
-/* True if the text so far, extended by `bytes` bytes, is valid UTF-8 and, with fin, may end there. */
+/* Returns true if the text so far, extended by `bytes` bytes, is valid UTF-8 and, with `fin`, may end there. */
 static bool text_ok(struct urs_engine *engine, const uint8_t *data, size_t bytes, bool fin)
 {
     return urs_utf8_feed(&engine->utf8, data, bytes) < 0 && (!fin || urs_utf8_complete(&engine->utf8));
 }
 
-/* Reads the header of the next frame: from the input, or from the bytes that an earlier read left and the input. Returns
- * the same as urs_frame_parse; *in_place says whether the whole header lies in the input, in front of input->next. */
+/* Reads the header of the next frame, from the input or from the bytes kept from an earlier read and the input. Returns
+ * the same values as urs_frame_parse; *in_place says whether the whole header lies in the input, in front of
+ * input->next. */
 static int take_header(struct urs_engine *engine, struct urs_input *input, struct urs_frame_header *header,
                        bool *in_place)
 {
@@ -165,8 +166,8 @@ static int take_header(struct urs_engine *engine, struct urs_input *input, struc
     return 0;
 }
 
-/* Appends the bytes of the current frame's payload that the input has to the block, unmasked. Returns the first of
- * them, or NULL with *error set. */
+/* Appends the payload bytes of the current frame that are in the input to the block, unmasked. Returns a pointer to the
+ * first of them, or NULL with *error set. */
 static uint8_t *collect(struct urs_engine *engine, struct urs_memory *memory, struct urs_block **block,
                         struct urs_input *input, size_t *taken, int *error)
 {
@@ -174,7 +175,8 @@ static uint8_t *collect(struct urs_engine *engine, struct urs_memory *memory, st
     size_t have = *block == NULL ? 0 : urs_block_bytes(*block);
     size_t expected = have + engine->frame_left;
     if (!engine->frame_fin)
-        expected = urs_max(expected, 2 * (have + bytes) + 256);  /* fragments without end: grow by doubling */
+        expected = urs_max(expected, 2 * (have + bytes) + 256);  /* the number of fragments is unknown: grow by
+                                                                    doubling */
     URS_ASSERT(engine->phase != URS_ENGINE_ENDED && engine->header_have == 0);
     *error = urs_block_reserve(memory, block, bytes, expected);
     if (*error != 0)
@@ -189,7 +191,7 @@ static uint8_t *collect(struct urs_engine *engine, struct urs_memory *memory, st
     return target;
 }
 
-/* Hands a block over to the item. */
+/* Moves the ownership of a block to the item. */
 static void give_block(struct urs_item *item, struct urs_block **block)
 {
     URS_ASSERT(*block != NULL);
@@ -199,7 +201,7 @@ static void give_block(struct urs_item *item, struct urs_block **block)
     *block = NULL;
 }
 
-/* Takes more bytes of a data frame that does not lie whole in one input, or of a fragmented message. */
+/* Takes more bytes of a data frame that does not lie completely in one input, or of a fragmented message. */
 static int continue_data(struct urs_engine *engine, const struct urs_engine_rules *rules, struct urs_memory *memory,
                          struct urs_input *input, struct urs_item *item)
 {
@@ -235,12 +237,12 @@ static int continue_control(struct urs_engine *engine, struct urs_memory *memory
     if (engine->frame_left > 0)
         return URS_ITEM_NONE;
     give_block(item, &engine->control);
-    /* A control frame may stand between the fragments of a message, never inside a frame. */
+    /* A control frame may come between the fragments of a message, never inside a frame. */
     engine->phase = URS_ENGINE_AWAIT_HEADER;
     return take_control(engine, input, item, engine->frame_opcode);
 }
 
-/* Takes a frame that lies whole in the input, header included: nothing is copied. */
+/* Takes a frame that lies completely in the input, including its header: nothing is copied. */
 static int whole_frame(struct urs_engine *engine, const struct urs_engine_rules *rules, struct urs_input *input,
                        const struct urs_frame_header *header, struct urs_item *item)
 {
@@ -327,8 +329,8 @@ int urs_engine_next(struct urs_engine *engine, const struct urs_engine_rules *ru
     return URS_ITEM_NONE;
 }
 
-/* Unmasks the payload of a whole text message and moves it to `target`. Returns false, with the bytes masked again, if
- * the text is invalid: urs_engine_next then reports it. */
+/* Unmasks the payload of a whole text message and moves it to `target`. If the text is invalid, returns false with the
+ * bytes masked again: urs_engine_next then reports it. */
 static bool move_text(struct urs_engine *engine, uint8_t *target, uint8_t *payload, size_t bytes, const uint8_t *key)
 {
     urs_mask_move(payload, payload, bytes, key, 0);

@@ -1,11 +1,11 @@
-/* Python's functions for sending: fast_send.h says what they do and why they exist. */
+/* The send functions for Python's C API: fast_send.h says what they do and why they exist. */
 #include <Python.h>
 
 #include "fast_send.h"
 
 #include "core.h"
 
-/* A larger payload is worth the time that it takes to give up the GIL: it is copied, or sent by a system call. */
+/* For a larger payload, releasing the GIL costs little in comparison: it is copied, or sent by a system call. */
 enum { GIL_KEPT_BYTES_MAX = 16384 };
 
 struct target {

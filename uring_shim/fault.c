@@ -1,4 +1,4 @@
-/* The test build's plan of faults: at which call of which kind what happens. Nothing in the ordinary build. */
+/* The test build's plan of faults: which call of which kind fails, and how. Empty in the ordinary build. */
 #define _GNU_SOURCE
 #include "fault.h"
 #ifdef URS_FAULTS
@@ -9,7 +9,7 @@
 static struct {
     uint64_t calls;
     uint64_t from;                       /* the first call that fails, counted from 1; 0: none */
-    uint64_t count;                      /* how many from there on */
+    uint64_t count;                      /* the number of calls that fail */
     uint64_t injected;
     int32_t fault;
 } plans[URS_FAULT_POINTS];

@@ -1,4 +1,5 @@
-/* Frame headers, RFC 6455 5.2: only rules that one header can break by itself. Nothing is kept between two frames. */
+/* Frame headers, RFC 6455 5.2. Only the rules that a single header can break are checked here. No state is kept between
+ * frames. */
 #include "frame.h"
 
 #include <string.h>
@@ -10,7 +11,7 @@ enum {
     OPCODE_CONTROL = 0x08,
     LENGTH = 0x7F,
     LENGTH_16 = 126, /* the next 2 bytes hold the length */
-    LENGTH_64 = 127, /* the next 8 do */
+    LENGTH_64 = 127, /* the next 8 bytes hold the length */
     KEY_BYTES = 4
 };
 
@@ -19,7 +20,7 @@ static const unsigned opcodes_known =
     1U << URS_OPCODE_CONTINUATION | 1U << URS_OPCODE_TEXT | 1U << URS_OPCODE_BINARY |
     1U << URS_OPCODE_CLOSE | 1U << URS_OPCODE_PING | 1U << URS_OPCODE_PONG;
 
-/* Big-endian loads from any address, in the shape that compilers turn into one load and one swap. */
+/* Big-endian loads from any address, written so that compilers turn them into one load and one swap. */
 static inline uint32_t load_16(const uint8_t *data) { return (uint32_t)data[0] << 8 | data[1]; }
 static inline uint32_t load_32(const uint8_t *data) { return load_16(data) << 16 | load_16(data + 2); }
 static inline uint64_t load_64(const uint8_t *data) { return (uint64_t)load_32(data) << 32 | load_32(data + 4); }
@@ -51,14 +52,15 @@ static inline int check_second_byte(unsigned byte, unsigned opcode, int rules)
     return 0;
 }
 
-/* `bytes` of the `length_bytes` bytes of an extended length are at hand. Returns the error that they prove, or 0. */
+/* Checks the first `bytes` bytes of an extended length of `length_bytes` bytes. Returns the error that they prove, or
+ * 0. */
 static inline int check_length(const uint8_t *data, size_t bytes, size_t length_bytes)
 {
     if (length_bytes == 2)
         return bytes >= 2 && load_16(data) < LENGTH_16 ? URS_ERROR_LENGTH_NOT_MINIMAL : 0;
     if (bytes >= 1 && (data[0] & 0x80))
         return URS_ERROR_LENGTH_TOP_BIT;
-    /* Below 65536 if the upper six of the eight bytes are zero. */
+    /* The length is below 65536 if the upper six of the eight bytes are zero. */
     return bytes >= 6 && !(load_32(data) | load_16(data + 4)) ? URS_ERROR_LENGTH_NOT_MINIMAL : 0;
 }
 

@@ -1,5 +1,5 @@
-/* Finds the end of an opening request's head. A stranger that speaks another protocol is told at once: it would wait
- * for the server, and hold a session until the deadline. */
+/* Finds the end of the head of an opening request. A peer that speaks another protocol is refused at once: otherwise it
+ * would wait for the server, and hold a session until the deadline. */
 #define _GNU_SOURCE
 #include "head.h"
 
@@ -7,8 +7,8 @@
 
 enum {
     PROXY_V1_BYTES_MAX = 107,            /* proxy-protocol.txt 2.1, the CRLF included */
-    PROXY_V2_BYTES = 16,                 /* 2.2: up to the length of the rest */
-    METHOD_BYTES_MAX = 32,               /* the longest registered one has 17 */
+    PROXY_V2_BYTES = 16,                 /* 2.2: up to and including the length of the rest */
+    METHOD_BYTES_MAX = 32,               /* the longest registered method has 17 */
     VERSION_BYTES = 9                    /* " HTTP/1.1" */
 };
 
@@ -17,7 +17,7 @@ static bool is_prefix(const uint8_t *data, size_t bytes, const char *text, size_
     return memcmp(data, text, urs_min(bytes, text_bytes)) == 0;
 }
 
-/* The bytes of a PROXY header at the start; 0 for none, SIZE_MAX while that cannot be told. */
+/* The size of a PROXY header at the start of the data; 0 for none, SIZE_MAX while that is unknown. */
 static size_t proxy_bytes(const uint8_t *data, size_t bytes)
 {
     static const char signature[] = "\r\n\r\n\0\r\nQUIT\n";
@@ -38,7 +38,7 @@ static size_t proxy_bytes(const uint8_t *data, size_t bytes)
 static bool is_upper(uint8_t byte) { return byte >= 'A' && byte <= 'Z'; }
 static bool is_digit(uint8_t byte) { return byte >= '0' && byte <= '9'; }
 
-/* Whether a first line, its CRLF included, ends as one of HTTP does. */
+/* Whether a first line, including its CRLF, ends like a first line of HTTP. */
 static bool names_http(const uint8_t *line, size_t bytes)
 {
     if (bytes < VERSION_BYTES + 2 || line[bytes - 2] != '\r')
@@ -47,7 +47,8 @@ static bool names_http(const uint8_t *line, size_t bytes)
     return memcmp(version, " HTTP/", 6) == 0 && is_digit(version[6]) && version[7] == '.' && is_digit(version[8]);
 }
 
-/* Whether bytes without an empty line may be the beginning of a head. Those before `seen` were found to be so. */
+/* Whether bytes without an empty line may be the beginning of a head. The bytes in front of `seen` were checked
+ * earlier. */
 static bool may_begin(const uint8_t *head, size_t bytes, size_t seen)
 {
     size_t method = 0;
@@ -60,7 +61,7 @@ static bool may_begin(const uint8_t *head, size_t bytes, size_t seen)
         return true;
     if (!names_http(head, (size_t)(line_feed - head) + 1))
         return false;
-    /* Only what is new, or a head that trickles in would be read once per byte. */
+    /* Only the new bytes are read: otherwise a head that arrives byte by byte would be read again for each byte. */
     line_feed = memchr(head + seen, '\n', bytes - seen);
     while (line_feed != NULL) {
         if (line_feed == head || line_feed[-1] != '\r')
@@ -77,7 +78,7 @@ int64_t urs_head_find(const uint8_t *data, size_t bytes, size_t seen, const stru
     size_t start = rules->proxy_protocol ? urs_min(proxy_bytes(data, bytes), bytes) : 0;
     if (start < bytes && data[start] == '\r') {
         if (bytes - start == 1)
-            start = bytes;  /* half an empty line */
+            start = bytes;  /* the first half of an empty line */
         else if (data[start + 1] == '\n')
             start += 2;
     }

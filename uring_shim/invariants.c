@@ -1,10 +1,11 @@
-/* The reactor's invariants, one assertion each. The counts of lists and flags are taken twice, from the lists and from
- * the sessions, and must agree. */
+/* The invariants of the reactor, one assertion each. Lists and flags are counted twice, from the lists and from the
+ * sessions, and the counts must agree. */
 #include "invariants.h"
 
 #ifdef URS_ASSERTIONS
 
-/* With more sessions than this, only each N-th call looks at them: tests with ten thousand stay quick. */
+/* With more sessions than this, only each N-th call checks them, so that tests with ten thousand sessions stay
+ * quick. */
 enum { SESSIONS_EACH_CALL = 256, CALLS_SKIPPED = 64 };
 
 static void check_block(const struct urs_block *block)
@@ -51,24 +52,25 @@ static void check_session(const struct urs_session *session)
     URS_ASSERT(session->state <= URS_SESSION_AWAIT_REQUESTS);
     URS_ASSERT((session->generation & 1) == 1);
     check_memory(session);
-    /* Nothing in flight once everything was submitted, and nothing left to send that no list would bring up again. */
+    /* After submit no send is in flight, and every session with bytes left to send is on a list or awaits a
+     * completion. */
     URS_ASSERT(!session->sending);
     URS_ASSERT(session->outbound.first == 0 || session->dirty || session->lost);
     URS_ASSERT(session->backlog == NULL || session->dirty || session->polling || session->delayed);
     URS_ASSERT(!session->stopping || session->receiving);
     URS_ASSERT(!session->parked || !session->receiving);
-    /* A descriptor is closed only when no completion of it can come any more. */
+    /* A descriptor is closed only when no completion for it can come any more. */
     URS_ASSERT(session->fd >= 0 || session->state == URS_SESSION_AWAIT_REQUESTS);
     URS_ASSERT(session->fd >= 0 || (!session->receiving && !session->polling));
     URS_ASSERT(session->state != URS_SESSION_AWAIT_REQUESTS || session->lost);
     URS_ASSERT(!session->silent || (session->state == URS_SESSION_AWAIT_HEAD && session->held == NULL));
-    /* A mark of one turn's judging, which never outlasts it. */
+    /* A mark that is set and cleared while deadlines are judged. */
     URS_ASSERT(!session->unread);
-    /* An open session's deadline is its pong's. */
+    /* The deadline of an open session is the deadline of its pong. */
     URS_ASSERT(session->state != URS_SESSION_OPEN || !session->has_deadline || session->ping_sent_us != 0);
 }
 
-/* What the sessions say of themselves, summed up. */
+/* The sums of the flags and counts of all sessions. */
 struct sums {
     uint32_t dirty;
     uint32_t ready;
@@ -103,7 +105,7 @@ static void check_sessions(const struct urs_reactor *reactor)
     URS_ASSERT(sums.late_events == reactor->late_count);
 }
 
-/* A queue holds as many sessions as it counts, and ends with the last of them. */
+/* A queue contains as many sessions as it counts, and ends with its last session. */
 static void check_queue(const struct urs_reactor *reactor, const struct urs_queue *queue)
 {
     uint32_t next = queue->count == 0 ? 0 : queue->first;
@@ -116,7 +118,7 @@ static void check_queue(const struct urs_reactor *reactor, const struct urs_queu
     URS_ASSERT(next == 0);
 }
 
-/* A slot that stands on a list has that list's flag; with the equal counts above, it stands there once. */
+/* A slot on a list has the flag of that list. With the equal counts above, it is on the list once. */
 static void check_lists(const struct urs_reactor *reactor)
 {
     for (uint32_t index = 0; index < reactor->dirty.count; index++)

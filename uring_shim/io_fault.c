@@ -1,4 +1,4 @@
-/* The test build's failing requests; nothing in the ordinary build. */
+/* The requests that fail in the test build. Empty in the ordinary build. */
 #define _GNU_SOURCE
 #include "io_fault.h"
 

@@ -1,12 +1,13 @@
 /* Masking: one loop over words, compiled for each word size that a CPU has, and shorter paths for payloads that are too
- * short for the loop. The choice of the implementation is the only state. */
+ * short for the loop. The selected implementation is the only state. */
 #include "mask.h"
 
 #include <errno.h>
 #include <string.h>
 
-/* The types of every load and store below: any address will do (aligned(1)) and they may read what was written as
- * something else (may_alias). Vectors are the compiler's own, so that one source serves every instruction set. */
+/* The types of every load and store below. They work at any address (aligned(1)) and may read memory that was written
+ * with another type (may_alias). The vectors are those of the compiler, so that one source serves every instruction
+ * set. */
 typedef uint32_t word_4 __attribute__((aligned(1), may_alias));
 typedef uint64_t word_8 __attribute__((aligned(1), may_alias));
 typedef uint64_t word_16 __attribute__((vector_size(16), aligned(1), may_alias));
@@ -16,8 +17,8 @@ typedef uint64_t word_64 __attribute__((vector_size(64), aligned(1), may_alias))
 #define LOAD(type, address) (*(const type *)(address))
 #define STORE(type, address, value) (*(type *)(address) = (value))
 
-/* A key in a register, as every function below takes it, is its four bytes as they lie in memory; the first of them
- * meets source[0]. This is the key that meets the byte at `offset`. */
+/* Every function below takes the key in a register: its four bytes as they lie in memory; the first of them is for
+ * source[0]. This function returns the key for the byte at `offset`. */
 static inline uint32_t key_at(uint32_t key, size_t offset)
 {
     unsigned bits = 8 * (offset & 3);
@@ -31,9 +32,9 @@ static inline uint32_t key_at(uint32_t key, size_t offset)
 
 static inline uint64_t key_twice(uint32_t key) { return (uint64_t)key << 32 | key; }
 
-/* Two rules make overlapping ranges come out right, on every path below. Words go forward, so a store reaches only
- * source bytes that have been loaded. And where two words share bytes, both are loaded before either is stored: the
- * shared bytes are written twice, with the same value, and never combined with the key twice. */
+/* Two rules make overlapping ranges correct on every path below. First, words go forward, so a store reaches only
+ * source bytes that have been loaded already. Second, if two words share bytes, both are loaded before either is
+ * stored: the shared bytes are written twice with the same value, and never combined with the key twice. */
 
 /* Less than one 16-byte word. */
 static inline void move_tiny(uint8_t *target, const uint8_t *source, size_t bytes, uint32_t key)
@@ -58,9 +59,10 @@ static inline void move_tiny(uint8_t *target, const uint8_t *source, size_t byte
     }
 }
 
-/* Defines move_<name>, for at least one word. Up to four words need no loop: as many from the front as from the back,
- * meeting in the middle. Beyond that the first and the last word are loaded before the loop and stored after it;
- * between them the loop has whole words only, its stores aligned, since a store across two cache lines costs twice. */
+/* Defines move_<name>, for at least one word. Up to four words need no loop: half of the words are placed at the front
+ * and half at the back, and they meet in the middle. For more bytes, the first and the last word are loaded before the
+ * loop and stored after it. The loop between them has whole words only. Its stores are aligned, because a store across
+ * two cache lines costs twice. */
 #define DEFINE_MOVE(name, word, attributes)                                                                          \
     attributes static void move_##name(uint8_t *target, const uint8_t *source, size_t bytes, uint32_t key)           \
     {                                                                                                                \
@@ -96,8 +98,8 @@ static inline void move_tiny(uint8_t *target, const uint8_t *source, size_t byte
         STORE(word, target + last, tail);                                                                            \
     }
 
-/* Up to 64 bytes, whatever is selected: the call through the pointer would cost more than wider words save. Every
- * supported CPU has 16-byte words, or the compiler makes them of smaller ones. */
+/* Up to 64 bytes this path is always used: the call through the pointer would cost more than wider words save. Every
+ * supported CPU has 16-byte words, or the compiler builds them from smaller ones. */
 enum { SMALL_BYTES_MAX = 64 };
 
 DEFINE_MOVE(small, word_16, inline)
@@ -116,8 +118,9 @@ static bool has_avx512(void) { return __builtin_cpu_supports("avx512f"); }
 DEFINE_MOVE(neon, word_16, )
 #endif
 
-/* Slowest first. AVX-512 stands below AVX2 since Zen 4, which stores 64 bytes in two halves, gains nothing from it:
- * 0.85 to 1.00 times AVX2's speed from 1 KiB to 64 MiB (bench/micro/run.py). Where that says otherwise, name it. */
+/* Slowest first. AVX-512 is below AVX2 because Zen 4, which stores 64 bytes in two halves, gains nothing from it: 0.85
+ * to 1.00 times the speed of AVX2 from 1 KiB to 64 MiB (bench/micro/run.py). If that benchmark shows otherwise on a
+ * machine, select AVX-512 by name. */
 static const struct implementation {
     const char *name;
     void (*move)(uint8_t *target, const uint8_t *source, size_t bytes, uint32_t key);
@@ -142,7 +145,7 @@ static void select_fastest(void)
             selected = &implementations[i];
 }
 
-/* Runs when the library is loaded, so that no call has to ask whether the choice has been made. */
+/* Runs when the library is loaded, so that no call must check whether an implementation has been chosen. */
 __attribute__((constructor)) static void initialize(void)
 {
 #if defined(__x86_64__)

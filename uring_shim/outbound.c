@@ -1,4 +1,4 @@
-/* Outbound: segments, the arena, and answers in place. */
+/* Outbound: segments, the arena, and replies in place. */
 #include "outbound.h"
 
 #include <errno.h>
@@ -9,7 +9,7 @@
 
 enum { ARENA_BYTES_MIN = 127 * 1024, ARENA_KEPT_BYTES_MAX = 4 << 20, SEGMENTS_MIN = 256 };
 
-/* A new segment at the end of the list. */
+/* Adds a segment at the end of the list. */
 static int add_segment(struct urs_outbox *outbox, struct urs_outbound *outbound, struct urs_segment segment)
 {
     if (outbox->count == outbox->capacity) {
@@ -33,9 +33,9 @@ static int add_segment(struct urs_outbox *outbox, struct urs_outbound *outbound,
     return 0;
 }
 
-/* True if the segment may be joined to the last one: it follows directly, or both are answers in place and only a
- * little input lies between them, so that moving this one up is cheaper than a segment of its own. In the arena a gap is
- * another connection's frame. */
+/* Returns true if the segment may be joined to the last one: it follows directly, or both are replies in place and only
+ * a little input lies between them, so that moving this one up is cheaper than a segment of its own. In the arena a gap
+ * is the frame of another connection. */
 static bool joins(const struct urs_segment *last, const struct urs_segment *segment)
 {
     if (last->block != segment->block)
@@ -65,7 +65,8 @@ static int append(struct urs_outbox *outbox, struct urs_outbound *outbound, stru
     return add_segment(outbox, outbound, segment);
 }
 
-/* Writes the header in front of the item's payload and returns both as a segment, which takes over item->block. */
+/* Writes the header in front of the item's payload and returns both as a segment. The segment takes over
+ * item->block. */
 static struct urs_segment answer_segment(struct urs_item *item, uint8_t opcode, bool fin)
 {
     size_t header_bytes = urs_frame_answer_bytes(item->bytes);
@@ -92,7 +93,8 @@ int urs_outbound_answer_unmoved(struct urs_outbox *outbox, struct urs_outbound *
 
 int urs_outbound_answers(struct urs_outbox *outbox, struct urs_outbound *outbound, struct urs_item *item)
 {
-    /* Each answer is four bytes shorter than its message, the masking key; those of the first lie in front. */
+    /* Each reply is four bytes shorter than its message, because it has no masking key. The four bytes of the first
+     * message lie in front of the replies, those of all others after them. */
     size_t keys_behind = 4 * (size_t)(item->count - 1);
     struct urs_block *block = item->block;
     item->block = NULL;
@@ -100,7 +102,7 @@ int urs_outbound_answers(struct urs_outbox *outbox, struct urs_outbound *outboun
                                                          .until = item->payload + item->bytes + keys_behind});
 }
 
-/* Room for `bytes` contiguous bytes in the arena, or NULL. */
+/* Returns room for `bytes` contiguous bytes in the arena, or NULL. */
 static uint8_t *arena_take(struct urs_outbox *outbox, size_t bytes)
 {
     struct urs_block *arena = outbox->arena;
@@ -157,11 +159,11 @@ int urs_outbound_owed(struct urs_outbox *outbox, struct urs_outbound *outbound, 
 {
     if (item->kind == URS_ITEM_PING)
         return urs_outbound_answer(outbox, outbound, item, URS_OPCODE_PONG, true);
-    urs_block_drop(item->block);  /* of a violation too: the input in which it was found */
+    urs_block_drop(item->block);  /* also for a violation: then the block is the input in which it was found */
     item->block = NULL;
     switch (item->kind) {
     case URS_ITEM_CLOSE:
-        /* The peer's code goes back without its reason, as RFC 6455 5.5.1 suggests. */
+        /* The close code of the peer is sent back without its reason, as RFC 6455 5.5.1 suggests. */
         return urs_outbound_close(outbox, outbound, item->close_code, NULL, 0);
     case URS_ITEM_FAILED: {
         const char *text = urs_engine_error_text(item->error);
@@ -197,7 +199,7 @@ void urs_outbox_reset(struct urs_outbox *outbox)
         arena->end = arena->start;
         return;
     }
-    /* One large message went through it: such memory is not held for good. */
+    /* The arena grew for one large message: so much memory is not kept. */
     urs_block_drop(arena);
     outbox->arena = NULL;
 }

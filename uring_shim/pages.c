@@ -1,4 +1,4 @@
-/* Pages from the system. Under AddressSanitizer they are malloc's, for it watches no others. */
+/* Takes pages from the system. Under AddressSanitizer malloc is used, because it watches no other memory. */
 #define _GNU_SOURCE
 #include "pages.h"
 
@@ -34,7 +34,8 @@ void *urs_pages_take(size_t bytes)
 
 void urs_pages_free(void *memory, size_t bytes)
 {
-    /* Fails only where it would split a mapping and the process has as many as it may: then the pages at least go. */
+    /* munmap fails only if it would split a mapping and the process has as many mappings as it may have. Then at least
+     * the pages are returned. */
     if (munmap(memory, bytes) != 0)
         (void)madvise(memory, bytes, MADV_DONTNEED);
 }

@@ -1,4 +1,4 @@
-/* The pool's shape. */
+/* The layout of the pool. */
 #include "pool.h"
 
 #include <errno.h>

@@ -1,4 +1,4 @@
-/* What Python calls: opening and closing a reactor, answers and commands to its sessions, figures. */
+/* The calls from Python: opening and closing a reactor, replies and commands to its sessions, counters. */
 #define _GNU_SOURCE
 #include "reactor.h"
 
@@ -14,8 +14,9 @@
 #include "fault.h"
 #include "frame.h"
 
-/* From here on a system call of its own, in the middle of what Python has in the caches, costs less than copying the
- * payload into the arena: at 16 KiB more, at 32 KiB the same, at 64 KiB less (bench, server uringws_send). */
+/* From this size on a system call of its own, which displaces Python's data from the CPU caches, costs less than
+ * copying the payload into the arena: at 16 KiB it costs more, at 32 KiB the same, at 64 KiB less (bench, server
+ * uringws_send). */
 enum { DIRECT_BYTES_MIN = 32768, LISTENERS_MIN = 4 };
 
 _Thread_local uint64_t urs_thread_number;
@@ -94,14 +95,14 @@ struct urs_reactor *urs_reactor_open(const char *backend, const struct urs_react
     return reactor;
 }
 
-/* Ends the connection, also where a forked child or a duplicate of the descriptor keeps the socket. */
+/* Ends the connection, even if a forked child or a duplicate of the descriptor keeps the socket open. */
 static void close_socket(int fd, bool reset)
 {
     urs_io_disconnect(fd, reset);
     close(fd);
 }
 
-/* Connections that were accepted, but came to no session. */
+/* Closes accepted connections for which no session was created. */
 static void close_accepted(const struct urs_completion *completions, uint32_t count)
 {
     for (uint32_t index = 0; index < count; index++)
@@ -115,7 +116,7 @@ static void disown(struct urs_reactor *reactor)
         reactor->io->operations->disown(reactor->io);
 }
 
-/* Ends accepting, and closes the connections that it brought and no turn has seen. */
+/* Ends accepting, and closes the accepted connections that no turn has seen. */
 static void close_unseen(struct urs_reactor *reactor)
 {
     struct urs_completion batch[64];
@@ -126,7 +127,7 @@ static void close_unseen(struct urs_reactor *reactor)
         return;
     urs_reactor_stop_listening(reactor);
     do {
-        /* Also lets in what had overflowed the ring, now that there is room. */
+        /* This also delivers completions that overflowed the ring, now that there is room. */
         reactor->io->operations->wait(reactor->io, 0);
         for (seen = 0; (count = reactor->io->operations->collect(reactor->io, batch, URS_COUNT(batch))) > 0; seen += count)
             close_accepted(batch, count);
@@ -136,8 +137,9 @@ static void close_unseen(struct urs_reactor *reactor)
 void urs_reactor_close(struct urs_reactor *reactor)
 {
     if (reactor->forked) {
-        /* Another thread of the parent may have been in the middle of a turn, so that its lists are half changed: they
-         * are left to the end of this process. So are descriptors, which are copies, and the ring, which is not here. */
+        /* Another thread of the parent may have been in the middle of a turn, so the lists may be half changed: they
+         * stay until this process ends. The same holds for the descriptors, which are copies, and for the ring, which
+         * belongs to the parent. */
         free(reactor);
         return;
     }
@@ -146,9 +148,9 @@ void urs_reactor_close(struct urs_reactor *reactor)
     for (uint32_t index = 0; index < reactor->late_count; index++)
         urs_block_drop(reactor->late[index].item.block);
     if (reactor->owner != urs_thread_number)
-        disown(reactor);  /* nobody closed it, and another thread collected it */
+        disown(reactor);  /* the owner did not close the reactor, and another thread frees it */
     close_unseen(reactor);
-    /* The ring first: what it still has armed must not see descriptors or memory go. */
+    /* The ring first: its armed requests must not outlive their descriptors and memory. */
     reactor->io->operations->close(reactor->io);
     reactor->io = NULL;
     for (uint32_t slot = 0; slot < reactor->sessions.slots; slot++) {
@@ -268,7 +270,7 @@ int urs_reactor_adopt(struct urs_reactor *reactor, int fd, const uint8_t *prefix
     }
     urs_admission_peer(session);
     reactor->stats.accepted++;
-    reactor->handshakes++;  /* urs_life_open counts it down again */
+    reactor->handshakes++;  /* urs_life_open decrements it again */
     urs_life_open(reactor, session);
     *id = urs_session_id(session);
     return 0;
@@ -278,7 +280,8 @@ void urs_reactor_drain(struct urs_reactor *reactor, uint32_t index, unsigned cod
 {
     urs_turn_apply(reactor, index, index - 1);
     urs_reactor_stop_listening(reactor);
-    /* Now, so that who sees a close frame finds the port closed as soon as its owner has closed it, too. */
+    /* Submits the end of accepting now: a client that sees a close frame then finds the port closed as soon as the
+     * owner has closed the listening socket too. */
     if (reactor->started)
         reactor->io->operations->wait(reactor->io, 0);
     for (uint32_t slot = 0; slot < reactor->sessions.slots; slot++) {
@@ -286,7 +289,8 @@ void urs_reactor_drain(struct urs_reactor *reactor, uint32_t index, unsigned cod
         if (session->state == URS_SESSION_OPEN) {
             urs_life_close(reactor, session, code, NULL, 0);
         } else if (session->silent && urs_io_input_waiting(session->fd) != URS_INPUT_WAITS) {
-            /* It has asked for nothing, so it would not read an answer, nor close: browsers open such in advance. */
+            /* It has asked for nothing, so it would not read an answer and would not close. Browsers open such
+             * connections in advance. */
             reactor->stats.refused[URS_REFUSED_DRAINING]++;
             urs_life_end(reactor, session);
         } else if (session->state == URS_SESSION_AWAIT_HEAD || session->state == URS_SESSION_AWAIT_VERDICT) {
@@ -326,7 +330,7 @@ void urs_reactor_read_stats(struct urs_reactor *reactor, struct urs_reactor_stat
 
 /* ---- one session --------------------------------------------------------------------------------------------- */
 
-/* The session with that id, for a call by the owner: 0, or why not. */
+/* Finds the session with that id, for a call by the owner. Returns 0 or the error. */
 static int find(struct urs_reactor *reactor, uint64_t id, struct urs_session **session)
 {
     if (reactor == NULL)
@@ -370,7 +374,7 @@ int urs_session_reject(struct urs_reactor *reactor, uint64_t id, const uint8_t *
     return answer_request(reactor, id, response, bytes, false);
 }
 
-/* What a full backlog means for the message that would not fit. */
+/* Applies on_full to a message that does not fit into the backlog. */
 static int refuse_message(struct urs_reactor *reactor, struct urs_session *session)
 {
     reactor->stats.drops++;
@@ -381,8 +385,8 @@ static int refuse_message(struct urs_reactor *reactor, struct urs_session *sessi
     return URS_DROPPED;
 }
 
-/* A large payload leaves at once from the caller's memory where nothing of the session waits; only what the socket
- * refuses is copied. Returns an urs_send_outcome or a negative result. */
+/* Sends a large payload at once from the caller's memory, if no other bytes of the session wait. Only the bytes that
+ * the socket does not take are copied. Returns an urs_send_outcome or a negative result. */
 static int send_direct(struct urs_reactor *reactor, struct urs_session *session, uint8_t opcode, const uint8_t *data,
                        size_t bytes)
 {
@@ -402,7 +406,7 @@ static int send_direct(struct urs_reactor *reactor, struct urs_session *session,
     session->sent_bytes += (uint32_t)sent;
     if (sent == header_bytes + bytes)
         return URS_SENT;
-    /* The rest goes through the arena into the backlog at the next flush, and is sent from there. */
+    /* The rest goes through the arena into the backlog in the next flush, and is sent from there. */
     int error = 0;
     if (sent < header_bytes)
         error = urs_outbound_bytes(&reactor->outbox, &session->outbound, header + sent, header_bytes - sent);
@@ -417,8 +421,8 @@ static int send_direct(struct urs_reactor *reactor, struct urs_session *session,
     return URS_QUEUED;
 }
 
-/* Bytes that wait, as Python sees them. Whoever has seen them at the high water mark, and stopped sending, is owed an
- * URS_EVENT_DRAIN, also if the next flush sends them all. */
+/* Returns the number of waiting bytes, as Python sees it. A caller that sees the high water mark may stop sending, so
+ * an URS_EVENT_DRAIN must follow, even if the next flush sends all bytes. */
 static size_t waiting(struct urs_reactor *reactor, struct urs_session *session)
 {
     size_t bytes = session->backlog_bytes + session->outbound.bytes;
@@ -583,6 +587,6 @@ int urs_session_state(struct urs_reactor *reactor, uint64_t id)
     int refused = find(reactor, id, &session);
     if (refused != 0)
         return refused == URS_ERROR_STALE ? URS_SESSION_FREE : refused;
-    /* Lost, and only the event of it still to come. */
+    /* The session is lost, and only its event is still to come. */
     return session->lost && session->state == URS_SESSION_OPEN ? URS_SESSION_AWAIT_FLUSH : session->state;
 }

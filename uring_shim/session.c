@@ -23,7 +23,8 @@ struct urs_session *urs_session_find(const struct urs_sessions *sessions, uint64
 
 void urs_session_set_state(struct urs_session *session, enum urs_session_state state)
 {
-    /* What may follow each state. A session moves down this list only; any of them may lose its socket. */
+    /* The states that may follow each state. A session only moves down this list. In every state it may lose its
+     * socket. */
     static const uint8_t next[] = {
         [URS_SESSION_FREE] = BIT(URS_SESSION_AWAIT_HEAD),
         [URS_SESSION_AWAIT_HEAD] = BIT(URS_SESSION_AWAIT_VERDICT) | BIT(URS_SESSION_OPEN)  /* adopted */
@@ -90,7 +91,7 @@ void urs_session_free(struct urs_sessions *sessions, struct urs_session *session
     urs_session_set_state(session, URS_SESSION_FREE);
     session->generation++;
     sessions->in_use--;
-    /* All 2^31 generations are used up: the next one would repeat an id, so the slot is never used again. */
+    /* All 2^31 generations are used: the next one would repeat an id, so the slot is never used again. */
     if (session->generation == 0)
         return;
     session->next_slot = sessions->free_first;
@@ -128,7 +129,8 @@ static int store_bytes(struct urs_session *session, struct urs_memory *memory, c
     }
     if (bytes == 0)
         return 0;
-    /* The longer the backlog, the larger its blocks: at most a quarter of it is spare room, and it is freed in pages. */
+    /* The longer the backlog, the larger its blocks: at most a quarter of the backlog is spare room, and large blocks
+     * are freed in pages. */
     size_t spare = urs_min(session->backlog_bytes / BACKLOG_SHARE, BACKLOG_BLOCK_BYTES_MAX);
     struct urs_block *block = urs_block_new(memory, urs_max(bytes, urs_max(spare, BACKLOG_BLOCK_BYTES_MIN)));
     if (block == NULL)
@@ -143,7 +145,7 @@ static int store_bytes(struct urs_session *session, struct urs_memory *memory, c
     return 0;
 }
 
-/* True if the segment's block may be put into the backlog as it is: nobody else refers to it. */
+/* Returns true if the segment's block may be moved into the backlog unchanged: nobody else refers to it. */
 static bool movable(const struct urs_segment *segment, size_t bytes)
 {
     return segment->block != NULL && segment->block->memory != NULL && bytes >= MOVE_BYTES_MIN
@@ -180,7 +182,7 @@ int urs_session_store_pong(struct urs_session *session, struct urs_memory *memor
 {
     URS_ASSERT(session->backlog != NULL && bytes <= URS_FRAME_CONTROL_BYTES_MAX);
     struct urs_block *pong = session->pong;
-    /* Ours is the only reference once the backlog has let go of it. */
+    /* If the backlog has dropped its reference, this one is the only one. */
     bool waits = pong != NULL && !urs_block_is_sole(pong) && pong->start == URS_BLOCK_HEADROOM;
     if (!waits) {
         struct urs_block *fresh = urs_block_new(memory, URS_FRAME_ANSWER_BYTES_MAX + URS_FRAME_CONTROL_BYTES_MAX);
@@ -188,7 +190,7 @@ int urs_session_store_pong(struct urs_session *session, struct urs_memory *memor
             return urs_memory_error(memory, URS_FRAME_ANSWER_BYTES_MAX + URS_FRAME_CONTROL_BYTES_MAX);
         urs_block_drop(pong);
         session->pong = pong = fresh;
-        urs_block_hold(pong);  /* besides, bytes that follow are then not written into it */
+        urs_block_hold(pong);  /* this also keeps later bytes from being appended to the block */
         append_block(session, pong);
     }
     session->backlog_bytes -= urs_block_bytes(pong);
@@ -236,7 +238,7 @@ int urs_session_hold(struct urs_session *session, struct urs_memory *memory, con
     return 0;
 }
 
-/* Python's share of a block is charged to nobody. */
+/* A block that Python shares is charged to no budget. */
 static size_t charged_bytes(const struct urs_block *block)
 {
     return block == NULL || block->memory == NULL ? 0 : block->capacity;

@@ -1,5 +1,5 @@
-/* UTF-8 validation: an automaton of nine states, which finds the exact bad byte, and in front of it a check of whole
- * vectors that skips bytes it proves valid. */
+/* UTF-8 validation: an automaton of nine states finds the exact invalid byte. In front of it, a check of whole vectors
+ * skips bytes that it proves valid. */
 #include "utf8.h"
 
 #include <errno.h>
@@ -11,25 +11,25 @@
 #include <arm_neon.h>
 #endif
 
-/* The states, named by what is awaited. Each is the place of its 6 bits in a row of the table, and a row holds for one
- * byte the next state of every state: next = row >> state & 63. One shift per byte, no branch, and only the shift
- * depends on the byte before. (Per Vognsen's shift-based automaton.) */
+/* The states, named by the bytes that are awaited. The value of a state is the position of its 6 bits in a row of the
+ * table. A row holds, for one byte, the next state of every state: next = row >> state & 63. This costs one shift per
+ * byte and no branch, and only the shift depends on the byte before. (Per Vognsen's shift-based automaton.) */
 enum {
     START = 0,
     REJECT = 6,
     ONE = 12,      /* one continuation byte, 80..BF */
     TWO = 18,
     THREE = 24,
-    TWO_E0 = 30,   /* two, the first of them A0..BF: less is overlong */
-    TWO_ED = 36,   /* two, the first of them 80..9F: more is a surrogate */
-    THREE_F0 = 42, /* three, the first of them 90..BF: less is overlong */
-    THREE_F4 = 48, /* three, the first of them 80..8F: more is above U+10FFFF */
+    TWO_E0 = 30,   /* two bytes, the first of them A0..BF: a lower one is overlong */
+    TWO_ED = 36,   /* two bytes, the first of them 80..9F: a higher one is a surrogate */
+    THREE_F0 = 42, /* three bytes, the first of them 90..BF: a lower one is overlong */
+    THREE_F4 = 48, /* three bytes, the first of them 80..8F: a higher one is above U+10FFFF */
     STATE_MASK = 63
 };
 
 #define NEXT(state, next) ((uint64_t)(next) << (state))
 
-/* REJECT everywhere but where a state says otherwise (XOR lifts the default out). */
+/* REJECT everywhere except where a state says otherwise (XOR removes the default). */
 #define ROW_REJECT                                                                                                   \
     (NEXT(START, REJECT) | NEXT(REJECT, REJECT) | NEXT(ONE, REJECT) | NEXT(TWO, REJECT) | NEXT(THREE, REJECT) |      \
      NEXT(TWO_E0, REJECT) | NEXT(TWO_ED, REJECT) | NEXT(THREE_F0, REJECT) | NEXT(THREE_F4, REJECT))
@@ -58,7 +58,8 @@ static inline uint64_t step(uint64_t state, uint8_t byte) { return rows[byte] >>
 
 enum { BLOCK_BYTES = 16, WIDE_BYTES = 64 };
 
-/* `bytes` is a constant multiple of 8, so that the compiler can turn the loop into its target's best instructions. */
+/* `bytes` is a constant multiple of 8, so that the compiler can use the best instructions of the target for the
+ * loop. */
 static inline bool is_ascii(const uint8_t *data, size_t bytes)
 {
     uint64_t seen = 0;
@@ -71,7 +72,7 @@ static inline bool is_ascii(const uint8_t *data, size_t bytes)
     return (seen & UINT64_C(0x8080808080808080)) == 0;
 }
 
-/* Does all that urs_utf8_feed promises, with the automaton alone. */
+/* Does the whole work of urs_utf8_feed with the automaton alone. */
 static ptrdiff_t feed_automaton(struct urs_utf8 *utf8, const uint8_t *data, size_t bytes)
 {
     uint64_t state = utf8->state;
@@ -85,7 +86,7 @@ static ptrdiff_t feed_automaton(struct urs_utf8 *utf8, const uint8_t *data, size
             next = step(next, data[i + k]);
         next &= STATE_MASK;
         if (URS_UNLIKELY(next == REJECT))
-            break; /* nothing leads out of REJECT, so the byte that led in is in this block: found below */
+            break; /* no state follows REJECT, so the invalid byte is in this block: it is found below */
         state = next;
     }
     for (; i < bytes; i++) {
@@ -98,21 +99,23 @@ static ptrdiff_t feed_automaton(struct urs_utf8 *utf8, const uint8_t *data, size
 }
 
 /* The vector check: J. Keiser and D. Lemire, "Validating UTF-8 in less than one instruction per byte", 2020, section 6.
- * Whether a byte may follow the three before it is looked up for a whole vector at once. It needs those three in
- * memory and nothing else from its surroundings, so blocks may overlap, and none hands a state to the next. */
+ * Table lookups decide for a whole vector at once whether each byte may follow the three bytes in front of it. The
+ * check needs these three bytes in memory and no state, so blocks may overlap. */
 
-/* What can be wrong with two neighbours, one bit each. Three tables, over the first byte's high and low half and the
- * second's high half, say which of them that half allows; the pair is wrong if a bit is in all three. */
+/* The errors that two neighbouring bytes can have, one bit each. Three tables say which errors are possible: one for
+ * the high half of the first byte, one for its low half, one for the high half of the second byte. The pair is wrong if
+ * a bit is set in all three. */
 enum {
     TOO_SHORT = 1 << 0,      /* 11______ 0_______ or 11______ 11______ */
     TOO_LONG = 1 << 1,       /* 0_______ 10______ */
     OVERLONG_3 = 1 << 2,     /* 11100000 100_____ */
-    TOO_LARGE = 1 << 3,      /* 11110100 1001____ and all above */
+    TOO_LARGE = 1 << 3,      /* 11110100 1001____ and above */
     SURROGATE = 1 << 4,      /* 11101101 101_____ */
     OVERLONG_2 = 1 << 5,     /* 1100000_ 10______ */
-    TOO_LARGE_1000 = 1 << 6, /* 11110101 1000____ and all above */
-    OVERLONG_4 = 1 << 6,     /* 11110000 1000____; no clash with the one above: the first bytes differ */
-    CONTINUED = 1 << 7,      /* 10______ 10______: right or wrong depends on the bytes before */
+    TOO_LARGE_1000 = 1 << 6, /* 11110101 1000____ and above */
+    OVERLONG_4 = 1 << 6,     /* 11110000 1000____; it can share a bit with the one above, because the first bytes
+                                differ */
+    CONTINUED = 1 << 7,      /* 10______ 10______: valid or not, depending on the bytes in front */
     ANY_LOW_HALF = TOO_SHORT | TOO_LONG | CONTINUED,
     ANY_CONTINUATION = TOO_LONG | OVERLONG_2 | CONTINUED
 };
@@ -144,7 +147,7 @@ static const uint8_t second_high[16] = {
     [0xC ... 0xF] = TOO_SHORT,
 };
 
-/* The few things that operators on the compiler's vectors do not say. */
+/* The few operations that the compiler's vector operators cannot express. */
 #if defined(__x86_64__)
 #define VECTOR_NAME "avx2"
 #define VECTOR_FUNCTION static inline __attribute__((target("avx2")))
@@ -193,7 +196,8 @@ static bool vectors_run_here(void) { return true; }
 
 enum { LOOKBACK_BYTES = 3, VECTOR_BYTES = sizeof(vector) };
 
-/* Not zero at each of the VECTOR_BYTES bytes at `data` that may not follow the LOOKBACK_BYTES bytes in front of it. */
+/* Returns a vector that is not zero at each of the VECTOR_BYTES bytes at `data` that may not follow the LOOKBACK_BYTES
+ * bytes in front of it. */
 VECTOR_FUNCTION vector errors_at(const uint8_t *data)
 {
     vector now = load(data);
@@ -202,22 +206,22 @@ VECTOR_FUNCTION vector errors_at(const uint8_t *data)
     vector before_3 = load(data - 3);
     vector pair = lookup(load_table(first_high), before_1 >> 4) & lookup(load_table(first_low), before_1 & 0x0F) &
                   lookup(load_table(second_high), now >> 4);
-    /* A lead byte of three or more (E0..) two places back, or of four (F0..) three places back, leaves bit 7 set:
-     * there, and only there, a continuation has to follow a continuation. */
+    /* A lead byte of a sequence of three or more (E0..) two places back, or of four (F0..) three places back, leaves
+     * bit 7 set: only there a continuation must follow a continuation. */
     vector third = subtract_saturated(before_2, (vector){0} + (0xE0 - 0x80));
     vector fourth = subtract_saturated(before_3, (vector){0} + (0xF0 - 0x80));
 
     return pair ^ ((third | fourth) & CONTINUED);
 }
 
-/* Checks from data[LOOKBACK_BYTES] to the end, at least VECTOR_BYTES bytes. Returns `bytes`, or an index in front of
- * which every byte is valid. */
+/* Checks from data[LOOKBACK_BYTES] to the end, at least VECTOR_BYTES bytes. Returns `bytes`, or an index such that
+ * every byte in front of it is valid. */
 VECTOR_FUNCTION size_t good_bytes(const uint8_t *data, size_t bytes)
 {
     size_t i = LOOKBACK_BYTES;
 
     for (; i + 2 * VECTOR_BYTES <= bytes; i += 2 * VECTOR_BYTES) {
-        /* Looking back too, or a code point cut short by ASCII would pass. */
+        /* The bytes in front are checked too: otherwise a code point cut short by ASCII would pass. */
         if (!any_not_ascii(load(data + i - LOOKBACK_BYTES) | load(data + i) | load(data + i + VECTOR_BYTES)))
             continue;
         if (any_not_zero(errors_at(data + i) | errors_at(data + i + VECTOR_BYTES)))
@@ -228,7 +232,8 @@ VECTOR_FUNCTION size_t good_bytes(const uint8_t *data, size_t bytes)
     return any_not_zero(errors_at(data + bytes - VECTOR_BYTES)) ? i : bytes;
 }
 
-/* The start of the code point that data[i - 1] belongs to: at most four bytes back, as all up to i has been checked. */
+/* Returns the start of the code point that contains data[i - 1]. It is at most four bytes back, because every byte up
+ * to i has been checked. */
 static size_t code_point_before(const uint8_t *data, size_t i)
 {
     do
@@ -237,9 +242,10 @@ static size_t code_point_before(const uint8_t *data, size_t i)
     return i;
 }
 
-/* The automaton checks the first bytes, whose code point may have begun in the previous chunk, and the last code point,
- * which may be cut. The vectors check the bytes in between; at their first error the automaton takes over, one code
- * point earlier, because the vectors notice a byte that is never valid (C0, F5) only together with the next byte. */
+/* The automaton checks the first bytes, because their code point may have begun in the previous chunk, and the last
+ * code point, because it may be incomplete. The vectors check the bytes in between. At their first error the automaton
+ * takes over, one code point earlier, because the vectors notice a byte that is never valid (C0, F5) only together with
+ * the next byte. */
 static ptrdiff_t feed_vectors(struct urs_utf8 *utf8, const uint8_t *data, size_t bytes)
 {
     if (bytes < LOOKBACK_BYTES + VECTOR_BYTES)
@@ -261,7 +267,7 @@ static ptrdiff_t feed_vectors(struct urs_utf8 *utf8, const uint8_t *data, size_t
 
 static ptrdiff_t (*selected)(struct urs_utf8 *utf8, const uint8_t *data, size_t bytes) = feed_automaton;
 
-/* The number of ASCII bytes at the start, rounded down to whole blocks. */
+/* Returns the number of ASCII bytes at the start, rounded down to whole blocks. */
 static inline size_t ascii_bytes(const uint8_t *data, size_t bytes)
 {
     size_t i = 0;
@@ -276,7 +282,7 @@ static inline size_t ascii_bytes(const uint8_t *data, size_t bytes)
     return bytes - i < BLOCK_BYTES && is_ascii(data + bytes - BLOCK_BYTES, BLOCK_BYTES) ? bytes : i;
 }
 
-/* Most texts are short and all ASCII: they end here. */
+/* Most texts are short and pure ASCII: they are finished here. */
 ptrdiff_t urs_utf8_feed(struct urs_utf8 *utf8, const uint8_t *data, size_t bytes)
 {
     size_t from = utf8->state == START ? ascii_bytes(data, bytes) : 0;
@@ -307,7 +313,7 @@ int urs_utf8_select(const char *name)
     return 0;
 }
 
-/* Runs when the library is loaded, so that no call has to ask whether the choice has been made. */
+/* Runs when the library is loaded, so that no call must check whether an implementation has been chosen. */
 __attribute__((constructor)) static void initialize(void)
 {
 #if defined(__x86_64__)

@@ -1,4 +1,4 @@
-/* The wheel: a bitmap finds the next bucket, doubly linked lists hold the slots of one. */
+/* The wheel: a bitmap finds the next bucket; a doubly linked list holds the slots of each bucket. */
 #include "wheel.h"
 
 #include <errno.h>
@@ -46,7 +46,7 @@ int urs_wheel_set(struct urs_wheel *wheel, uint32_t slot, uint64_t at_ms)
         wheel->entries = entries;
         wheel->room = room;
     }
-    /* Rounded up, so that it never fires early. */
+    /* Rounded up, so that the timer never fires early. */
     uint64_t tick = at_ms / URS_WHEEL_TICK_MS + 1;
     if (tick < wheel->tick)
         tick = wheel->tick;
@@ -65,7 +65,7 @@ int urs_wheel_set(struct urs_wheel *wheel, uint32_t slot, uint64_t at_ms)
     return 0;
 }
 
-/* The first tick from wheel->tick on whose bucket is not empty; UINT64_MAX if there is none. */
+/* Returns the first tick, beginning with wheel->tick, whose bucket is not empty; UINT64_MAX if there is none. */
 static uint64_t next_filled(const struct urs_wheel *wheel)
 {
     uint32_t first = (uint32_t)(wheel->tick % URS_WHEEL_BUCKETS);
@@ -98,7 +98,7 @@ uint32_t urs_wheel_take(struct urs_wheel *wheel, uint64_t now_ms)
     uint64_t now = now_ms / URS_WHEEL_TICK_MS;
     uint64_t tick = next_filled(wheel);
     if (tick > now) {
-        /* Nothing is due: all buckets up to now are empty, and may be used for later ticks. */
+        /* No timer is due: all buckets up to now are empty, and later ticks may use them. */
         if (now > wheel->tick)
             wheel->tick = now;
         return URS_WHEEL_NONE;
