@@ -1,4 +1,4 @@
-/* Allocation that fails when told to: the shim's sources are compiled with malloc, calloc and realloc renamed to
+/* Allocation functions that fail on demand. The shim's sources are compiled with malloc, calloc and realloc renamed to
  * these. */
 #ifndef FUZZ_ALLOCATE_H
 #define FUZZ_ALLOCATE_H
@@ -9,7 +9,7 @@ void *fuzz_malloc(size_t bytes);
 void *fuzz_calloc(size_t count, size_t bytes);
 void *fuzz_realloc(void *old, size_t bytes);
 
-/* The calls until one fails; 0: none will. */
+/* The number of the next call that fails, counted from the next one; 0: no call fails. */
 static uint32_t allocations_left;
 
 static bool allocation_fails(void) { return allocations_left > 0 && --allocations_left == 0; }

@@ -1,10 +1,11 @@
-/* Fuzzes the engine with outbound: one stream, delivered whole, in chunks, in chunks to urs_engine_echo, and in chunks
- * while memory fails.
+/* Fuzzes the engine together with outbound. One stream is delivered whole, in chunks, in chunks to urs_engine_echo, and
+ * in chunks while memory fails.
  *
- * The input is two bytes of rules, two that seed the answers, one of chunk sizes, three of memory, and the stream: raw, or
- * as records that describe frames. Held to: all deliveries give the same items, whole and chunked ones the same answers;
- * answers are what an independent writer makes of the items; a peer pays for memory with bytes it has sent; whatever
- * happens, all memory comes back. */
+ * The input consists of two bytes of rules, two bytes that seed the replies, one byte of chunk sizes, three bytes of
+ * memory limits, and the stream: raw, or as records that describe frames. These must hold: all deliveries give the same
+ * items, and whole and chunked ones the same replies; the replies equal those that an independent writer makes of the
+ * items; a peer makes us allocate only in proportion to the bytes that it has sent; and all memory is freed in every
+ * case. */
 #include "allocate.h"
 #include "engine.h"
 #include "frame.h"
@@ -17,14 +18,14 @@ enum { STREAM_BYTES_MAX = 1 << 18, CHUNKS_MAX = 2048, GROWTH = 2 * 64, BLOCK_OVE
 struct delivery {
     const struct urs_engine_rules *rules;
     uint32_t answer_seed;
-    uint8_t chunk_log2;                  /* chunks of 1 to 2^chunk_log2 bytes, or longer if they would be too many;
-                                            255: all in one */
-    size_t memory_bytes_max;             /* 0: none */
-    uint32_t allocation_to_fail;         /* 0: none */
-    bool echo;                           /* every message is answered as it is, by urs_engine_echo where it can */
+    uint8_t chunk_log2;                  /* chunks of 1 to 2^chunk_log2 bytes, or longer if there would be too many;
+                                            255: one chunk */
+    size_t memory_bytes_max;             /* 0: no limit */
+    uint32_t allocation_to_fail;         /* 0: no allocation fails */
+    bool echo;                           /* every message is echoed unchanged, by urs_engine_echo where possible */
 };
 
-/* One connection, and all that it gave. */
+/* One connection and all its results. */
 struct run {
     const struct delivery *delivery;
     struct urs_engine engine;
@@ -33,7 +34,7 @@ struct run {
     struct urs_outbound outbound;
     struct string items;
     struct string sent;                  /* what outbound would have sent */
-    struct string expected;              /* what should have been */
+    struct string expected;              /* the bytes that it should have sent */
     size_t fed;
     bool close_sent;
     bool out_of_memory;
@@ -84,7 +85,7 @@ static void note_result(struct run *run, int result)
     run->out_of_memory = run->out_of_memory || result != 0;
 }
 
-/* A message, answered in one of the ways that a handler has. */
+/* Replies to a message in one of the ways that a handler may choose. */
 static void answer_message(struct run *run, struct urs_item *item, uint32_t choice)
 {
     static const uint8_t greeting[] = "from the arena";
@@ -119,7 +120,7 @@ static void expect_owed(struct run *run, const struct urs_item *item)
         add_unmasked(&run->expected, 0x88, close, bytes);
 }
 
-/* Frames that are answers already, one by one. */
+/* Takes frames that are replies already, one by one. */
 static void on_answers(struct run *run, struct urs_item *item)
 {
     const uint8_t *end = item->payload + item->bytes;
@@ -157,7 +158,7 @@ static void on_item(struct run *run, struct urs_item *item, uint32_t *seed)
     CHECK(item->block == NULL);
 }
 
-/* What a reactor does at the end of a turn. */
+/* Does the work of a reactor at the end of a turn. */
 static void flush(struct run *run)
 {
     size_t bytes = 0;

@@ -1,7 +1,8 @@
-/* Fuzzes the leaves: frame headers, UTF-8, masking, the ends of heads. Each is held to a plain reading of its standard written here, and
- * each implementation of it to the others, on memory that ends where the data ends.
+/* Fuzzes the leaves: frame headers, UTF-8, masking, the ends of heads. Each is compared with a simple implementation of
+ * its standard in this file, and its implementations are compared with each other, on memory that ends where the data
+ * ends.
  *
- * The input is four bytes of decisions, then the data. */
+ * The input consists of four bytes of decisions, then the data. */
 #include "frame.h"
 #include "head.h"
 #include "mask.h"
@@ -10,7 +11,7 @@
 
 /* ---- headers, RFC 6455 5.2 ---- */
 
-/* The payload length that a header's bytes announce; it is complete. */
+/* Returns the payload length in a complete header. */
 static uint64_t announced(const uint8_t *data)
 {
     unsigned length = data[1] & 0x7F;
@@ -37,7 +38,8 @@ static bool breaks_a_rule(const uint8_t *data, int rules)
         || (length == 127 && announced(data) >> 63 != 0);
 }
 
-/* The same bytes, cut short at each place: no other answer than the whole gives, only earlier or later. */
+/* Parses the same bytes, cut short at each position: the result must be the same as for the whole header, or
+ * "incomplete". */
 static void check_cuts(const uint8_t *data, size_t bytes, int rules, int whole)
 {
     for (size_t cut = 0; cut < bytes; cut++) {
@@ -77,8 +79,8 @@ static void check_header(const uint8_t *data, size_t bytes, int rules)
 
 /* ---- UTF-8, RFC 3629 ---- */
 
-/* The bytes of the code point that begins at `data`: its number; 0 if it goes on past the end; or a negative number,
- * whose complement is the index of the byte that cannot be right. */
+/* Returns the code point that begins at `data`; 0 if it continues past the end; or a negative number, whose complement
+ * is the index of the byte that is invalid. */
 static int code_point(const uint8_t *data, size_t bytes)
 {
     uint8_t lead = data[0];
@@ -96,7 +98,7 @@ static int code_point(const uint8_t *data, size_t bytes)
     return size;
 }
 
-/* The index of the first bad byte, or -1; *complete says whether the text may end there. */
+/* Returns the index of the first invalid byte, or -1; *complete says whether the text may end there. */
 static ptrdiff_t first_bad(const uint8_t *data, size_t bytes, bool *complete)
 {
     *complete = true;
@@ -138,7 +140,7 @@ static void check_utf8(const uint8_t *data, size_t bytes, const char *implementa
 
 /* ---- masking, RFC 6455 5.3 ---- */
 
-/* `data` moved down by `distance` bytes, or (distance 0) in place, or (SIZE_MAX) to a place of its own. */
+/* Moves `data` down by `distance` bytes, or in place (distance 0), or to separate memory (SIZE_MAX). */
 static void check_mask(const uint8_t *data, size_t bytes, const uint8_t key[4], size_t offset, size_t distance)
 {
     size_t lead = distance == SIZE_MAX ? 0 : distance;
@@ -160,7 +162,7 @@ static void check_mask(const uint8_t *data, size_t bytes, const uint8_t key[4], 
 
 /* ---- heads, RFC 9112 2.2 and 3 ---- */
 
-/* Byte by byte and in one piece the same is found, whatever was seen before. */
+/* The result must be the same byte by byte and in one piece, whatever was seen before. */
 static void check_head(const uint8_t *data, size_t bytes, bool proxy_protocol, size_t chunk_max)
 {
     const struct urs_head_rules rules = {.bytes_max = 256, .proxy_protocol = proxy_protocol};

@@ -1,5 +1,5 @@
-/* The other end of a session under fuzzing: what it wrote, what a reference engine makes of it, what it was sent and
- * what it may be sent. Whatever the chunks, the reactor has to agree with the reference. */
+/* The other end of a session under fuzzing: what it wrote, what a reference engine finds in that, what it received, and
+ * what it may receive. The reactor must agree with the reference for any chunks. */
 #ifndef FUZZ_PEER_H
 #define FUZZ_PEER_H
 
@@ -14,7 +14,7 @@
 #include "frame.h"
 #include "support.h"
 
-/* What was seen at one place and is to be seen at another, oldest first: each thing as a hash. */
+/* Things seen at one place that must be seen at another, oldest first: one hash per thing. */
 struct queue {
     struct string hashes;
     size_t first;
@@ -35,7 +35,7 @@ static inline uint64_t queue_take(struct queue *queue)
     return hash;
 }
 
-/* Takes one from anywhere; false if it is not there. */
+/* Removes a hash from any position. Returns false if it is not there. */
 static inline bool queue_remove(struct queue *queue, uint64_t hash)
 {
     for (size_t index = queue->first; index < queue->hashes.bytes / sizeof hash; index++) {
@@ -48,7 +48,7 @@ static inline bool queue_remove(struct queue *queue, uint64_t hash)
     return false;
 }
 
-/* FNV-1a of a payload and what it came with. */
+/* FNV-1a of a payload and its kind, opcode and FIN bit. */
 static inline uint64_t hash_of(unsigned kind, unsigned opcode, bool fin, const uint8_t *data, size_t bytes)
 {
     uint64_t hash = UINT64_C(14695981039346656037) ^ (kind << 16 | opcode << 8 | (unsigned)fin);
@@ -65,7 +65,8 @@ static inline uint64_t hash_of_item(const struct urs_item *item)
     return hash_of(item->kind, opcode, item->fin, item->payload, item->bytes);
 }
 
-/* Of a frame that the reactor took to send. It is odd for a pong, which is left out where the backlog is full. */
+/* The hash of a frame that the reactor accepted for sending. It is odd for a pong, which may be left out if the backlog
+ * is full. */
 static inline uint64_t hash_of_answer(unsigned opcode, bool fin, const uint8_t *data, size_t bytes)
 {
     return (hash_of(0, opcode, fin, data, bytes) & ~UINT64_C(1)) | (opcode == URS_OPCODE_PONG);
@@ -73,30 +74,30 @@ static inline uint64_t hash_of_answer(unsigned opcode, bool fin, const uint8_t *
 
 struct peer {
     int fd;                              /* -1: none */
-    bool used;                           /* once: a peer is one connection */
+    bool used;                           /* each peer is used for one connection only */
     bool adopted;                        /* no opening request */
-    bool refused;                        /* what it is sent is an HTTP response alone */
-    bool open;                           /* on_open was, or could have been, called */
-    bool ended;                          /* ... and on_close */
-    bool closing;                        /* the handler closed or aborted it: no message is given to it any more */
+    bool refused;                        /* it must receive nothing except an HTTP response */
+    bool open;                           /* on_open was called, or could have been called */
+    bool ended;                          /* ... and so was on_close */
+    bool closing;                        /* the handler closed or aborted it: it must get no further message */
     uint64_t id;
     struct sockaddr_un name;
     socklen_t name_bytes;
 
     struct string unsent;                /* the end of a frame that is still to be written */
-    struct string written;               /* what its socket took, and the prefix of an adoption */
+    struct string written;               /* the bytes that its socket took, and the prefix of an adoption */
     size_t read_by_reference;
     struct urs_engine reference;
     struct urs_memory memory;
-    struct queue items;                  /* what the reference found and the reactor has still to find */
+    struct queue items;                  /* what the reference has found and the reactor must still find */
 
     struct string received;
     size_t parsed;
     bool got_head;
     bool got_close;
-    uint8_t ping[8];                     /* what the last ping of the reactor's own carried */
-    struct queue owed;                   /* in this order ... */
-    struct queue pongs;                  /* ... and, of these, some, in any order */
+    uint8_t ping[8];                     /* the payload of the last ping that the reactor itself made */
+    struct queue owed;                   /* expected frames, in this order ... */
+    struct queue pongs;                  /* ... and expected pongs: some of these, in any order */
 };
 
 static inline void peer_reset(struct peer *peer)
@@ -114,7 +115,8 @@ static inline void peer_reset(struct peer *peer)
     string_free(&peer->pongs.hashes);
 }
 
-/* Sends what the socket takes of what was kept back and the bytes, but for the last `keep`; the rest of them waits. */
+/* Sends as much of the earlier remainder and of the bytes as the socket takes, except the last `keep` bytes; the rest
+ * waits. */
 static inline void peer_write(struct peer *peer, const uint8_t *data, size_t bytes, size_t keep)
 {
     string_add(&peer->unsent, data, bytes);
@@ -127,7 +129,7 @@ static inline void peer_write(struct peer *peer, const uint8_t *data, size_t byt
     memmove(peer->unsent.data, peer->unsent.data + sent, peer->unsent.bytes);
 }
 
-/* Lets the reference engine find what is in the bytes written so far. */
+/* Lets the reference engine read the bytes written so far. */
 static inline void peer_consult_reference(struct peer *peer, const struct urs_engine_rules *rules)
 {
     uint32_t failing = allocations_left;
@@ -147,7 +149,7 @@ static inline void peer_consult_reference(struct peer *peer, const struct urs_en
     free(copy);
 }
 
-/* An HTTP response's head at the start; nothing may follow one that refuses. */
+/* Parses the head of an HTTP response at the start; nothing may follow a response that refuses. */
 static inline bool parse_head(struct peer *peer)
 {
     if (peer->adopted || peer->got_head)
@@ -163,8 +165,8 @@ static inline bool parse_head(struct peer *peer)
     return true;
 }
 
-/* A frame came: it has to be the next of those owed (pings and close frames come when they will). `drops` says that
- * messages may be missing. */
+/* Checks a received frame: it must be the next expected one (pings and close frames may come at any time). `drops` says
+ * that messages may be missing. */
 static inline void match(struct peer *peer, const struct urs_frame_header *header, const uint8_t *payload, bool drops)
 {
     CHECK(!peer->got_close);
@@ -183,7 +185,7 @@ static inline void match(struct peer *peer, const struct urs_frame_header *heade
         CHECK(drops);
 }
 
-/* Reads at most `bytes` bytes and holds them to what is owed; returns how many came. */
+/* Reads at most `bytes` bytes and checks them against the expected frames; returns how many bytes came. */
 static inline size_t peer_read(struct peer *peer, size_t bytes, bool drops)
 {
     if (peer->fd < 0 || bytes == 0)

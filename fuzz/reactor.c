@@ -1,10 +1,10 @@
-/* Fuzzes the whole reactor on epoll: peers on Unix sockets, a handler, a clock, and a system that fails, all of them
- * driven by the input.
+/* Fuzzes the whole reactor on epoll: the input drives peers on Unix sockets, a handler, a clock, and a system that
+ * fails.
  *
- * The input is eight bytes of options and then operations (enum operation), each a byte that names it and its peer.
- * Held to: a session's events are what a reference engine finds in the bytes its peer wrote, in order, whatever the
- * chunks; what a peer receives are whole frames, those owed to it, in order, and nothing after a close frame; an
- * opened session ends exactly once; an event names a live session; and in the end nothing is left over. */
+ * The input consists of eight bytes of options and then operations (enum operation); one byte names an operation and
+ * its peer. These must hold: a session's events are those that a reference engine finds in the bytes of its peer, in
+ * order, for any chunks; a peer receives whole frames, exactly the expected ones, in order, and nothing after a close
+ * frame; an opened session ends exactly once; an event names a live session; and in the end nothing is left over. */
 #define _GNU_SOURCE
 #include "peer.h"
 
@@ -14,13 +14,13 @@
 #include "fault.h"
 
 enum {
-    PEERS = 16,                          /* what fits beside an operation in one byte */
+    PEERS = 16,                          /* as many as fit into one byte beside an operation */
     SLOTS = 16,
     OPERATIONS_MAX = 300,
     SETTLE_TURNS_MAX = 4000,
     QUIET_TURNS = 3,
     READ_BYTES_MAX = 1 << 16,
-    QUIET = 1,                           /* a seed from which the handler only looks on */
+    QUIET = 1,                           /* a seed with which the handler does nothing but watch */
     PAYLOAD_BYTES_MAX = 1 << 17,
     PREFIX_BYTES_MAX = 4096
 };
@@ -43,7 +43,7 @@ int fuzz_clock_gettime(clockid_t clock, struct timespec *now)
     return 0;
 }
 
-/* The other backend needs a kernel; it is not linked. */
+/* The io_uring backend needs a kernel, so it is not linked. */
 const struct urs_io_operations urs_io_uring = {.name = "io_uring"};
 
 /* ---- the world ---- */
@@ -52,19 +52,19 @@ struct world {
     struct urs_reactor *reactor;
     struct urs_reactor_options options;
     struct peer peers[PEERS];
-    uint64_t opened[SLOTS];              /* by slot: the id of the session that the handler knows; 0: none */
+    uint64_t opened[SLOTS];              /* indexed by slot: the id of the session that the handler knows; 0: none */
     struct peer *of_slot[SLOTS];
-    uint32_t index;                      /* of the event at hand, as the handler's side knows it */
+    uint32_t index;                      /* the index of the present event, for calls of the handler */
     int listener;
     struct sockaddr_un address;
     socklen_t address_bytes;
-    int send_buffer_bytes;               /* of the reactor's sockets: small, so that backlogs come about */
+    int send_buffer_bytes;               /* of the reactor's sockets: small, so that backlogs arise */
     bool local;                          /* the reactor is told that its peers are on Unix sockets */
     bool echo;
     bool faulty;                         /* an allocation has failed, or will */
-    bool broken;                         /* the backend said that it is beyond use */
-    bool abandon;                        /* in the end the reactor is closed over its sessions */
-    bool cut;                            /* in the end its sessions are cut */
+    bool broken;                         /* the backend reported that it is unusable */
+    bool abandon;                        /* at the end the reactor is closed while it still has sessions */
+    bool cut;                            /* at the end the sessions are cut */
 };
 
 static uint8_t payload[PAYLOAD_BYTES_MAX];
@@ -88,7 +88,7 @@ static void open_session(struct world *world, struct peer *peer, uint64_t id)
 {
     uint32_t slot = (uint32_t)id;
     CHECK(slot < SLOTS);
-    CHECK(world->opened[slot] == 0);     /* the one before it there has ended */
+    CHECK(world->opened[slot] == 0);     /* the previous session in that slot has ended */
     world->opened[slot] = id;
     world->of_slot[slot] = peer;
     peer->open = true;
@@ -125,14 +125,14 @@ static void close_some(struct world *world, struct peer *peer, uint32_t number)
         == 0;
 }
 
-/* More than the reactor collects before it sends. */
+/* Sends more than the reactor collects before it flushes. */
 static void send_burst(struct world *world, struct peer *peer)
 {
     for (uint32_t number = 0; number < 24; number++)
         send_some(world, peer, 4 * 60000);
 }
 
-/* Anything that a handler may do to a session of its choice. */
+/* Does anything that a handler may do to a session of its choice. */
 static void command(struct world *world, struct peer *peer, uint32_t choice, uint32_t number)
 {
     switch (choice % 8) {
@@ -168,7 +168,7 @@ static void on_upgrade(struct world *world, const struct urs_event *event, uint3
     static const uint8_t no[] = "HTTP/1.1 400 No\r\nContent-Length: 0\r\n\r\n";
     struct urs_session *session = urs_core_session(world->reactor, event->slot);
     uint64_t id = urs_session_id(session);
-    /* As if a proxy had said where it comes from. */
+    /* Acts as if a proxy had named the peer. */
     const struct urs_peer origin = {.family = number & 8 ? 4 : 6, .address = {[3] = (uint8_t)(number >> 4 & 3)}};
     bool admitted = urs_session_settle_peer(world->reactor, id, &origin) == 0;
     if (event->item.error != 0 || number % 8 == 0 || !admitted) {
@@ -185,7 +185,7 @@ static void on_upgrade(struct world *world, const struct urs_event *event, uint3
     open_session(world, peer, id);
 }
 
-/* An item that the engine found: the reference has to have found the same. */
+/* Checks an item that the engine found: the reference must have found the same. */
 static struct peer *on_item(struct world *world, const struct urs_event *event)
 {
     CHECK(event->slot < SLOTS && world->opened[event->slot] != 0);
@@ -194,7 +194,7 @@ static struct peer *on_item(struct world *world, const struct urs_event *event)
     if (event->item.error == -ENOMEM || event->item.error == URS_ERROR_MEMORY_BUDGET)
         return peer;
     peer_consult_reference(peer, &world->options.rules);
-    /* After our close frame messages are left out. */
+    /* After our close frame messages are not delivered. */
     bool open = urs_core_session(world->reactor, event->slot)->state == URS_SESSION_OPEN;
     uint64_t expected = queue_take(&peer->items);
     while (!open && expected != hash_of_item(&event->item) && queue_left(&peer->items) > 0)
@@ -219,12 +219,12 @@ static void on_message(struct world *world, struct peer *peer, const struct urs_
         if (number % 61 == 0)
             command(world, peer, number >> 8, number);
     }
-    /* An echo leaves after what was sent while its message was handled. */
+    /* An echo is sent after everything that was sent while its message was handled. */
     if (*verdict)
         queue_add(&peer->owed, echo);
 }
 
-/* Messages that are their answers already, one by one. */
+/* Takes messages that are replies already, one by one. */
 static void on_answers(struct world *world, const struct urs_event *event)
 {
     const uint8_t *end = event->item.payload + event->item.bytes;
@@ -276,7 +276,7 @@ static void on_event(struct world *world, uint32_t number)
 
 /* ---- operations ---- */
 
-/* Sessions that are gone have ended before. */
+/* Sessions that are gone must have ended before. */
 static void check_gone(struct world *world)
 {
     for (uint32_t slot = 0; slot < SLOTS; slot++) {
@@ -290,7 +290,8 @@ static void check_gone(struct world *world)
     }
 }
 
-/* No peer makes the reactor hold more input than one turn can receive: the pool, an opening request, and a buffer. */
+/* No peer may make the reactor hold more input than one turn can receive: the pool, an opening request, and a
+ * buffer. */
 static void check_held(const struct world *world)
 {
     const struct urs_reactor_options *options = &world->options;
@@ -328,7 +329,7 @@ static void end_faults(void)
         urs_fault_plan(point, 0, 0, 0);
 }
 
-/* Moves all bytes that can move, until for some turns none do and no event comes. */
+/* Moves all bytes that can move, until several turns in a row move none and bring no event. */
 static void settle(struct world *world, uint32_t seed)
 {
     const struct urs_reactor_stats *stats = &world->reactor->stats;
@@ -345,7 +346,7 @@ static void settle(struct world *world, uint32_t seed)
     }
 }
 
-/* After settling: what was written was found, what was owed has come. */
+/* After settling: all written items must have been found, and all expected frames received. */
 static void check_settled(struct world *world)
 {
     for (size_t index = 0; index < PEERS && !world->broken && !world->faulty; index++) {
@@ -369,7 +370,7 @@ static void connect_peer(struct world *world, struct peer *peer)
     struct sockaddr_un any = {.sun_family = AF_UNIX};
     peer->used = true;
     peer->fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    /* A name of the kernel's choice tells the peers apart. */
+    /* The kernel chooses a name, which tells the peers apart. */
     CHECK(peer->fd >= 0 && bind(peer->fd, (struct sockaddr *)&any, sizeof any.sun_family) == 0);
     peer->name_bytes = sizeof peer->name;
     CHECK(getsockname(peer->fd, (struct sockaddr *)&peer->name, &peer->name_bytes) == 0);
@@ -395,7 +396,7 @@ static void adopt_peer(struct world *world, struct peer *peer, struct input *inp
         close(pair[1]);
 }
 
-/* A whole opening request, or a piece of one. */
+/* Writes a whole opening request, or a part of one. */
 static void write_request(struct peer *peer, struct input *input)
 {
     static const uint8_t request[] = "GET / HTTP/1.1\r\nA: b\r\n\r\n";
@@ -456,7 +457,7 @@ static void hang_up(struct peer *peer)
     peer->fd = -1;
 }
 
-/* What a peer does. */
+/* Performs an operation of a peer. */
 static void act_as_peer(struct world *world, struct peer *peer, enum operation operation, struct input *input,
                         uint32_t seed)
 {
@@ -494,7 +495,7 @@ static void act_as_peer(struct world *world, struct peer *peer, enum operation o
     string_free(&wire);
 }
 
-/* What the server's side does, or what happens to it. */
+/* Performs an operation of the server side, or one that happens to it. */
 static void act_as_server(struct world *world, struct peer *peer, enum operation operation, struct input *input)
 {
     uint32_t choice;
@@ -636,7 +637,7 @@ static void begin(struct world *world)
         world->peers[index].fd = -1;
 }
 
-/* Every session ends of itself once its peer is gone; then nothing is left. */
+/* Every session must end by itself once its peer is gone; then nothing may be left. */
 static void check_end(struct world *world)
 {
     struct urs_reactor_stats stats;

@@ -1,5 +1,5 @@
-/* What the fuzz targets share: reading decisions out of an input, streams of frames that a few bytes describe, byte
- * strings that grow, and checks that abort. Independent of the shim: it shares no code with what it tests. */
+/* Code that the fuzz targets share: reading decisions from an input, streams of frames described by a few bytes, byte
+ * strings that grow, and checks that abort. It shares no code with the shim that it tests. */
 #ifndef FUZZ_SUPPORT_H
 #define FUZZ_SUPPORT_H
 
@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* What libFuzzer calls. */
+/* libFuzzer calls this function. */
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes);
 
 /* ---- checks ---- */
@@ -41,7 +41,7 @@ static inline uint32_t take_16(struct input *input)
     return high << 8 | take_byte(input);
 }
 
-/* At most `*bytes` bytes of the input as they are; *bytes is set to their number. */
+/* Takes at most `*bytes` bytes of the input unchanged; *bytes is set to their number. */
 static inline const uint8_t *take_bytes(struct input *input, size_t *bytes)
 {
     const uint8_t *taken = input->next;
@@ -51,7 +51,7 @@ static inline const uint8_t *take_bytes(struct input *input, size_t *bytes)
     return taken;
 }
 
-/* Numbers that follow from a seed, for what needs many small decisions. */
+/* Returns the next number of a sequence that depends only on the seed, for code that needs many small decisions. */
 static inline uint32_t next_number(uint32_t *seed)
 {
     *seed = *seed * 1664525u + 1013904223u;
@@ -66,7 +66,7 @@ struct string {
     size_t room;
 };
 
-/* Makes the string longer; returns where the new bytes go. */
+/* Makes the string longer; returns the address of the new bytes. */
 static inline uint8_t *string_extend(struct string *string, size_t bytes)
 {
     if (string->room - string->bytes < bytes || string->room == 0) {
@@ -98,7 +98,7 @@ static inline bool strings_equal(const struct string *a, const struct string *b)
     return a->bytes == b->bytes && (a->bytes == 0 || memcmp(a->data, b->data, a->bytes) == 0);
 }
 
-/* A copy whose end is the end of its allocation: a byte read too far is reported. */
+/* Returns a copy that ends where its allocation ends, so that a read past the end is reported. */
 static inline uint8_t *exact_copy(const void *data, size_t bytes)
 {
     uint8_t *copy = malloc(bytes > 0 ? bytes : 1);
@@ -110,7 +110,7 @@ static inline uint8_t *exact_copy(const void *data, size_t bytes)
 
 /* ---- frames, RFC 6455 5.2 ---- */
 
-/* A header with the length in its shortest form; `key` NULL for none. */
+/* Adds a header with the length in its shortest form; `key` NULL for no mask. */
 static inline void add_header(struct string *wire, unsigned first, uint64_t bytes, const uint8_t *key)
 {
     unsigned mask = key == NULL ? 0 : 0x80;
@@ -123,7 +123,7 @@ static inline void add_header(struct string *wire, unsigned first, uint64_t byte
         string_add(wire, key, 4);
 }
 
-/* As a client sends it. */
+/* Adds a frame as a client sends it. */
 static inline void add_masked(struct string *wire, unsigned first, const uint8_t *payload, size_t bytes,
                               const uint8_t key[4])
 {
@@ -133,7 +133,7 @@ static inline void add_masked(struct string *wire, unsigned first, const uint8_t
         target[index] = payload[index] ^ key[index & 3];
 }
 
-/* As a server sends it. */
+/* Adds a frame as a server sends it. */
 static inline void add_unmasked(struct string *wire, unsigned first, const uint8_t *payload, size_t bytes)
 {
     add_header(wire, first, bytes, NULL);
@@ -142,9 +142,10 @@ static inline void add_unmasked(struct string *wire, unsigned first, const uint8
 
 enum { RECORD_LITERAL_MAX = 0xF0, RECORD_REPEAT_MAX = 0xFD, RECORD_LIE = 0xFE };
 
-/* Appends what one record of the input describes: a first byte, a size, a payload. Sizes to RECORD_LITERAL_MAX count
- * payload bytes that follow; beyond, one byte is repeated, so that a short input makes a long message; then a header
- * whose length is a lie (eight bytes of it), and bytes that go out as they are. Keys follow from `seed`. */
+/* Appends the bytes that one record of the input describes: a first byte, a size, a payload. A size up to
+ * RECORD_LITERAL_MAX means that many payload bytes follow. A larger size repeats one byte, so that a short input makes
+ * a long message. Still larger sizes mean a header with a false length (eight bytes of it), and bytes that are sent
+ * unchanged. Keys are derived from `seed`. */
 static inline void add_record(struct string *wire, struct input *input, uint32_t *seed)
 {
     unsigned first = take_byte(input);

@@ -1,5 +1,5 @@
-/* What every file of the load generator may rely on: the one way to fail, and the one clock.
- * No state of its own. */
+/* Definitions that every file of the load generator may use: the only way to fail, and the only clock. No state of its
+ * own. */
 #ifndef LOAD_BASE_H
 #define LOAD_BASE_H
 
@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <time.h>
 
-/* The generator runs once and has nobody to hand an error to: it says what went wrong and ends with status 1. */
+/* The generator runs once and has no caller that could handle an error: it prints the cause and exits with status 1. */
 #define fail(...) (fputs("load: ", stderr), fprintf(stderr, __VA_ARGS__), fputc('\n', stderr), exit(1))
 
 enum { NANOSECONDS_PER_MICROSECOND = 1000, NANOSECONDS_PER_MILLISECOND = 1000000, NANOSECONDS_PER_SECOND = 1000000000 };
@@ -26,7 +26,7 @@ static inline uint64_t now_nanoseconds(void)
     return clock_nanoseconds(CLOCK_MONOTONIC);
 }
 
-/* Zeroed memory, or the end. */
+/* Returns zeroed memory, or ends the program. */
 static inline void *allocate(size_t count, size_t bytes)
 {
     void *memory = calloc(count, bytes);

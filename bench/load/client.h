@@ -1,5 +1,5 @@
-/* The client's state, and which file does what with it: opening.c brings a connection up (and, in upgrade mode, down
- * again), traffic.c exchanges messages on it, load.c decides when and reports. */
+/* The state of the client, and the task of each file: opening.c opens a connection (and closes it in upgrade mode),
+ * traffic.c exchanges messages on it, load.c decides when and reports. */
 #ifndef LOAD_CLIENT_H
 #define LOAD_CLIENT_H
 
@@ -19,14 +19,14 @@ enum awaited {
     AWAIT_CONNECT,
     AWAIT_UPGRADE, /* the head of the server's response */
     AWAIT_PROOF,   /* the answer to its first message, which is compared byte by byte */
-    AWAIT_ANSWERS, /* open: traffic.c's */
-    AWAIT_END      /* upgrade mode: a close frame is sent, the server has to end the connection */
+    AWAIT_ANSWERS, /* open: handled by traffic.c */
+    AWAIT_END      /* upgrade mode: a close frame is sent, and the server must end the connection */
 };
 
-/* Which request a completion belongs to. There is at most one of each kind per connection. */
+/* The request that a completion belongs to. There is at most one of each kind per connection. */
 enum request { REQUEST_CONNECT, REQUEST_SEND, REQUEST_RECEIVE };
 
-/* Messages that were sent together, for their latency. */
+/* Messages that were sent together, with the time for their latency. */
 struct burst {
     uint64_t sent_at;
     uint32_t messages;
@@ -35,28 +35,28 @@ struct burst {
 struct connection {
     int fd;
     enum awaited awaited;
-    bool sending;              /* a send is in flight; there is never a second one */
-    uint32_t owed;             /* messages to send as soon as none is */
-    const uint8_t *send_next;  /* what the send in flight has not sent yet */
+    bool sending;              /* a send is in flight; there is at most one */
+    uint32_t owed;             /* messages to send as soon as no send is in flight */
+    const uint8_t *send_next;  /* the bytes that the send in flight has not sent yet */
     size_t send_bytes;
     uint64_t sent;             /* messages, including the one of the proof */
-    uint64_t answered;         /* messages, likewise */
-    size_t answer_bytes;       /* that arrived of the next answer */
+    uint64_t answered;         /* messages, including the one of the proof */
+    size_t answer_bytes;       /* bytes of the next reply that have arrived */
     unsigned burst_first;      /* the oldest of `bursts` that is not answered */
     unsigned burst_count;
     struct burst *bursts;      /* options.in_flight of them, a ring; closed loop only */
-    uint8_t *head;             /* while opening: what the server said so far */
+    uint8_t *head;             /* while opening: the bytes received so far */
     size_t head_bytes;
     uint64_t opened_at;
 };
 
-/* What is counted while `recording`. */
+/* The counters that run while `recording`. */
 struct counts {
     uint64_t messages; /* or upgrades */
     uint64_t turns;
     uint64_t sends_short;
-    uint64_t receives_ended; /* multishots that had to be armed again */
-    uint64_t unanswered;     /* fixed rate: were due in the window, and never answered */
+    uint64_t receives_ended; /* multishot receives that had to be armed again */
+    uint64_t unanswered;     /* fixed rate: messages that were due in the window and never answered */
     struct histogram latency;
 };
 
@@ -65,7 +65,7 @@ struct client {
     struct script script;
     struct ring ring;
     struct pool read;    /* for connections whose answers are compared */
-    struct pool discard; /* for those whose answers are only counted */
+    struct pool discard; /* for connections whose answers are only counted */
     struct sockaddr_in address;
     struct connection *connections;
     char request[1024]; /* the upgrade request */
@@ -77,37 +77,36 @@ struct client {
     bool ending;        /* every connection is told to end */
     bool recording;
     uint64_t now;             /* read once per turn */
-    uint64_t last_progress;   /* when a completion came last */
+    uint64_t last_progress;   /* when the last completion came */
     uint64_t outstanding;     /* messages sent and not answered */
     /* Fixed rate: message k of all is due at `rate_start` + k / rate, on connection k % connections. */
     uint64_t rate_start;
-    uint64_t rate_released; /* messages that were due up to now */
+    uint64_t rate_released; /* messages that were due until now */
     uint64_t window_start, window_end;
     struct counts counts;
 };
 
 /* opening.c */
 
-/* Begins to open as many connections as may be opened at once. */
+/* Begins to open as many connections as may be in progress at the same time. */
 void opening_continue(struct client *client);
-/* A completion for a connection that is not in AWAIT_ANSWERS. */
+/* Handles a completion for a connection that is not in AWAIT_ANSWERS. */
 void opening_complete(struct client *client, struct connection *connection, enum request request, int result);
 
 /* traffic.c */
 
-/* Gives every connection its first messages, or starts the clock of the fixed rate. */
+/* Sends every connection its first messages, or starts the clock of the fixed rate. */
 void traffic_start(struct client *client);
-/* Fixed rate: sends what is due, and returns how many nanoseconds there are until the next message is. */
+/* Fixed rate: sends the messages that are due, and returns the nanoseconds until the next message is due. */
 uint64_t traffic_release(struct client *client);
-/* Arms the receive of a connection which has just been opened. */
+/* Arms the receive of a connection that has just been opened. */
 void traffic_arm(struct client *client, struct connection *connection);
-/* A completion for a connection in AWAIT_ANSWERS. */
+/* Handles a completion for a connection in AWAIT_ANSWERS. */
 void traffic_complete(struct client *client, struct connection *connection, enum request request,
                       const struct io_uring_cqe *cqe);
-/* Tells every connection to end, as its protocol has it, so that no server has errors to log while the next one is
- * measured. */
+/* Ends every connection as its protocol requires, so that no server logs errors while the next one is measured. */
 void traffic_end(struct client *client);
-/* Fixed rate: counts what was due in the window and is not answered with the age it has now. */
+/* Fixed rate: counts messages that were due in the window and are not answered, with their present age. */
 void traffic_count_unanswered(struct client *client);
 
 static inline unsigned connection_index(const struct client *client, const struct connection *connection)
@@ -115,8 +114,8 @@ static inline unsigned connection_index(const struct client *client, const struc
     return (unsigned)(connection - client->connections);
 }
 
-/* Whether every byte a connection hears is compared: with --verify on all, else only on the first, which is a witness
- * for the others. (The first answer of each is always.) */
+/* Whether every byte that a connection receives is compared. With --verify this is true for all connections, otherwise
+ * only for the first one, as a sample. (The first reply of each connection is always compared.) */
 static inline bool connection_is_verified(const struct client *client, const struct connection *connection)
 {
     return client->options.verify || connection == client->connections;
@@ -127,8 +126,8 @@ static inline struct pool *connection_pool(struct client *client, const struct c
     return connection_is_verified(client, connection) ? &client->read : &client->discard;
 }
 
-/* Message `sequence` of a connection is this one of the script's: each connection begins at a variant of its own, so
- * that an answer which belongs to another connection is seen for what it is. */
+/* Returns the position in the script of message `sequence` of a connection. Each connection begins at a different
+ * variant, so that a reply that belongs to another connection is noticed. */
 static inline uint64_t script_position(const struct client *client, const struct connection *connection,
                                        uint64_t sequence)
 {
@@ -151,7 +150,7 @@ static inline struct connection *tag_connection(const struct client *client, uin
     return &client->connections[tag >> 8];
 }
 
-/* Queues the send of bytes which stay where they are until it completes. */
+/* Queues a send of bytes that must stay valid until it completes. */
 static inline void client_send(struct client *client, struct connection *connection, const void *bytes, size_t count)
 {
     connection->sending = true;
@@ -162,7 +161,7 @@ static inline void client_send(struct client *client, struct connection *connect
     client_tag(client, sqe, connection, REQUEST_SEND);
 }
 
-/* After the completion of a send: true if all is sent, else the rest is queued. */
+/* Handles the completion of a send: returns true if all bytes are sent, otherwise queues the rest. */
 bool client_sent(struct client *client, struct connection *connection, int result);
 
 #endif

@@ -1,7 +1,8 @@
-/* The buckets of histogram.h: which one a value falls into, and where it ends. */
+/* The buckets of histogram.h: the bucket of a value, and the end of a bucket. */
 #include "histogram.h"
 
-/* Values below HISTOGRAM_PARTS have a bucket each; above, the top HISTOGRAM_PART_BITS + 1 bits choose the bucket. */
+/* Values below HISTOGRAM_PARTS have one bucket each; for larger ones the top HISTOGRAM_PART_BITS + 1 bits choose the
+ * bucket. */
 static unsigned bucket_of(uint64_t value)
 {
     if (value < HISTOGRAM_PARTS)
@@ -34,7 +35,7 @@ uint64_t histogram_quantile(const struct histogram *histogram, double fraction)
 {
     if (histogram->count == 0)
         return 0;
-    /* The rank of the value that is asked for, counted from one: 0.5 of three values is the second. */
+    /* The rank of the requested value, counted from one: 0.5 of three values is the second. */
     double exact = fraction * (double)histogram->count;
     uint64_t rank = (uint64_t)exact;
     if ((double)rank < exact || rank == 0)

@@ -1,5 +1,5 @@
-/* Latencies in nanoseconds, counted in an HdrHistogram's buckets: every power of two is cut into 128 equal parts, so
- * that a value is known to 0.8 % whatever its size, in constant time and memory. */
+/* Latencies in nanoseconds, counted in the buckets of an HdrHistogram: every power of two is divided into 128 equal
+ * parts, so that any value is known to 0.8 %, in constant time and memory. */
 #ifndef LOAD_HISTOGRAM_H
 #define LOAD_HISTOGRAM_H
 
@@ -18,11 +18,11 @@ struct histogram {
     uint64_t buckets[HISTOGRAM_BUCKETS];
 };
 
-/* Counts `value` `count` times; a value of more than HISTOGRAM_VALUE_BITS is counted as the largest. */
+/* Counts `value` `count` times; a value with more than HISTOGRAM_VALUE_BITS bits is counted in the largest bucket. */
 void histogram_record(struct histogram *histogram, uint64_t value, uint64_t count);
 
-/* The value which `fraction` (0 to 1) of all values do not exceed: the upper edge of its bucket, and never more than
- * the largest value recorded. 0 if there are none. */
+/* Returns the value that `fraction` (0 to 1) of all values do not exceed: the upper edge of its bucket, and never more
+ * than the largest recorded value. Returns 0 if there are no values. */
 uint64_t histogram_quantile(const struct histogram *histogram, double fraction);
 
 #endif

@@ -1,4 +1,4 @@
-/* The load generator's phases: open, warm up, measure, let the last answers arrive, report. */
+/* The phases of the load generator: open, warm up, measure, wait for the last replies, report. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
@@ -12,15 +12,16 @@
 #include "base.h"
 #include "client.h"
 
-#define STALL_NANOSECONDS (UINT64_C(10) * NANOSECONDS_PER_SECOND) /* without any completion: the server hangs */
-#define DRAIN_NANOSECONDS (UINT64_C(1) * NANOSECONDS_PER_SECOND)  /* for the last answers, after the window */
+#define STALL_NANOSECONDS (UINT64_C(10) * NANOSECONDS_PER_SECOND) /* no completion for this long: the server hangs */
+#define DRAIN_NANOSECONDS (UINT64_C(1) * NANOSECONDS_PER_SECOND)  /* how long to wait for the last replies after the
+                                                                     window */
 #define SLEEP_NANOSECONDS_MAX (UINT64_C(100) * NANOSECONDS_PER_MILLISECOND)
 
-/* What is read at both ends of the window; the report is about the differences. */
+/* Values read at both ends of the window; the report shows their differences. */
 struct reading {
     uint64_t at;
     uint64_t own_cpu;
-    uint64_t own_waited; /* ready to run, while the CPU did something else */
+    uint64_t own_waited; /* time in which the process was ready to run while the CPU did something else */
     uint64_t watched_cpu;
     uint64_t watched_waited;
 };
@@ -56,7 +57,7 @@ static unsigned power_of_two_from(unsigned least)
     return power;
 }
 
-/* Buffers whose bytes nobody wants cost nothing, so there may be enough for everyone at once. */
+/* Buffers whose bytes are not read cost nothing, so there may be enough for all connections at once. */
 static void open_ring(struct client *client)
 {
     const unsigned buffer_bytes = (unsigned)clamp(client->script.answer_bytes, 17 << 10, 256 << 10);
@@ -69,7 +70,7 @@ static void open_ring(struct client *client)
 static void prepare(struct client *client)
 {
     const struct options *options = &client->options;
-    /* Open loop: a connection that fell behind may catch up with larger bursts than one message. */
+    /* Open loop: a connection that is late may catch up with bursts of more than one message. */
     const unsigned burst = options->messages_per_second > 0 ? 64 : options->in_flight;
 
     raise_descriptor_limit();
@@ -112,7 +113,7 @@ static void handle_completions(struct client *client)
         client->last_progress = client->now;
 }
 
-/* One turn: everything queued goes out, everything that came is handled. Returns no later than `deadline`. */
+/* Runs one turn: submits everything queued and handles everything that arrived. Returns no later than `deadline`. */
 static void turn(struct client *client, uint64_t deadline)
 {
     uint64_t wait = deadline > client->now ? deadline - client->now : 1;
@@ -149,7 +150,7 @@ static uint64_t watched_cpu(const struct options *options)
     return sum;
 }
 
-/* Of a process's first thread; 0 where the kernel does not keep account of it. */
+/* Reads the waiting time of a process's first thread; 0 if the kernel does not record it. */
 static uint64_t waited(pid_t pid)
 {
     char path[64];
@@ -235,7 +236,7 @@ static void measure(struct client *client)
     client->window_start = client->now + (uint64_t)(options->warmup_seconds * NANOSECONDS_PER_SECOND);
     client->window_end = client->window_start + (uint64_t)(options->seconds * NANOSECONDS_PER_SECOND);
     run_until(client, client->window_start);
-    /* A machine that stood still meanwhile does not shorten the window, perhaps to nothing. */
+    /* If the machine was stopped meanwhile, the window keeps its length. */
     client->window_end += client->now - client->window_start;
     client->window_start = client->now;
 

@@ -1,4 +1,5 @@
-/* From a socket to a session that has proved to echo: connect, upgrade, one message; and, in upgrade mode, its end. */
+/* From a socket to a session that has proved that it echoes: connect, upgrade, one message. In upgrade mode also its
+ * end. */
 #include "client.h"
 
 #include <errno.h>

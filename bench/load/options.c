@@ -1,4 +1,4 @@
-/* What the command line may say, and what is said about a wrong one. */
+/* The options of the command line, and the messages for a wrong one. */
 #include "options.h"
 
 #include <getopt.h>

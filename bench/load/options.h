@@ -1,4 +1,4 @@
-/* The command line of the load generator, checked. */
+/* The command line of the load generator, parsed and checked. */
 #ifndef LOAD_OPTIONS_H
 #define LOAD_OPTIONS_H
 
@@ -10,7 +10,7 @@
 
 enum mode {
     MODE_ECHO,    /* open all connections, exchange messages for a while, report */
-    MODE_UPGRADE, /* connect, upgrade, close, again, on each connection */
+    MODE_UPGRADE, /* connect, upgrade, close, and again, on each connection */
     MODE_IDLE     /* open all connections, exchange one message on each, hold them until standard input ends */
 };
 
@@ -28,7 +28,7 @@ struct options {
     bool text;
     bool verify;
     bool spin;                  /* never sleep, so that the client's own wake-up is not part of a latency */
-    double messages_per_second; /* of all connections together; 0: as fast as they are answered */
+    double messages_per_second; /* of all connections together; 0: send as soon as the reply arrives */
     double warmup_seconds;
     double seconds;
     int core; /* -1: any */
@@ -36,7 +36,7 @@ struct options {
     unsigned watched_count;
 };
 
-/* Ends the program with a message if the command line is wrong, and with a description on --help. */
+/* Ends the program with a message if the command line is wrong, and with a description for --help. */
 struct options options_parse(int argc, char **argv);
 
 #endif

@@ -1,4 +1,4 @@
-/* The calls of liburing that may fail, and what is done then. */
+/* The calls of liburing that may fail, and the reaction to each failure. */
 #include "ring.h"
 
 #include <errno.h>
@@ -19,10 +19,10 @@ void ring_open(struct ring *ring, unsigned submissions, unsigned completions)
     if (error < 0)
         fail("cannot set up an io_uring: %s (Linux 6.1 or later is needed, and that neither the sysctl "
              "kernel.io_uring_disabled nor a container's seccomp profile forbids it)", strerror(-error));
-    io_uring_register_ring_fd(&ring->uring); /* saves a little per call; works without */
+    io_uring_register_ring_fd(&ring->uring); /* saves a little time per call; the ring also works without it */
 }
 
-/* Interrupted, out of time, or short of something that will come back: the next turn tries again. */
+/* Interrupted, timed out, or short of a resource for a moment: the next turn tries again. */
 static void check_enter(int result)
 {
     if (result < 0 && result != -ETIME && result != -EINTR && result != -EAGAIN && result != -EBUSY)
@@ -100,5 +100,5 @@ void pool_receive(const struct pool *pool, struct io_uring_sqe *sqe, int fd)
     io_uring_prep_recv_multishot(sqe, fd, NULL, 0, pool->use == POOL_DISCARD ? MSG_TRUNC : 0);
     sqe->flags |= IOSQE_BUFFER_SELECT;
     sqe->buf_group = pool->group;
-    sqe->ioprio |= IORING_RECVSEND_POLL_FIRST; /* an armed receive on an empty socket need not try first */
+    sqe->ioprio |= IORING_RECVSEND_POLL_FIRST; /* an armed receive on an empty socket need not try to receive first */
 }

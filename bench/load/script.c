@@ -1,4 +1,4 @@
-/* RFC 6455 from the client's side, as far as a load needs it: frames, their answers, and the opening request. */
+/* RFC 6455 on the client side, as far as a load generator needs it: frames, their replies, and the opening request. */
 #include "script.h"
 
 #include <stdio.h>
@@ -10,17 +10,18 @@ enum {
     HEADER_BYTES_MAX = 10, /* without the masking key */
     KEY_BYTES = 4,
     VERIFY_BYTES_MAX = 8 << 20,
-    VARIANTS_MAX = 61, /* prime, so that no power of two of messages looks like none */
+    VARIANTS_MAX = 61, /* prime, so that losing a power of two of messages is noticed */
     BURST_BYTES_MAX = 64 << 20
 };
 
-/* A client must choose an unpredictable key for each frame (RFC 6455 5.3). A bench may not: with a constant one the
- * frames are masked once, before the clock starts. Servers cannot tell. It is the key of the example in 5.7. */
+/* A client must choose an unpredictable key per frame (RFC 6455 5.3). A benchmark need not: with a constant key the
+ * frames are masked once, before the clock starts, and servers cannot tell the difference. This is the key of the
+ * example in 5.7. */
 static const uint8_t masking_key[KEY_BYTES] = {0x37, 0xfa, 0x21, 0x3d};
 
 const uint8_t script_close_frame[8] = {0x88, 0x82, 0x37, 0xfa, 0x21, 0x3d, 0x03 ^ 0x37, 0xe8 ^ 0xfa};
 
-/* Writes a header without key; returns its length. */
+/* Writes a header without a masking key; returns its length. */
 static size_t put_header(uint8_t *to, bool text, size_t payload_bytes)
 {
     size_t length = 0;
@@ -36,7 +37,7 @@ static size_t put_header(uint8_t *to, bool text, size_t payload_bytes)
     return length;
 }
 
-/* Bytes without a period, all values if binary, printable ASCII if text. */
+/* Writes bytes without a period: all values for binary, printable ASCII for text. */
 static void put_payload(uint8_t *to, bool text, size_t count, uint32_t seed)
 {
     uint32_t state = seed * 2654435761u + 1;
@@ -125,5 +126,5 @@ size_t script_upgrade_request(char *request, size_t room, const char *host, unsi
 
 const char *script_upgrade_accept(void)
 {
-    return "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="; /* the answer to the key above, RFC 6455 1.3 */
+    return "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="; /* the accept value for the key above, RFC 6455 1.3 */
 }

@@ -1,5 +1,5 @@
-/* The measured part. Per answer this costs a completion, a few additions and a prepared send: whatever a server does,
- * it does more. */
+/* The measured part. Per reply this costs a completion, a few additions and a prepared send: less than any server
+ * needs. */
 #include "client.h"
 
 #include <errno.h>
@@ -54,13 +54,13 @@ void traffic_start(struct client *client)
         owe(client, &client->connections[i], client->options.in_flight);
 }
 
-/* When message `k` of all is due. */
+/* Returns when message `k` of all connections is due. */
 static uint64_t due_at(const struct client *client, uint64_t k)
 {
     return client->rate_start + (uint64_t)((double)k * NANOSECONDS_PER_SECOND / client->options.messages_per_second);
 }
 
-/* When the message of a connection which is its `sequence`th (counted with the one of the proof) was due. */
+/* Returns when message `sequence` of a connection (including the message of its proof) was due. */
 static uint64_t due_on_connection(const struct client *client, const struct connection *connection, uint64_t sequence)
 {
     return due_at(client, (sequence - 1) * client->options.connections + connection_index(client, connection));

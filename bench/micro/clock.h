@@ -1,4 +1,4 @@
-/* The clock of all timing loops: the thread's own CPU time, so that what others run meanwhile does not count. */
+/* The clock of all timing loops: the CPU time of the thread, so that the work of other processes does not count. */
 #ifndef URS_CLOCK_H
 #define URS_CLOCK_H
 

@@ -1,4 +1,4 @@
-/* Nothing but loops and a clock: what they call is the shim's own source, compiled beside this file. */
+/* Only loops and a clock: they call the shim's own sources, compiled beside this file. */
 #include "loops.h"
 
 #include "clock.h"
@@ -10,10 +10,10 @@
 
 #include <string.h>
 
-/* Memory may have changed: the compiler can neither move a call out of its loop nor drop it. */
+/* Tells the compiler that memory may have changed, so that it can neither move a call out of its loop nor remove it. */
 #define BARRIER() __asm__ volatile("" ::: "memory")
 
-/* Called through a pointer that the compiler cannot see through, or it would put code of its own in memcpy's place. */
+/* Called through a pointer whose value the compiler cannot know: otherwise it would replace memcpy by its own code. */
 static void *(*volatile library_memcpy)(void *, const void *, size_t) = memcpy;
 
 int64_t loop_memcpy(const struct loop_payloads *payloads, size_t repeats)
@@ -95,7 +95,7 @@ int64_t loop_receive(const struct loop_reads *reads, size_t repeats)
     return now() - start;
 }
 
-/* What a thread has: connections, and what they share. */
+/* The state of a thread: its connections, and the memory that they share. */
 struct thread {
     struct urs_engine engines[LOOP_CONNECTIONS];
     struct urs_outbound outbounds[LOOP_CONNECTIONS];
@@ -104,7 +104,8 @@ struct thread {
     struct urs_outbox outbox;
 };
 
-/* A read for each of `count` connections; returns how many bytes are to be sent then, 0 if a frame was refused. */
+/* Runs one read for each of `count` connections. Returns how many bytes must then be sent, or 0 if a frame was
+ * refused. */
 static size_t turn(struct thread *thread, const struct loop_reads *r, uint8_t *buffer, size_t count)
 {
     size_t bytes = 0;

@@ -1,5 +1,5 @@
-/* One ring set up as the library's, and bursts of sends on it; a send that lends its buffer ends with its notification.
- * No send ever waits: it finds room, or the burst is refused. */
+/* One ring, set up like the library's, and bursts of sends on it. A zero-copy send ends with its notification. No send
+ * ever waits: it finds room, or the burst is refused. */
 #define _GNU_SOURCE
 #include "sends.h"
 
@@ -37,11 +37,11 @@ struct loop_ring {
     uint8_t *memory;
 };
 
-/* What became of a burst so far. */
+/* The progress of a burst. */
 struct burst {
-    size_t pending;                      /* sends whose buffer is not free again */
+    size_t pending;                      /* sends whose buffer is not free yet */
     size_t sent;                         /* bytes */
-    int error;                           /* the first send's that failed */
+    int error;                           /* of the first send that failed */
 };
 
 int loop_ring_open(struct loop_ring **opened)
@@ -60,7 +60,7 @@ int loop_ring_open(struct loop_ring **opened)
         free(ring);
         return -ENOMEM;
     }
-    memset(ring->memory, 'x', LOOP_SENDS_BYTES_MAX); /* untouched pages would all be the one page of zeros */
+    memset(ring->memory, 'x', LOOP_SENDS_BYTES_MAX); /* untouched pages would all be the same page of zeros */
     for (size_t rung = 0; rung < sizeof ladder / sizeof *ladder && error == -EINVAL; rung++) {
         struct io_uring_params params = {
             .flags = ladder[rung] | IORING_SETUP_SUBMIT_ALL | IORING_SETUP_CQSIZE,
@@ -73,7 +73,7 @@ int loop_ring_open(struct loop_ring **opened)
         free(ring);
         return error;
     }
-    io_uring_register_ring_fd(&ring->uring); /* saves a little per call; works without */
+    io_uring_register_ring_fd(&ring->uring); /* saves a little time per call; the ring also works without it */
     *opened = ring;
     return 0;
 }
@@ -110,7 +110,7 @@ static void queue(struct loop_ring *ring, const struct loop_sends *s)
     }
 }
 
-/* Takes the completions that are there. F_MORE, not the result, says whether a notification follows. */
+/* Takes the completions that have arrived. F_MORE, not the result, says whether a notification follows. */
 static void collect(struct loop_ring *ring, struct loop_sends *s, struct burst *burst)
 {
     struct io_uring_cqe *cqe;
@@ -133,8 +133,8 @@ static void collect(struct loop_ring *ring, struct loop_sends *s, struct burst *
     io_uring_cq_advance(&ring->uring, count);
 }
 
-/* Has the receiver acknowledge what it has, which it would otherwise put off until it is read: only then the sender
- * frees its packets, and the kernel gives back what was lent. */
+/* Makes the receiver acknowledge its bytes, which it would otherwise delay until they are read: only then the sender
+ * frees its packets, and the kernel returns the lent buffers. */
 static void acknowledge(int receiver)
 {
     int yes = 1;
@@ -142,7 +142,7 @@ static void acknowledge(int receiver)
     setsockopt(receiver, IPPROTO_TCP, TCP_QUICKACK, &yes, sizeof yes);
 }
 
-/* Takes so many bytes from the receiver without copying them. */
+/* Takes `bytes` bytes from the receiver without copying them. */
 static int drain(int receiver, size_t bytes)
 {
     while (bytes > 0) {
@@ -156,7 +156,7 @@ static int drain(int receiver, size_t bytes)
     return 0;
 }
 
-/* Waits for what is still lent. */
+/* Waits until no buffer is lent. */
 static int wait_for_all(struct loop_ring *ring, struct loop_sends *s, struct burst *burst)
 {
     while (burst->pending > 0) {
@@ -170,8 +170,8 @@ static int wait_for_all(struct loop_ring *ring, struct loop_sends *s, struct bur
     return 0;
 }
 
-/* The nanoseconds of one burst. -EAGAIN: it is over, but not all of it had arrived when the clock stopped; on loopback
- * arriving is part of sending, and for a send that lends its buffer the greater part. */
+/* Returns the nanoseconds of one burst. -EAGAIN: the burst is over, but not all bytes had arrived when the clock
+ * stopped. On loopback arriving is part of sending, and for a zero-copy send it is the greater part. */
 static int64_t run_burst(struct loop_ring *ring, struct loop_sends *s)
 {
     struct burst burst = {.pending = s->count};
@@ -207,7 +207,7 @@ int64_t loop_send(struct loop_ring *ring, struct loop_sends *sends, size_t repea
 {
     int64_t nanoseconds = 0;
 
-    /* TCP's windows open with use: a burst that they hold back is taken again. */
+    /* TCP windows grow with use: a burst that they hold back is repeated. */
     for (int held_back = 0; repeats > 0;) {
         int64_t result = run_burst(ring, sends);
         if (result == -EAGAIN && ++held_back < HELD_BACK_MAX)

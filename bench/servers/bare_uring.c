@@ -1,6 +1,6 @@
-/* A TCP echo on io_uring without any protocol: the floor under uringws' run_echo. It receives, sends and reuses its
- * buffers the same way (multishot receives into a small hot pool, MSG_DONTWAIT sends in place, reap, recycle, wait), so
- * that what run_echo costs beyond it is the price of WebSocket. */
+/* A TCP echo on io_uring without any protocol: the lower bound for the cost of uringws' run_echo. It receives, sends
+ * and reuses its buffers in the same way (multishot receives into a small hot pool, MSG_DONTWAIT sends in place, reap,
+ * recycle, wait). So the additional cost of run_echo is the price of WebSocket. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
@@ -22,7 +22,8 @@ enum { BUFFERS = 64, BUFFER_BYTES = 17 << 10, DESCRIPTORS_MAX = 1 << 16 };
  * closed only when its receive has ended and its sends have completed, so a tag is never stale. */
 enum kind { KIND_ACCEPT, KIND_RECEIVE, KIND_SEND };
 
-/* What a receive left in a buffer, and what cannot be sent yet because a send of the same connection is queued. */
+/* The bytes that a receive left in a buffer and that cannot be sent yet, because a send of the same connection is
+ * queued. */
 struct delayed {
     int fd;
     unsigned buffer;
@@ -32,7 +33,7 @@ struct delayed {
 static struct ring ring;
 static struct pool pool;
 static bool sending[DESCRIPTORS_MAX]; /* a send is queued or in flight */
-static bool ended[DESCRIPTORS_MAX];   /* the receive is over; close when all is sent */
+static bool ended[DESCRIPTORS_MAX];   /* the receive has ended; close when everything is sent */
 static unsigned send_bytes[BUFFERS];
 static struct delayed delayed[BUFFERS];
 static unsigned delayed_count;
@@ -111,7 +112,7 @@ static void on_receive(int fd, const struct io_uring_cqe *cqe)
         close_when_sent(fd);
 }
 
-/* A full socket buffer does not happen in the loads this floor is for, so the rest may block. */
+/* A full socket buffer does not occur in the loads that this server is for, so sending the rest may block. */
 static void send_rest(int fd, const uint8_t *bytes, size_t count)
 {
     while (count > 0) {
@@ -191,8 +192,8 @@ int main(int argc, char **argv)
     printf("listening %s\n", argv[2]);
     fflush(stdout);
     for (;;) {
-        /* In-place sends complete while they are submitted: with a first, waitless turn their buffers are free again
-         * before the next receive wants one, and so the hottest is always the next to be filled. */
+        /* In-place sends complete while they are submitted. A first turn that does not wait frees their buffers before
+         * the next receive needs one, so the hottest buffer is always filled next. */
         if (io_uring_sq_ready(&ring.uring) > 0)
             ring_submit(&ring);
         if (!handle_completions())
