@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -96,6 +97,25 @@ def test_the_greediest_partial_message_is_closed_with_1009(backend: Backend) -> 
         assert_alive(server, lively)
         assert len(recorder.of("close")) == 1, "and nobody else"
         assert stats(server).close_codes == {1009: 1}
+
+
+def test_who_is_closed_for_memory_and_sends_on_still_reads_why(backend: Backend) -> None:
+    """The rest of the message is on its way; a reset would make the next write fail, and destroy the close frame."""
+    recorder = Pushing()
+    with serving(backend, recorder) as server, ExitStack() as stack:
+        greedy = stack.enter_context(Peer.connect(server.address))
+        begin_message(greedy, 3 * MIB, 4 * MIB)
+        for _ in range(40):
+            if not recorder.of("close"):
+                begin_message(stack.enter_context(Peer.connect(server.address)), 200 * KIB, 300 * KIB)
+                stats(server)
+        recorder.wait_for("close")
+        for _ in range(5):
+            time.sleep(0.03)
+            greedy.write(bytes(20_000))
+        assert read_until_end(greedy) == 1009
+        greedy.read_eof()
+        assert len(recorder.of("close")) == 1
 
 
 def test_the_greediest_backlog_is_cut_off(backend: Backend) -> None:

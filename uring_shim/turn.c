@@ -153,10 +153,12 @@ static void apply_owed(struct urs_reactor *reactor, struct urs_session *session,
 
 static void apply_lost(struct urs_reactor *reactor, struct urs_session *session)
 {
-    if (session->state < URS_SESSION_AWAIT_END && !session->lost)
-        urs_life_finish(reactor, session);
-    else
+    /* Where only our side has ended, the peer has its time to read what it was told: it may still be sending. */
+    bool both_ended = session->state == URS_SESSION_AWAIT_END && session->input_ended;
+    if (session->lost || both_ended)
         urs_life_end(reactor, session);
+    else
+        urs_life_finish(reactor, session);
 }
 
 void urs_turn_apply(struct urs_reactor *reactor, uint32_t until, uint32_t in_hand)
