@@ -19,7 +19,7 @@ from typing import Self
 
 import pytest
 
-from servers import EchoRecorder, ReactorThread, Recorder, ServerProcess, run_until, settle, wait_until
+from servers import EchoRecorder, ReactorThread, Recorder, ServerProcess, connected, run_until, settle, wait_until
 from test_liveness import assert_struck, only, paused
 from uringws import Connection, Options, Reactor, Request, Response, SendResult
 from uringws.backend import Backend
@@ -348,6 +348,33 @@ def test_a_reactor_that_is_closed_resets_the_streams_it_cuts(backend: Backend) -
         server.ask(lambda: conn.send_binary(PAYLOAD))
         server.reactor.stop()
         server.join()
+        with pytest.raises(ConnectionResetError):
+            read_to_the_end(peer)
+
+
+def test_an_abort_just_before_the_reactor_is_closed_resets_the_stream_too(backend: Backend) -> None:
+    recorder = Recorder()
+    with Reactor(recorder, only(), backend=backend) as reactor, connected(reactor) as peer:
+        (conn,) = opened(recorder)
+        conn.send_binary(bytes(16_000_000))
+        reactor.run_once(0)
+        conn.abort()
+        reactor.close()
+        with pytest.raises(ConnectionResetError):
+            read_to_the_end(peer)
+
+
+def test_a_stream_whose_rest_finds_no_memory_is_reset(backend: Backend) -> None:
+    """A part of the message has left when the budget turns out to be too small for the rest of it."""
+    recorder = Recorder()
+    pool_bytes = 16 * 4096
+    options = only(
+        receive_buffers=16, receive_buffer_bytes=4096, message_bytes_max=65536, memory_bytes_max=pool_bytes + 1_000_000
+    )
+    with Reactor(recorder, options, backend=backend) as reactor, connected(reactor) as peer:
+        (conn,) = opened(recorder)
+        conn.send_binary(bytes(16_000_000))
+        run_until(reactor, lambda: recorder.of("close") and not reactor.stats().sessions)
         with pytest.raises(ConnectionResetError):
             read_to_the_end(peer)
 

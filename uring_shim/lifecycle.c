@@ -196,7 +196,7 @@ void urs_life_lose(struct urs_reactor *reactor, struct urs_session *session, int
     if (error != 0) {
         session->lost = true;
         /* The system still delivers the bytes that the socket has taken, unless the peer does not take them. */
-        session->reset = session->backlog != NULL || session->outbound.first != 0
+        session->reset = session->reset || session->backlog != NULL || session->outbound.first != 0
             || (error == -ETIMEDOUT && urs_io_unsent_bytes(session->fd) > 0);
         urs_outbound_clear(&reactor->outbox, &session->outbound);
         urs_session_drop_memory(session);

@@ -158,7 +158,8 @@ void urs_reactor_close(struct urs_reactor *reactor)
         if (session->state == URS_SESSION_FREE)
             continue;
         if (session->fd >= 0)
-            close_socket(session->fd, session->backlog != NULL || session->outbound.first != 0);
+            close_socket(session->fd,
+                         session->reset || session->backlog != NULL || session->outbound.first != 0);
         urs_outbound_clear(&reactor->outbox, &session->outbound);
         urs_session_drop_memory(session);
     }
@@ -414,6 +415,7 @@ static int send_direct(struct urs_reactor *reactor, struct urs_session *session,
     if (error == 0)
         error = urs_outbound_bytes(&reactor->outbox, &session->outbound, data + from, bytes - from);
     if (error != 0) {
+        session->reset = true;
         urs_life_lose(reactor, session, error);
         return error;
     }

@@ -226,10 +226,12 @@ static void note_backlog(struct urs_reactor *reactor, struct urs_session *sessio
 static void store(struct urs_reactor *reactor, struct urs_session *session, size_t from)
 {
     int error = urs_session_store(session, &reactor->outbox, &reactor->memory, from);
-    if (error != 0)
+    if (error != 0) {
+        session->reset = true;  /* its segments are gone already */
         urs_life_lose(reactor, session, error);
-    else
+    } else {
         note_backlog(reactor, session);
+    }
     if (URS_UNLIKELY(session->question_unsent))
         urs_deadline_left_in_part(reactor, session);
 }
