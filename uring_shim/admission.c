@@ -84,9 +84,10 @@ static uint64_t sip_hash(const uint64_t key[2], uint64_t word, uint64_t bytes)
     return v[0] ^ v[1] ^ v[2] ^ v[3];
 }
 
-/* A number that stands for the address. For IPv6 it stands for the /64, because one peer owns a /64. Two addresses with
- * the same number share a limit. The key is secret and different per reactor: otherwise a stranger with many addresses
- * could choose one that has the same number as a victim, and use up the victim's limit. */
+/* Returns a number for the address, by which its sessions are counted. An IPv6 address gets the number of its /64,
+ * because one peer owns a /64. Two addresses with the same number share a limit. The key is secret and different per
+ * reactor: otherwise a stranger with many addresses could choose one that has the same number as a victim, and use up
+ * the victim's limit. */
 static uint32_t peer_hash(const struct urs_reactor *reactor, const struct urs_peer *peer)
 {
     static const uint8_t mapped[12] = {[10] = 0xff, [11] = 0xff};
@@ -242,7 +243,8 @@ static void write_date(uint8_t date[static DATE_BYTES])
     char text[96];
     struct timespec time;
     struct tm now;
-    /* Not time(2): it may lag behind this clock, and the Date of an answer would be earlier than its request. */
+    /* Not time(2): it may be later than this clock's value, and the Date of an answer would be earlier than its
+     * request. */
     if (clock_gettime(CLOCK_REALTIME, &time) != 0 || gmtime_r(&time.tv_sec, &now) == NULL)
         return;
     int bytes = snprintf(text, sizeof text, "%s, %02d %s %04d %02d:%02d:%02d GMT", days[now.tm_wday], now.tm_mday,
@@ -280,7 +282,7 @@ static void refuse(struct urs_reactor *reactor, int fd, enum urs_refusal why)
 {
     const struct urs_answer *answer = answer_to(reactor, why);
     reactor->stats.refused[why]++;
-    /* Best effort: nothing is read, and nobody waits until the answer arrives. */
+    /* Best effort: nothing is read, and the server does not wait until the answer arrives. */
     (void)!send(fd, answer->data, answer->bytes, MSG_DONTWAIT | MSG_NOSIGNAL);
     shutdown(fd, SHUT_WR);
     close(fd);
@@ -308,7 +310,7 @@ static void admit(struct urs_reactor *reactor, int fd, bool local)
         return;
     }
     urs_admission_peer(session);
-    /* Behind proxies the address in the PROXY header is counted instead. */
+    /* If proxies are in front, the address in the PROXY header is counted instead. */
     if (!options->proxy_protocol && !urs_admission_count(reactor, session)) {
         urs_wheel_cancel(&reactor->wheel, session->slot);
         urs_session_free(&reactor->sessions, session);

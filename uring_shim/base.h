@@ -9,7 +9,7 @@
 
 /* cdef: begin */
 
-/* Results below -4096 are the library's own; -4095 .. -1 are -errno; >= 0 is success or a count. */
+/* Results below -4096 are errors of the library; -4095 .. -1 are -errno; >= 0 is success or a count. */
 enum urs_error {
     URS_ERROR_BASE = -4096,
     URS_ERROR_RSV = -4097,               /* a reserved bit is set, RFC 6455 5.2 */
@@ -71,9 +71,9 @@ enum urs_close_code {
 #define URS_UNLIKELY(x) __builtin_expect(!!(x), 0)
 #define URS_COUNT(array) (sizeof(array) / sizeof((array)[0]))
 
-/* States a condition that must hold at this point, whatever a peer or the caller does. Builds that look for faults
- * (sanitizers, fault injection, fuzzing) define URS_ASSERTIONS and abort if the condition is false. Other builds do not
- * evaluate it. */
+/* States a condition that must always hold at this point, for any input of a peer and any call of Python. Builds that
+ * look for faults (sanitizers, fault injection, fuzzing) define URS_ASSERTIONS and abort if the condition is false.
+ * Other builds do not evaluate it. */
 #ifdef URS_ASSERTIONS
 #undef NDEBUG
 #include <assert.h>

@@ -65,7 +65,7 @@ static inline void urs_block_hold(struct urs_block *block)
     (void)before;
 }
 
-/* True if the caller's reference is the only one: nobody else reads the block, and nobody can take a reference. */
+/* Returns true if the caller's reference is the only one: then no other code can read the block or take a reference. */
 static inline bool urs_block_is_sole(const struct urs_block *block)
 {
     return __atomic_load_n(&block->references, __ATOMIC_ACQUIRE) == 1;
@@ -75,12 +75,12 @@ static inline bool urs_block_is_sole(const struct urs_block *block)
  * NULL if the budget or the heap has no room: urs_memory_error tells which. */
 struct urs_block *urs_block_new(struct urs_memory *memory, size_t room);
 
-/* Ensures room for `more` bytes after `end`. Allocates ahead up to `expected` bytes in total, and never beyond unless
+/* Ensures room for `more` bytes after `end`. Allocates ahead up to `expected` bytes in total, and never more unless
  * `more` requires it. May move the block (amortised O(1) per byte). On failure returns URS_ERROR_MEMORY_BUDGET or
  * -ENOMEM and leaves *block unchanged. */
 int urs_block_reserve(struct urs_memory *memory, struct urs_block **block, size_t more, size_t expected);
 
-/* Returns URS_ERROR_MEMORY_BUDGET if `room` bytes would not fit into the budget, else -ENOMEM. */
+/* Returns URS_ERROR_MEMORY_BUDGET if `room` bytes would not fit into the budget, otherwise -ENOMEM. */
 int urs_memory_error(const struct urs_memory *memory, size_t room);
 
 static inline uint8_t *urs_block_data(struct urs_block *block) { return block->bytes + block->start; }

@@ -34,7 +34,7 @@ struct urs_loan {
     bool sending;                        /* the completion URS_IO_SEND_ZC is still to come */
 };
 
-/* What returns a receive buffer to the pool. */
+/* The event that returns a receive buffer to the pool. */
 enum urs_lent {
     URS_LENT_NOT = 0,                    /* not lent: the end of the turn releases it */
     URS_LENT_IN_TURN = 1,                /* lent, its turn still runs: the end of the turn releases it if the kernel has
@@ -185,8 +185,8 @@ void urs_turn_dirty(struct urs_reactor *reactor, struct urs_session *session);
 #define URS_NO_EVENT UINT32_MAX
 
 /* Applies the events with an index below `until`: sends their echoes, pongs and close frames, and ends sessions, in
- * wire order. An `until` larger than the number of events stands for the events that Python has handled. `in_hand` is
- * the index of a message whose handler has not returned yet, so that its payload must not change; URS_NO_EVENT for
+ * wire order. An `until` larger than the number of events means the number of events that Python has handled. `in_hand`
+ * is the index of a message whose handler has not returned yet, so that its payload must not change; URS_NO_EVENT for
  * none. */
 void urs_turn_apply(struct urs_reactor *reactor, uint32_t until, uint32_t in_hand);
 
@@ -330,7 +330,8 @@ int urs_life_close(struct urs_reactor *reactor, struct urs_session *session, uns
 /* Like urs_life_close, after a fault or at a limit: `code` is reported even if the peer never answers. */
 void urs_life_fail(struct urs_reactor *reactor, struct urs_session *session, unsigned code, const char *reason);
 
-/* Sends nothing more than what is queued: flushes, shuts down our side, and waits for the peer's end of stream. */
+/* Allows no more bytes to be queued: flushes the queued ones, shuts down our side, and waits for the peer's end of
+ * stream. */
 void urs_life_finish(struct urs_reactor *reactor, struct urs_session *session);
 
 /* Continues the ending of a session once its last byte is sent. */
@@ -346,7 +347,7 @@ void urs_life_end(struct urs_reactor *reactor, struct urs_session *session);
 /* Frees a session in AWAIT_REQUESTS if no completion is outstanding. */
 void urs_life_try_free(struct urs_reactor *reactor, struct urs_session *session);
 
-/* deadline.c: every clock of a session. docs/deadlines.md is the table of them. */
+/* deadline.c: every clock of a session. docs/deadlines.md has the table of the clocks. */
 
 /* Sets the deadline of the session's state, `in_ms` from now; 0 means none. */
 void urs_deadline_set(struct urs_reactor *reactor, struct urs_session *session, uint32_t in_ms);

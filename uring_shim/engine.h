@@ -60,9 +60,9 @@ struct urs_input {
     uint8_t *end;
 };
 
-/* What urs_engine_next found. The payload lies in the input, or in `block`, whose only reference the caller then owns.
- * The bytes in front of the payload may be overwritten; there are always enough for the header of a reply of the same
- * size. */
+/* An item that urs_engine_next found. The payload lies in the input, or in `block`, whose only reference the caller
+ * then owns. The bytes in front of the payload may be overwritten; there are always enough for the header of a reply of
+ * the same size. */
 struct urs_item {
     uint8_t *payload;
     size_t bytes;
@@ -96,7 +96,8 @@ const char *urs_engine_error_text(int error);
 /* Returns how many bytes of an unfinished frame or message the engine holds. */
 size_t urs_engine_partial_bytes(const struct urs_engine *engine);
 
-/* Frees what the engine holds and resets it, except that phase becomes URS_ENGINE_ENDED: no more input is accepted. */
+/* Frees everything that the engine holds and resets it, except that phase becomes URS_ENGINE_ENDED: further input is
+ * ignored. */
 void urs_engine_clear(struct urs_engine *engine);
 
 /* cdef: end */

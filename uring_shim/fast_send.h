@@ -1,5 +1,6 @@
-/* The two sends as functions of Python's own C API, because they run for every message: a call through cffi packs a tuple
- * and gives up the GIL, which costs more than to send a small message. Only fast_send.c includes Python.h. */
+/* The two send functions, written for the C API of Python, because they run for every message: a call through cffi
+ * packs a tuple and releases the GIL, which costs more than sending a small message. Only fast_send.c includes
+ * Python.h. */
 #ifndef URS_FAST_SEND_H
 #define URS_FAST_SEND_H
 
@@ -8,8 +9,9 @@
 /* Adds two functions to the module uringws._shim, which must have been imported:
  *   fast_send(address, id, index, opcode, payload: bytes) -> int
  *   fast_send_event(address, id, index, opcode) -> int
- * They do what urs_session_send and urs_session_send_event do, and return what those return. `address` is that of the
- * reactor, 0 for none. They keep the GIL while they send a small payload. Returns 0, or -1 if Python is out of memory. */
+ * They do the same as urs_session_send and urs_session_send_event, and return the same results. `address` is the
+ * address of the reactor, 0 for none. They keep the GIL while they send a small payload. Returns 0, or -1 if Python is
+ * out of memory. */
 int urs_fast_send_attach(void);
 
 /* cdef: end */

@@ -33,12 +33,12 @@ struct urs_frame_header {
     uint8_t header_bytes;                /* 2 to 14 */
 };
 
-/* Reads the header at the start of `data` under `rules` (or-ed urs_frame_rule; 0 takes either mask bit). Bytes after the
- * header are ignored. Returns
+/* Reads the header at the start of `data` under `rules` (or-ed urs_frame_rule; 0 takes either mask bit). Bytes after
+ * the header are ignored. Returns
  *   its size in bytes (2 to 14), with *header filled in;
  *   0 if the header is incomplete: then only header->header_bytes is set, to the minimum total size known so far;
- *   an urs_error, from URS_ERROR_RSV to URS_ERROR_MASKED, as soon as the bytes at hand prove that a rule is broken, even
- *   if the header is incomplete: *header is then meaningless. */
+ *   an urs_error, from URS_ERROR_RSV to URS_ERROR_MASKED, as soon as the bytes read so far prove that a rule is broken,
+ *   even if the header is incomplete: *header is then meaningless. */
 int urs_frame_parse(const uint8_t *data, size_t bytes, int rules, struct urs_frame_header *header);
 
 /* Returns the size of a header without mask for a payload of that size (at most 2^63 - 1): 2, 4 or 10. */

@@ -6,7 +6,7 @@
 #include <string.h>
 
 enum {
-    PROXY_V1_BYTES_MAX = 107,            /* proxy-protocol.txt 2.1, the CRLF included */
+    PROXY_V1_BYTES_MAX = 107,            /* proxy-protocol.txt 2.1, including the CRLF */
     PROXY_V2_BYTES = 16,                 /* 2.2: up to and including the length of the rest */
     METHOD_BYTES_MAX = 32,               /* the longest registered method has 17 */
     VERSION_BYTES = 9                    /* " HTTP/1.1" */

@@ -10,12 +10,13 @@ struct urs_head_rules {
     bool proxy_protocol;                 /* a PROXY header, v1 or v2, may come first */
 };
 
-/* Looks for the end of a request's head: the empty line after its fields. `data` is all that came, of which the first
- * `seen` bytes were there at an earlier call that returned 0.
+/* Looks for the end of the head of a request: the empty line after its fields. `data` holds all bytes received so far.
+ * The first `seen` of them were passed to an earlier call, which returned 0.
  *
- * Returns the head's size, with the PROXY header and the one empty line that may come before the request (RFC 9112
- * 2.2); 0 while it is not whole; URS_ERROR_REQUEST as soon as the bytes cannot become a request of HTTP/1;
- * URS_ERROR_TOO_BIG. A whole head is not checked beyond its first byte: its parser says better what is wrong. */
+ * Returns the size of the head, including the PROXY header and the one empty line that may come in front of the request
+ * (RFC 9112 2.2); 0 while the head is incomplete; URS_ERROR_REQUEST as soon as the bytes cannot become a request of
+ * HTTP/1; URS_ERROR_TOO_BIG. Only the first byte of a complete head is checked here: the parser reports other errors
+ * more precisely. */
 int64_t urs_head_find(const uint8_t *data, size_t bytes, size_t seen, const struct urs_head_rules *rules);
 
 #endif

@@ -97,7 +97,7 @@ void urs_io_disconnect(int fd, bool reset)
      * not be sent. */
     const struct sockaddr unspecified = {.sa_family = AF_UNSPEC};
     if (!reset || connect(fd, &unspecified, sizeof unspecified) != 0)
-        (void)urs_sys_shutdown(fd, SHUT_RDWR);  /* fails if the peer is gone: then there is nobody to tell */
+        (void)urs_sys_shutdown(fd, SHUT_RDWR);  /* fails if the peer is gone already, which is no error here */
 }
 
 int urs_wake_open(struct urs_wake *wake)

@@ -27,7 +27,7 @@ enum urs_io_kind {
 /* What the reactor must do with a completion. */
 enum urs_io_fate {
     URS_FATE_DATA = 0,                   /* use the bytes or the descriptor */
-    URS_FATE_END = 1,                    /* the peer will send no more */
+    URS_FATE_END = 1,                    /* the peer has ended its side of the stream */
     URS_FATE_AGAIN = 2,                  /* arm or send again now (sends: once the socket is writable) */
     URS_FATE_PARK = 3,                   /* arm again when receive buffers have been released */
     URS_FATE_LATER = 4,                  /* the system lacks memory or descriptors: retry after URS_DELAY_MS */
@@ -166,8 +166,8 @@ uint32_t urs_io_unsent_bytes(int fd);
 
 enum urs_io_input { URS_INPUT_NONE = 0, URS_INPUT_WAITS = 1, URS_INPUT_ENDS = 2 };
 
-/* Tells what a receive would find now, without receiving: nothing; bytes or the end of the stream; or what is left
- * before a reset. */
+/* Tells the result of a receive without receiving: nothing; bytes or the end of the stream; or bytes in front of a
+ * reset. */
 enum urs_io_input urs_io_input_waiting(int fd);
 
 /* Ends a connection in both directions, even if other descriptors refer to the socket; armed requests complete. With

@@ -1,5 +1,6 @@
 /* The backend on io_uring: one ring, multishot accept and receive from a provided-buffer ring, and sends that never
- * wait. The only file that uses liburing. Comments on kernel behaviour stand beside the line that depends on it. */
+ * wait. The only file that uses liburing. Each line that depends on the behaviour of a kernel version has a comment
+ * that says so. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <liburing.h>

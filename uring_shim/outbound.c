@@ -94,7 +94,7 @@ int urs_outbound_answer_unmoved(struct urs_outbox *outbox, struct urs_outbound *
 int urs_outbound_answers(struct urs_outbox *outbox, struct urs_outbound *outbound, struct urs_item *item)
 {
     /* Each reply is four bytes shorter than its message, because it has no masking key. The four bytes of the first
-     * message lie in front of the replies, those of all others after them. */
+     * message lie in front of the replies; the bytes of all other keys lie after the replies. */
     size_t keys_behind = 4 * (size_t)(item->count - 1);
     struct urs_block *block = item->block;
     item->block = NULL;

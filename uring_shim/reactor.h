@@ -17,7 +17,7 @@ enum urs_zero_copy { URS_ZERO_COPY_NEVER = 0, URS_ZERO_COPY_AUTO = 1, URS_ZERO_C
 
 enum urs_send_outcome { URS_SENT = 0, URS_QUEUED = 1, URS_DROPPED = 2 };
 
-/* Kinds of events beyond enum urs_item_kind. */
+/* Kinds of events in addition to enum urs_item_kind. */
 enum urs_event_kind {
     URS_EVENT_UPGRADE = 16,              /* the payload is a request's head; error: 0, TOO_BIG or REQUEST */
     URS_EVENT_LOST = 17,                 /* the session ends without a close frame from the peer; error: 0 (end of

@@ -145,7 +145,7 @@ static int store_bytes(struct urs_session *session, struct urs_memory *memory, c
     return 0;
 }
 
-/* Returns true if the segment's block may be moved into the backlog unchanged: nobody else refers to it. */
+/* Returns true if the segment's block may be moved into the backlog unchanged: no other reference to it exists. */
 static bool movable(const struct urs_segment *segment, size_t bytes)
 {
     return segment->block != NULL && segment->block->memory != NULL && bytes >= MOVE_BYTES_MIN

@@ -739,8 +739,8 @@ static void rearm(struct urs_reactor *reactor)
     urs_admission_arm(reactor);
 }
 
-/* Frees the sessions that have ended, except those still on a list or named by an undelivered event: the list or the
- * event would otherwise refer to the next session of the slot. */
+/* Frees the sessions that have ended, except sessions that are still on a list or named by an undelivered event: the
+ * list or the event would otherwise refer to the next session of the slot. */
 static void free_dead(struct urs_reactor *reactor)
 {
     uint32_t count = reactor->dead.count;

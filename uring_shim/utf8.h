@@ -13,7 +13,7 @@ struct urs_utf8 {
 };
 
 /* Validates the next chunk. Returns -1 if all `bytes` bytes are valid so far (the chunk may end inside a code point:
- * see urs_utf8_complete), else the index of the first byte that proves the text invalid. After that the state is
+ * see urs_utf8_complete), otherwise the index of the first byte that proves the text invalid. After that the state is
  * meaningless until it is set to 0. */
 ptrdiff_t urs_utf8_feed(struct urs_utf8 *utf8, const uint8_t *data, size_t bytes);
 
