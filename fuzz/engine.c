@@ -33,7 +33,7 @@ struct run {
     struct urs_outbox outbox;
     struct urs_outbound outbound;
     struct string items;
-    struct string sent;                  /* what outbound would have sent */
+    struct string sent;                  /* the bytes that outbound would have sent */
     struct string expected;              /* the bytes that it should have sent */
     size_t fed;
     bool close_sent;

@@ -1,5 +1,6 @@
-/* The other end of a session under fuzzing: what it wrote, what a reference engine finds in that, what it received, and
- * what it may receive. The reactor must agree with the reference for any chunks. */
+/* The other end of a session under fuzzing: the bytes that it wrote, the items that a reference engine finds in them,
+ * the frames that it received, and the frames that it may receive. The reactor must agree with the reference for any
+ * chunks. */
 #ifndef FUZZ_PEER_H
 #define FUZZ_PEER_H
 
@@ -89,7 +90,7 @@ struct peer {
     size_t read_by_reference;
     struct urs_engine reference;
     struct urs_memory memory;
-    struct queue items;                  /* what the reference has found and the reactor must still find */
+    struct queue items;                  /* items that the reference has found and the reactor must still find */
 
     struct string received;
     size_t parsed;

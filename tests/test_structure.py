@@ -81,6 +81,35 @@ FUNCTION = re.compile(
 C_FUNCTION_LINES_MAX = 45
 PYTHON_FUNCTION_LINES_MAX = 50
 
+# Idioms that an engineer who learned English as a second language stumbles over, each with a plainer wording.
+PLAINER = {
+    r"but for": "except",
+    r"save for": "except",
+    r"to be had": "available",
+    r"of no (more )?use": "unusable",
+    r"anew": "again",
+    r"once more": "again",
+    r"so too": "also",
+    r"owe[sd]?": "say what must be sent",
+    r"at hand": "name it",
+    r"for good": "for ever, or say until when",
+    r"for want of": "because ... is missing",
+    r"hence|thus|thereof|lest": "so, of it, so that ... not",
+    r"who(m|so)?ever|whichever": "name the thing",
+    r"sees? to it": "ensures",
+    r"behind": "after (for the order of bytes and list entries)",
+    r"nobody|somebody": "name the code, thread or peer",
+    r"as it were|in good order|beyond use": "say what is meant",
+    r"(?:^|[.:;] )(What|Who)": "begin with the subject",
+    r"(?:^|[.,:;] )should (a|an|the|it|they)": "if",
+    r"were (it|there|they)": "if",
+    r", for (he|it|nobody|others|they|who)": "because",
+    r"(bytes|kind|many|messages|most|much|once|one|times?) an? "
+    r"(connection|core|process|reactor|second|session|socket|turn)": "per",
+}
+PLAINER_PATTERN = re.compile("|".join(rf"(?:\b|^)(?:{pattern})\b" for pattern in PLAINER), re.IGNORECASE)
+C_TOKEN = re.compile(r'"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])*\'|(?P<comment>/\*.*?\*/|//[^\n]*)', re.DOTALL)
+
 SOURCE_SUFFIXES = {".c", ".h", ".js", ".mjs", ".py", ".sh"}
 SOURCE_DIRECTORIES = ("bench", "examples", "fuzz", "src", "tests", "uring_shim")
 NOT_OURS = {"__pycache__", "node_modules"}
@@ -96,6 +125,7 @@ BOUNDED_PYTHON = sorted(
     for path in (ROOT / name).rglob("*.py")
     if "node_modules" not in path.parts
 )
+C_SOURCES = sorted([*C_FILES, *(path for name in ("bench", "fuzz") for path in (ROOT / name).rglob("*.[ch]"))])
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
@@ -165,6 +195,23 @@ def own_imports(path: Path) -> set[str]:
 def c_functions(text: str) -> dict[str, int]:
     """The functions that a C file defines, each with its number of lines from its head to its closing brace."""
     return {match["name"]: match[0].count("\n") + 1 for match in FUNCTION.finditer(text)}
+
+
+def c_comments(text: str) -> Iterator[tuple[int, str]]:
+    """The comments of a C file, each with its line and its words on one line, without the marks."""
+    for match in C_TOKEN.finditer(text):
+        if match["comment"]:
+            bare = re.sub(r"^/[*/]|\*/$|\n\s*\*?", " ", match["comment"])
+            yield text.count("\n", 0, match.start()) + 1, " ".join(bare.split())
+
+
+def wordy(text: str) -> list[str]:
+    """The wordings of a C file's comments for which PLAINER knows better, each with its line."""
+    return [
+        f"line {line}: {found[0].strip()!r} in {words!r}"
+        for line, words in c_comments(text)
+        for found in PLAINER_PATTERN.finditer(words)
+    ]
 
 
 def source_files() -> list[Path]:
@@ -244,6 +291,29 @@ def test_c_functions_are_counted() -> None:
         "__attribute__((cold)) static void three(void) {\n    one();\n}\n"
     )
     assert c_functions(text) == {"two": 5, "three": 3}
+
+
+@pytest.mark.parametrize("path", C_SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_c_comments_are_plain_english(path: Path) -> None:
+    assert wordy(path.read_text()) == [], "PLAINER in tests/test_structure.py has a plainer wording for each"
+
+
+def test_wordy_comments_are_found() -> None:
+    text = (
+        'puts("/* but for */");  /* all but for\n * one */\n'
+        "/* Sent once a turn. What is left stays. Should the peer go, end. */\n"
+        "int owed;  // fine: it tells what is left, by the turn, once\n"
+        "/* Bytes go behind others,\n   for they are new. */\n"
+    )
+    lines = [found.partition(" in ")[0] for found in wordy(text)]
+    assert lines == [
+        "line 1: 'but for'",
+        "line 3: 'once a turn'",
+        "line 3: '. What'",
+        "line 3: '. Should the'",
+        "line 5: 'behind'",
+        "line 5: ', for they'",
+    ]
 
 
 def test_imports_go_one_way() -> None:

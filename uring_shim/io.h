@@ -24,7 +24,7 @@ enum urs_io_kind {
                                             them */
 };
 
-/* What the reactor must do with a completion. */
+/* The action that a completion requires from the reactor. */
 enum urs_io_fate {
     URS_FATE_DATA = 0,                   /* use the bytes or the descriptor */
     URS_FATE_END = 1,                    /* the peer has ended its side of the stream */

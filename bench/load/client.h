@@ -13,7 +13,7 @@
 #include "ring.h"
 #include "script.h"
 
-/* What a connection waits for. */
+/* The event that a connection waits for. */
 enum awaited {
     AWAIT_TURN,    /* not opened yet */
     AWAIT_CONNECT,
