@@ -162,7 +162,7 @@ static void check_mask(const uint8_t *data, size_t bytes, const uint8_t key[4], 
 
 /* ---- heads, RFC 9112 2.2 and 3 ---- */
 
-/* The result must be the same byte by byte and in one piece, whatever was seen before. */
+/* The result must be the same byte by byte and in one piece, for any number of bytes seen before. */
 static void check_head(const uint8_t *data, size_t bytes, bool proxy_protocol, size_t chunk_max)
 {
     const struct urs_head_rules rules = {.bytes_max = 256, .proxy_protocol = proxy_protocol};

@@ -178,7 +178,7 @@ static inline void match(struct peer *peer, const struct urs_frame_header *heade
         return;
     uint64_t hash = hash_of_answer(header->opcode, header->fin, payload, header->payload_bytes);
     if (header->opcode == URS_OPCODE_PONG) {
-        /* The pong of the latest ping may take the place of one that waited, in front of other frames. */
+        /* The pong of the latest ping may replace a pong that waits, so it may come in front of other frames. */
         CHECK(queue_remove(&peer->pongs, hash));
         return;
     }

@@ -30,7 +30,7 @@ enum operation {
     SETTLE, ANSWER_PING
 };
 
-/* ---- what the shim asks of the system ---- */
+/* ---- the system interface of the shim ---- */
 
 int fuzz_clock_gettime(clockid_t clock, struct timespec *now);
 

@@ -25,7 +25,7 @@ static inline _Noreturn void fuzz_fail(const char *condition, const char *file, 
 
 /* ---- the input ---- */
 
-/* Decisions are taken from the front; past the end there are only zeros. */
+/* Decisions are read from the front; past the end every byte reads as zero. */
 struct input {
     const uint8_t *next;
     const uint8_t *end;

@@ -337,8 +337,8 @@ void urs_life_finish(struct urs_reactor *reactor, struct urs_session *session);
 /* Continues the ending of a session once its last byte is sent. */
 void urs_life_flushed(struct urs_reactor *reactor, struct urs_session *session);
 
-/* The socket is unusable or the peer timed out: queues URS_EVENT_LOST, at most once. An `error` of 0 means that the
- * peer's stream has ended. */
+/* The socket is unusable or the peer timed out (`error` is not 0), or the peer's stream has ended (`error` 0). Queues
+ * URS_EVENT_LOST, at most once for the end of the stream and once for an error after it. */
 void urs_life_lose(struct urs_reactor *reactor, struct urs_session *session, int error);
 
 /* Shuts both sides down, and frees the session once its last completions have arrived. */
@@ -363,7 +363,7 @@ void urs_deadline_left(struct urs_reactor *reactor, struct urs_session *session)
 /* The socket has taken a part of the bytes that an ending session has to send. */
 void urs_deadline_left_in_part(struct urs_reactor *reactor, struct urs_session *session);
 
-/* True if bytes are waiting in the backlog, the segments or the socket. */
+/* Returns true if bytes are waiting in the backlog, the segments or the socket. */
 bool urs_deadline_is_queued(const struct urs_session *session);
 
 /* Starts the clocks of a session that has become open. */

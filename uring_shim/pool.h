@@ -1,5 +1,6 @@
-/* The receive pool: equal buffers in one piece of memory, sized to stay in the CPU cache. This file divides the caller's
- * memory into buffers and counts them; the I/O backend decides who may write into a buffer at a given moment. */
+/* The receive pool: equal buffers in one piece of memory, sized to stay in the CPU cache. This file divides the
+ * caller's memory into buffers and counts them; the I/O backend decides who may write into a buffer at a given
+ * moment. */
 #ifndef URS_POOL_H
 #define URS_POOL_H
 
