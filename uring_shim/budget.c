@@ -83,6 +83,5 @@ void urs_budget_enforce(struct urs_reactor *reactor)
         left -= scan.greediest[ended].bytes;
     }
     if (ended == 0)
-        reactor->budget_scan_ms = reactor->now_ms + URS_DELAY_MS;  /* without victims, do not scan all sessions in every
-                                                                      turn */
+        reactor->budget_scan_ms = reactor->now_ms + URS_DELAY_MS;  /* no session to end: wait before the next scan */
 }

@@ -14,8 +14,7 @@ enum {
     LOOKS_PER_PERIOD = 4                 /* the number of checks per period while a question is queued */
 };
 
-static const uint32_t SPREAD = 2654435769u;  /* 2^32 divided by the golden ratio: its multiples are far from each
-                                                other */
+static const uint32_t SPREAD = 2654435769u;  /* 2^32 / golden ratio: its multiples are far from each other */
 
 /* Returns the milliseconds from now to a time of the 32-bit clock; 0 if that time has passed. */
 static uint32_t until(const struct urs_reactor *reactor, uint32_t at_ms)
@@ -212,8 +211,7 @@ static bool input_waits(struct urs_session *session)
     enum urs_io_input waiting = urs_io_input_waiting(session->fd);
     bool again = session->reprieved;
     if (waiting == URS_INPUT_ENDS)
-        session->reprieved = true;  /* a receive must report the end soon; without a limit, an end that is never
-                                       reported would keep the session for ever */
+        session->reprieved = true;  /* only once: an end that no receive reports would keep the session for ever */
     return waiting == URS_INPUT_WAITS || (waiting == URS_INPUT_ENDS && !again);
 }
 

@@ -175,8 +175,7 @@ static uint8_t *collect(struct urs_engine *engine, struct urs_memory *memory, st
     size_t have = *block == NULL ? 0 : urs_block_bytes(*block);
     size_t expected = have + engine->frame_left;
     if (!engine->frame_fin)
-        expected = urs_max(expected, 2 * (have + bytes) + 256);  /* the number of fragments is unknown: grow by
-                                                                    doubling */
+        expected = urs_max(expected, 2 * (have + bytes) + 256);  /* the total is unknown: grow by doubling */
     URS_ASSERT(engine->phase != URS_ENGINE_ENDED && engine->header_have == 0);
     *error = urs_block_reserve(memory, block, bytes, expected);
     if (*error != 0)

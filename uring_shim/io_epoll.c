@@ -227,8 +227,7 @@ static int epoll_receive(struct urs_io *io, uint32_t slot, uint32_t generation, 
     if (watched == NULL)
         return -ENOMEM;
     if (watched->data == 0)
-        watched->served = of(io)->waits;  /* a new session waits for the next round: otherwise a stream of new sessions
-                                             could make a round endless */
+        watched->served = of(io)->waits;  /* in the next round: otherwise new sessions could make a round endless */
     watched->data = urs_io_pack(URS_IO_RECEIVE, generation, slot);
     watched->fd = fd;
     watched->once = once;

@@ -153,7 +153,8 @@ static void apply_owed(struct urs_reactor *reactor, struct urs_session *session,
 
 static void apply_lost(struct urs_reactor *reactor, struct urs_session *session)
 {
-    /* Where only our side has ended, the peer has its time to read what it was told: it may still be sending. */
+    /* If only our side has ended, the session does not end yet: the peer may still be sending, and needs time to read
+     * our last bytes. */
     bool both_ended = session->state == URS_SESSION_AWAIT_END && session->input_ended;
     if (session->lost || both_ended)
         urs_life_end(reactor, session);
@@ -227,7 +228,7 @@ static void store(struct urs_reactor *reactor, struct urs_session *session, size
 {
     int error = urs_session_store(session, &reactor->outbox, &reactor->memory, from);
     if (error != 0) {
-        session->reset = true;  /* its segments are gone already */
+        session->reset = true;  /* the segments are dropped already, so the stream is incomplete */
         urs_life_lose(reactor, session, error);
     } else {
         note_backlog(reactor, session);
@@ -637,8 +638,7 @@ static void on_receive(struct urs_reactor *reactor, const struct urs_completion 
     else if (!session->receiving)
         urs_turn_receive(reactor, session);
     else if (URS_UNLIKELY(session->heavy) && urs_intake_is_short(reactor))
-        urs_turn_stop_receiving(reactor, session);  /* a multishot receive would take buffers ahead of waiting
-                                                       sessions */
+        urs_turn_stop_receiving(reactor, session);  /* a multishot receive would overtake waiting sessions */
 }
 
 static void on_writable(struct urs_reactor *reactor, const struct urs_completion *completion)
