@@ -7,12 +7,15 @@ import os
 import socket
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import uringws.reactor
 from servers import ReactorThread, Recorder, Silent, connected, run_until, wait_until
 from uringws import Connection, Options, Reactor, ReactorStateError
 from uringws.backend import Backend
@@ -186,6 +189,65 @@ def test_a_reactor_that_is_forgotten_frees_everything_and_says_so(backend: Backe
         with pytest.warns(ResourceWarning, match=f"unclosed <Reactor {backend}, not running>"):
             gc.collect()
         assert theirs.recv(10) == b""
+    assert open_files() == before
+
+
+def test_a_forgotten_reactor_is_freed_also_where_warnings_are_errors(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unraisable: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
+    gc.collect()
+    before = open_files()
+    reactor = Reactor(Silent(), backend=backend)
+    reactor.run_once(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        del reactor
+        gc.collect()
+    assert [type(raised.exc_value) for raised in unraisable] == [ResourceWarning]
+    unraisable.clear()
+    assert open_files() == before
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_reactor_that_could_not_be_made_leaves_nothing(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(uringws.reactor, "Message", fail)
+    before = open_files()
+    with pytest.raises(MemoryError):
+        Reactor(Silent(), backend=backend)
+    gc.collect()
+    assert open_files() == before
+
+
+def test_an_interrupt_of_on_close_does_not_keep_close_from_its_end(backend: Backend) -> None:
+    """As Ctrl-C does where a program closes its reactor outside of run."""
+
+    class Interrupted(Recorder):
+        def on_close(self, conn: Connection, code: int, reason: str) -> None:
+            super().on_close(conn, code, reason)
+            raise KeyboardInterrupt
+
+    handler = Interrupted()
+    before = open_files()
+    with ExitStack() as stack:
+        reactor = Reactor(handler, backend=backend)
+        address = reactor.bind("127.0.0.1", 0)
+        peers = [stack.enter_context(connected(reactor)) for _ in range(3)]
+        reactor.run_once(0)
+        with pytest.raises(KeyboardInterrupt):
+            reactor.close()
+        assert {event[1] for event in handler.of("close")} == {event[1] for event in handler.of("open")}
+        assert len(handler.of("close")) == 3
+        assert repr(reactor).endswith("closed>")
+        for peer in peers:
+            peer.read_eof()
+        with pytest.raises(ConnectionRefusedError):
+            Peer.dial(address)
+        reactor.close()
     assert open_files() == before
 
 

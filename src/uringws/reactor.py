@@ -111,13 +111,6 @@ class Reactor:
         self._on_drain = self._callbacks.on_drain or _nothing
         self._on_close = self._callbacks.on_close or _nothing
 
-        self._opened = self._open(backend, frames=self._callbacks.on_frame is not None)
-        self._core: Any = self._opened.core
-        self._message = Message(self, self._core, self._pool, self._verdicts)
-        targets = lib.urs_reactor_columns(self._core).targets
-        self._targets = memoryview(ffi.buffer(targets, ffi.sizeof("int32_t") * _EVENTS_MAX)).cast("i")
-        self._events = lib.urs_reactor_events(self._core)
-
         # By slot, those that take messages. The last one is None always: the target of all that is no message is -1.
         self._connections: list[Connection | None] = [None]
         self._ending: dict[int, Connection] = {}  # by slot, those that await only on_close
@@ -145,6 +138,14 @@ class Reactor:
         self._was_cut = False
         self._inherited = False
         self._closing_down = False
+
+        # Last, so that __del__ finds all it needs from the moment there is something to free.
+        self._opened = self._open(backend, frames=self._callbacks.on_frame is not None)
+        self._core: Any = self._opened.core
+        self._message = Message(self, self._core, self._pool, self._verdicts)
+        targets = lib.urs_reactor_columns(self._core).targets
+        self._targets = memoryview(ffi.buffer(targets, ffi.sizeof("int32_t") * _EVENTS_MAX)).cast("i")
+        self._events = lib.urs_reactor_events(self._core)
         _reactors.add(self)
 
     def _open(self, backend: str, *, frames: bool) -> Opened:
@@ -371,8 +372,14 @@ class Reactor:
         # From here on all connections are closed: what on_close sent, to whomever, would never leave.
         self._message._core = ffi.NULL
         self._message._address = 0
-        if not self._inherited:
-            self._end_all()
+        try:
+            if not self._inherited:
+                self._end_all()
+        finally:
+            self._free()
+
+    def _free(self) -> None:
+        """Give back all that the reactor has: the second half of `close`."""
         with self._core_lock:
             core, self._core = self._core, ffi.NULL
         self._message._index = _EVENTS_MAX  # nothing of it is there to be read any more
@@ -387,8 +394,8 @@ class Reactor:
         """Free what nobody closed, for the kernel writes into this memory; say so, as a socket would."""
         core = getattr(self, "_core", ffi.NULL)
         if core != ffi.NULL:
+            lib.urs_reactor_close(core)  # first: a warning may be an error (python -W error)
             warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
-            lib.urs_reactor_close(core)
 
     def __repr__(self) -> str:
         """Name it for a log: backend, addresses and state. From any thread, at any time."""
@@ -869,9 +876,15 @@ class Reactor:
             )
 
     def _end_all(self) -> None:
-        """Tell the handler of every connection that is cut by close()."""
+        """Tell the handler of every connection that close() cuts, and then raise the first thing that got out of it."""
+        got_out: BaseException | None = None
         for slot in range(len(self._connections)):
-            self._ended(slot, CloseCode.ABNORMAL, "the reactor was closed")
+            try:
+                self._ended(slot, CloseCode.ABNORMAL, "the reactor was closed")
+            except BaseException as error:  # noqa: BLE001 - raised below
+                got_out = error if got_out is None else got_out
+        if got_out is not None:
+            raise got_out
 
     def _peer(self, identity: int) -> Peer:
         peer = ffi.new("struct urs_peer *")
