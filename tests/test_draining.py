@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from servers import ReactorThread, Recorder, ServerProcess, connected, run_until, wait_until
-from uringws import Connection, LimitReached, Message, Options, Reactor
+from uringws import Connection, LimitReached, Message, Options, Reactor, ReactorStateError
 from uringws.backend import Backend
 from wire import BINARY, Address, Peer, close_frame, frame, upgrade_request
 

@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from servers import EchoRecorder, ReactorThread, Silent, run_until
+from servers import EchoRecorder, ReactorThread, Silent, run_until, wait_until
 from uringws import CloseCode, Opcode, Options, Reactor, ReactorStateError, SenderFull
 from uringws.backend import Backend
 from wire import BINARY, TEXT, Frame, Peer
@@ -253,6 +253,14 @@ def test_a_sender_that_nobody_holds_keeps_no_reactor_running(backend: Backend) -
         forgotten.clear()
         gc.collect()
         server.join()
+
+
+def test_senders_that_nobody_holds_are_forgotten_while_a_server_listens(backend: Backend) -> None:
+    with ReactorThread(Silent(), backend=backend) as server:
+        for _ in range(100):
+            server.reactor.sender()
+        gc.collect()
+        wait_until(lambda: not server.reactor._abandoned)
 
 
 def test_a_sender_that_is_closed_or_whose_reactor_is_gone_refuses(backend: Backend, recorder: EchoRecorder) -> None:

@@ -811,6 +811,11 @@ class Reactor:
             raise ReactorStateError("the reactor is being closed")
 
     def _has_work(self) -> bool:
+        if self._abandoned:
+            with self._commands_lock:
+                while self._abandoned:
+                    self._abandoned.pop()
+                    self._senders -= 1
         if self._signal is not None:
             self._drain_on_signal(self._signal)
         if self._drained_until is not None and time.monotonic() >= self._drained_until:
@@ -820,11 +825,6 @@ class Reactor:
             return bool(lib.urs_reactor_sessions(self._core) or self._commands)
         if self._listeners:
             return True
-        if self._abandoned:
-            with self._commands_lock:
-                while self._abandoned:
-                    self._abandoned.pop()
-                    self._senders -= 1
         return bool(lib.urs_reactor_sessions(self._core) or self._commands or self._senders)
 
     def _is_idle(self) -> bool:
