@@ -131,3 +131,35 @@ def test_who_was_accepted_but_not_seen_before_a_drain_is_not_let_in(backend: Bac
                 statuses.add(newcomer.read_response().status)
         assert statuses <= {503}
         assert len(recorder.of("open")) == len(floods)
+
+
+def test_no_address_is_added_to_a_reactor_that_drains(backend: Backend, tmp_path: Path) -> None:
+    """What listened then would never be closed by the drain."""
+    path = tmp_path / "socket"
+    with Reactor(Recorder(), PATIENT, backend=backend) as reactor, connected(reactor) as peer:
+        reactor.run_once(0)
+        reactor.call_later(0, reactor.drain)
+        reactor.run_once(5)
+        with pytest.raises(ReactorStateError, match="drain"):
+            reactor.bind("127.0.0.1", 0)
+        with pytest.raises(ReactorStateError, match="drain"):
+            reactor.bind_unix(path)
+        with socket.socket() as own, pytest.raises(ReactorStateError, match="drain"):
+            reactor.bind_socket(own)
+        assert reactor.addresses == []
+        assert not path.exists()
+        peer.reset()
+
+
+def test_a_drain_cuts_at_its_deadline_also_where_run_once_is_called(backend: Backend) -> None:
+    recorder = Recorder()
+    with Reactor(recorder, PATIENT, backend=backend) as reactor, connected(reactor) as peer:
+        reactor.run_once(0)
+        reactor.call_later(0, reactor.drain, 0.1)
+        begun = time.monotonic()
+        while not recorder.of("close"):
+            assert time.monotonic() < begun + 10
+            reactor.run_once()  # waits until the deadline, and no longer
+        assert recorder.of("close")[0][2] == 1006
+        assert time.monotonic() >= begun + 0.1
+        peer.reset()

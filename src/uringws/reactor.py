@@ -219,7 +219,7 @@ class Reactor:
 
     @property
     def addresses(self) -> list[Address]:
-        """Where it listens, in the order of the bind calls."""
+        """Where it listens, in the order of the bind calls. A drained or closed reactor still names its addresses."""
         return list(self._addresses)
 
     def bind(self, host: str, port: int, *, reuse_port: bool = False) -> tuple[str, int]:
@@ -285,6 +285,8 @@ class Reactor:
         with self._core_lock:
             self._check_lasting()
             self._check_thread()
+            if self._drained_until is not None:
+                raise ReactorStateError("a reactor that drains listens no more: make a new one")
             check(lib.urs_reactor_listen(self._core, sock.fileno(), sock.family == socket.AF_UNIX), "listen")
         self._listeners.append(sock)
         self._addresses.append(address_of(sock))
@@ -310,18 +312,19 @@ class Reactor:
     def run_once(self, timeout: float | None = None) -> int:
         """Take one turn, waiting at most `timeout` seconds (None: without end); return the number of its events.
 
-        0 is a time-out, a wake-up, a timer or a signal. What the handlers owe leaves with the next turn. Raises
-        WrongThread, ReactorStateError inside of `run`, OSError for a backend beyond use, TypeError or ValueError for no
-        time.
+        0 is a time-out, a wake-up, a timer, a signal or the deadline of a drain. What the handlers owe leaves with the
+        next turn. Raises WrongThread, ReactorStateError inside of `run`, OSError for a backend beyond use, TypeError or
+        ValueError for no time.
         """
         check_seconds(timeout)
         self._enter()
         self._running = True  # here: a signal handler that raises on the way out of a call must not leave it set
         try:
-            timers = self._timers
-            count = self._turns(sooner(timeout, timers.seconds_left()) if timers else timeout, once=True)
-            if timers:
-                timers.run_due()
+            if self._drained_until is not None and time.monotonic() >= self._drained_until:
+                self._cut()
+            count = self._turns(sooner(timeout, self._patience()), once=True)
+            if self._timers:
+                self._timers.run_due()
             return count
         finally:
             self._running = False
@@ -361,7 +364,8 @@ class Reactor:
         """Cut all sessions, stop listening, free everything: the reactor cannot be used any more. Twice is fine.
 
         From the thread that ran it or, once that has ended, from any: `on_close` is called there then. Raises
-        WrongThread while that thread lives, ReactorStateError inside of `run`.
+        WrongThread while that thread lives, ReactorStateError inside of `run`. If `on_close` raises what is no error
+        (KeyboardInterrupt), close still calls it for the other connections and frees everything, and then raises it.
         """
         with self._core_lock:
             if self._core == ffi.NULL or self._closing_down:
