@@ -169,8 +169,9 @@ WRONG_FOR_SENDER: dict[str, tuple[Callable[[Any, int], object], type[Exception]]
     "send-opcode": (lambda sender, id: sender.send(id, 8, b""), ValueError),
     "send-payload": (lambda sender, id: sender.send(id, Opcode.BINARY, 5), TypeError),
     "send-no-payload": (lambda sender, id: sender.send(id, Opcode.BINARY), TypeError),
-    "send-no-id": (lambda sender, _: sender.send("payload"), TypeError),
+    "send-payload-alone": (lambda sender, _: sender.send("payload"), TypeError),
     "send-id": (lambda sender, _: sender.send("id", Opcode.BINARY, b""), TypeError),
+    "close-connection": (lambda sender, _: sender.close_connection(None), TypeError),
     "close-code": (lambda sender, id: sender.close_connection(id, 1005), ValueError),
     "close-reason": (lambda sender, id: sender.close_connection(id, 1000, "x" * 124), ValueError),
     "call": (lambda sender, _: sender.call("function"), TypeError),
@@ -184,7 +185,7 @@ def test_wrong_arguments_of_a_sender_raise_where_they_are_given(
     attempt, error = WRONG_FOR_SENDER[name]
     with Peer.connect(echo.address) as peer:
         ((_, id_),) = recorder.wait_for("open")
-        with pytest.raises(error):
+        with pytest.raises(error, match=r"conn\.id" if "-id" in name or name == "close-connection" else None):
             attempt(echo.sender, id_)
         assert echo.sender.send(id_ + 1, Opcode.TEXT, b"no such connection") is False
         assert echo.sender.send(-1, Opcode.TEXT, b"no such connection") is False
@@ -204,6 +205,7 @@ def test_a_unix_path_may_be_bytes_and_goes_with_the_reactor(backend: Backend, tm
 
 
 def test_another_thread_leaves_no_socket_behind(echo: ReactorThread, tmp_path: Path) -> None:
+    echo.ask(lambda: None)  # its thread owns it from here on
     path = tmp_path / "socket"
     with pytest.raises(WrongThread):
         echo.reactor.bind_unix(path)

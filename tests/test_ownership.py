@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import subprocess
 import sys
@@ -301,19 +302,97 @@ def test_a_thread_alone_is_not_left_to_wait_for_itself(backend: Backend, monkeyp
 
 
 def test_who_waits_to_hand_over_hears_that_nobody_will_take_it(backend: Backend) -> None:
-    """The thread that ran the reactor ends, or the reactor is closed, while the command waits."""
+    """The thread that ran the reactor ends, or it closes the reactor, while the command waits."""
     for ends_by_close in (False, True):
         reactor = Reactor(Silent(), QUIET, backend=backend)
         reactor.bind("127.0.0.1", 0)
-        in_thread(lambda reactor=reactor: reactor.run_once(0))  # type: ignore[misc]
+        ran, end = threading.Event(), threading.Event()
+
+        def run(reactor: Reactor, ran: threading.Event, end: threading.Event, *, close: bool) -> None:
+            reactor.run_once(0)
+            ran.set()
+            end.wait(10)
+            if close:
+                reactor.close()
+
+        thread = threading.Thread(target=partial(run, reactor, ran, end, close=ends_by_close))
+        thread.start()
+        assert ran.wait(10)
         ours, theirs = socket.socketpair()
         with ours, theirs, reactor.sender() as sender:
-            if ends_by_close:
-                threading.Timer(0.1, reactor.close).start()
-            with pytest.raises(ReactorStateError, match="ended"):
+            threading.Timer(0.1, end.set).start()
+            with pytest.raises(ReactorStateError, match=r"ended|closed"):
                 sender.add_session(ours)
             assert ours.fileno() >= 0
+        thread.join()
         reactor.close()
+
+
+def test_a_sender_says_that_the_reactors_thread_has_ended(backend: Backend) -> None:
+    """Else it would take commands that nobody carries out, and then wait for ever for room."""
+    with Reactor(Silent(), QUIET, backend=backend) as reactor, reactor.sender() as sender:
+        handed_over, peer = socket.socketpair()
+        id_ = reactor.add_session(handed_over)
+        in_thread(partial(reactor.run_once, 0))
+        ours, theirs = socket.socketpair()
+        with ours, theirs, peer:
+            for command in (
+                partial(sender.send, id_, b"lost"),
+                partial(sender.close_connection, id_),
+                partial(sender.call, print),
+                partial(sender.add_session, ours),
+                sender.clone,
+            ):
+                with pytest.raises(ReactorStateError, match="ended"):
+                    command()
+            assert ours.fileno() >= 0
+
+
+def test_who_waits_for_room_hears_that_the_reactors_thread_has_ended(backend: Backend) -> None:
+    """Its end wakes nobody."""
+    options = Options(sender_commands_max=1, ping_interval_seconds=None)
+    with Reactor(Silent(), options, backend=backend) as reactor, reactor.sender() as sender:
+        ran, end = threading.Event(), threading.Event()
+
+        def run() -> None:
+            reactor.run_once(0)
+            ran.set()
+            end.wait(10)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        assert ran.wait(10)
+        sender.call(print)
+        threading.Timer(0.1, end.set).start()
+        with pytest.raises(ReactorStateError, match="ended"):
+            sender.call(print)
+        thread.join()
+
+
+def test_who_is_interrupted_while_handing_over_keeps_the_socket(backend: Backend) -> None:
+    """As Ctrl-C does in a main thread that waits: the reactor must not take what its caller believes to have kept."""
+
+    def interrupt(*_: object) -> None:
+        raise InterruptedError
+
+    recorder, go = Recorder(), threading.Event()
+    ours, theirs = socket.socketpair()
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with ours, theirs, ReactorThread(recorder, backend=backend, options=QUIET) as server:
+            server.sender.call(lambda: go.wait(10))
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+            with pytest.raises(InterruptedError):
+                server.sender.add_session(ours)
+            go.set()
+            server.ask(lambda: None)
+            assert ours.fileno() >= 0
+            assert recorder.events == []
+            theirs.sendall(b"still the caller's")
+            assert ours.recv(100) == b"still the caller's"
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @pytest.mark.parametrize("prefix", [None, 5, "text"])

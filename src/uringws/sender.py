@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Sender"]
 
+_LOOK_SECONDS: Final = 0.5
+
 
 class Sender:
     """Commands to a reactor from any thread, carried out in the order of each thread's calls.
@@ -34,7 +36,8 @@ class Sender:
     copied at the call unless it is bytes or str, which cannot change.
 
     At most `Options.sender_commands_max` commands wait; over that a call waits up to `timeout` seconds (None: without
-    end) and raises SenderFull. On the reactor's own thread, which cannot wait for itself, it raises at once.
+    end) and raises SenderFull. On the reactor's own thread, which cannot wait for itself, it raises at once. Once the
+    thread that ran the reactor has ended, nobody can carry out a command: each raises ReactorStateError.
 
     `Reactor.run` goes on while a Sender lives: release it, or use it in a `with`. A clone lives on its own.
     """
@@ -129,26 +132,19 @@ class Sender:
         copy = bytes(memoryview(prefix))
         if not reactor._owner.is_known and threading.active_count() == 1:
             raise ReactorStateError("no other thread can run the reactor while this one waits: use its add_session")
-        adoption = _Adoption()
+        adoption = _Adoption(lambda: reactor.add_session_with_prefix(sock, copy, subprotocol=subprotocol, data=data))
         until = None if timeout is None else time.monotonic() + timeout
-
-        def adopt() -> None:
-            with adoption.lock:
-                if not adoption.abandoned:
-                    adoption.run(
-                        lambda: reactor.add_session_with_prefix(sock, copy, subprotocol=subprotocol, data=data)
-                    )
-
-        self._put(adopt, timeout)
-        while not adoption.done.wait(0.5 if until is None else max(0.0, min(0.5, until - time.monotonic()))):
-            with adoption.lock:
+        try:
+            self._put(adoption.run, timeout)
+            while not adoption.done.wait(_wait_seconds(until)):
                 ended = reactor._core == ffi.NULL or reactor._owner.has_ended
-                late = until is not None and time.monotonic() >= until
-                adoption.abandoned = (ended or late) and not adoption.done.is_set()
-            if adoption.abandoned:
-                if ended:
+                if ended and adoption.abandon():
                     raise ReactorStateError("the reactor was closed, or its thread ended, before it took the socket")
-                raise TimeoutError(f"the reactor did not take the socket within {timeout} seconds")
+                if until is not None and time.monotonic() >= until and adoption.abandon():
+                    raise TimeoutError(f"the reactor did not take the socket within {timeout} seconds")
+        except BaseException:  # also what a signal handler raises: the caller keeps the socket then
+            adoption.abandon()
+            raise
         return adoption.result()
 
     def clone(self) -> Sender:
@@ -192,10 +188,14 @@ class Sender:
         if self._released:
             raise ReactorStateError("this Sender was released")
         self._reactor._check_usable()
+        if self._reactor._owner.has_ended:
+            raise ReactorStateError("the thread that ran the reactor has ended: nobody can carry this out; close it")
 
     def _command(self, id: int, act: Callable[[Connection], object], timeout: float | None) -> bool:
         reactor = self._reactor
         self._check_live()
+        if not isinstance(id, int):
+            raise TypeError(f"a Sender names a connection by its id, conn.id, an int, not by {type(id).__name__}")
         if reactor._connection(id) is None:
             return False
 
@@ -224,33 +224,48 @@ class Sender:
         own = reactor._owner.is_caller
         until = None if timeout is None else time.monotonic() + timeout
         while len(reactor._commands) >= limit:
-            left = None if until is None else until - time.monotonic()
-            if own or (left is not None and left <= 0):
+            if own or (until is not None and time.monotonic() >= until):
                 raise SenderFull(f"{limit} commands wait for the reactor (Options.sender_commands_max)")
-            reactor._commands_lock.wait(left)
+            reactor._commands_lock.wait(_wait_seconds(until))
             self._check_live()
 
 
-class _Adoption:
-    """What the reactor's thread makes of an add_session, for the one that waits."""
+def _wait_seconds(until: float | None) -> float:
+    """Return how long to wait before the next look whether the reactor lives: the end of its thread wakes nobody."""
+    return _LOOK_SECONDS if until is None else max(0.0, min(_LOOK_SECONDS, until - time.monotonic()))
 
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
+
+class _Adoption:
+    """An add_session that one thread waits for and the reactor's thread carries out."""
+
+    def __init__(self, adopt: Callable[[], int]) -> None:
         self.done = threading.Event()
-        self.abandoned = False
+        self._adopt = adopt
+        self._lock = threading.Lock()
+        self._abandoned = False
         self._id = 0
         self._error: BaseException | None = None
 
-    def run(self, adopt: Callable[[], int]) -> None:
-        try:
-            self._id = adopt()
-        except Exception as error:  # noqa: BLE001 - raised where it belongs, by the caller's call
-            self._error = error
-        except BaseException:
-            self._error = ReactorStateError("the reactor was interrupted while it took the socket")
-            raise
-        finally:
-            self.done.set()
+    def run(self) -> None:
+        """Take the socket, unless the caller waits for it no more."""
+        with self._lock:
+            if self._abandoned:
+                return
+            try:
+                self._id = self._adopt()
+            except Exception as error:  # noqa: BLE001 - raised where it belongs, by the caller's call
+                self._error = error
+            except BaseException:
+                self._error = ReactorStateError("the reactor was interrupted while it took the socket")
+                raise
+            finally:
+                self.done.set()
+
+    def abandon(self) -> bool:
+        """Let the caller keep the socket; return False if the reactor has taken it already."""
+        with self._lock:
+            self._abandoned = not self.done.is_set()
+            return self._abandoned
 
     def result(self) -> int:
         if self._error is not None:
