@@ -15,6 +15,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -156,6 +157,11 @@ def test_what_is_no_socket_is_refused_and_stays_the_callers(reactor: Reactor) ->
         with pytest.raises((OSError, ValueError)):
             reactor.add_session(reading)
         assert is_open(reading)
+        before = len(list(Path("/proc/self/fd").iterdir()))
+        for _ in range(3):
+            with pytest.raises((OSError, ValueError)):
+                reactor.add_session(reading)
+        assert len(list(Path("/proc/self/fd").iterdir())) == before
         with pytest.raises(TypeError):
             reactor.add_session("socket")  # type: ignore[arg-type]
         with pytest.raises((OSError, ValueError)):

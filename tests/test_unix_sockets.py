@@ -153,6 +153,20 @@ def test_a_socket_that_cannot_be_listened_on_leaves_no_file(
 # The mode
 
 
+def test_a_mode_that_cannot_be_set_leaves_no_file(
+    backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: Path, __: int) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    path = tmp_path / "socket"
+    monkeypatch.setattr(Path, "chmod", refuse)
+    with Reactor(Silent(), backend=backend) as reactor:
+        with pytest.raises(PermissionError, match=str(path)):
+            reactor.bind_unix(path, mode=0o660)
+        assert not path.exists()
+
+
 @pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o666), (0o077, 0o660), (0, 0o600), (0o022, 0)], ids=oct)
 def test_the_mode_holds_whatever_the_umask(backend: Backend, tmp_path: Path, mask: int, mode: int) -> None:
     path = tmp_path / "socket"

@@ -94,17 +94,21 @@ def listen_unix(name: str, mode: int | None) -> tuple[socket.socket, BoundPath |
     if not is_abstract:
         _remove_stale(name)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    bound = None
     try:
         listener.bind(name)
         if is_abstract:
             return listener, None
         found = os.lstat(name)
+        bound = BoundPath(str(Path(name).absolute()), found.st_dev, found.st_ino)
         if mode is not None:
             Path(name).chmod(mode)  # nobody can have connected: the socket does not listen yet
     except OSError as error:
+        if bound is not None:
+            bound.remove()
         listener.close()
         raise OSError(error.errno, f"bind {shown}: {error.strerror}") from None
-    return listener, BoundPath(str(Path(name).absolute()), found.st_dev, found.st_ino)
+    return listener, bound
 
 
 def _check_unix_name(name: str, mode: int | None) -> None:
@@ -158,11 +162,21 @@ def check_stream(sock: socket.socket | int) -> int:
     descriptor = sock if isinstance(sock, int) else sock.fileno()
     if descriptor < 0:
         raise ValueError("the socket is closed")
-    with socket.socket(fileno=os.dup(descriptor)) as probe:
+    with _duplicate(descriptor) as probe:
         if probe.type != socket.SOCK_STREAM or probe.family not in _FAMILIES:
             raise ValueError("only TCP and Unix stream sockets can be adopted")
         probe.getpeername()  # raises OSError for one that is not connected
     return descriptor
+
+
+def _duplicate(descriptor: int) -> socket.socket:
+    """Return another handle of a socket. Raises OSError for what is none."""
+    duplicate = os.dup(descriptor)
+    try:
+        return socket.socket(fileno=duplicate)
+    except BaseException:
+        os.close(duplicate)
+        raise
 
 
 def address_of(sock: socket.socket) -> Address:
