@@ -6,7 +6,7 @@ import functools
 import logging
 import types
 import warnings
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -31,6 +31,11 @@ class AsyncOpen(Handler):
 
 class AsyncGenerator(Handler):
     async def on_message(self, conn: Connection, message: Message) -> AsyncIterator[int]:  # type: ignore[override]
+        yield 1
+
+
+class Generator(Handler):
+    def on_message(self, conn: Connection, message: Message) -> Iterator[int]:  # type: ignore[override]
         yield 1
 
 
@@ -60,6 +65,7 @@ NO_HANDLERS: dict[str, tuple[Callable[[], object], str]] = {
     "async on_message": (AsyncMessage, r"AsyncMessage\.on_message is `async def`.*sender"),
     "async on_open": (AsyncOpen, r"AsyncOpen\.on_open is `async def`"),
     "an async generator": (AsyncGenerator, r"on_message is `async def`"),
+    "a generator": (Generator, r"Generator\.on_message has a `yield`"),
     "an object with async __call__": (AsyncCallable, r"on_message is `async def`"),
     "a callback that is a number": (NotCallable, r"NotCallable\.on_close cannot be called: it is int"),
 }

@@ -37,8 +37,8 @@ def look_up(handler: object) -> Callbacks:
     """Return the callbacks of a handler.
 
     Raises TypeError for what is no handler: a class in place of its instance, a bare function, a value such as None,
-    callbacks that are coroutine functions or cannot be called. Warns (RuntimeWarning) of a callable attribute whose
-    name begins with "on_" but names no callback.
+    callbacks that are coroutine or generator functions or cannot be called. Warns (RuntimeWarning) of a callable
+    attribute whose name begins with "on_" but names no callback.
     """
     if inspect.isclass(handler):
         raise TypeError(f"the handler is the class {handler.__name__}: give an instance, {handler.__name__}()")
@@ -62,6 +62,8 @@ def _callback(handler: object, name: str) -> Callable[..., object] | None:
                 f"{kind}.{name} is `async def`, and a reactor has no event loop to run it: make it a plain function, "
                 "and send from an event loop through reactor.sender()"
             )
+        if inspect.isgeneratorfunction(function):
+            raise TypeError(f"{kind}.{name} has a `yield`, so that a call of it runs nothing: make it a plain function")
     return callback  # type: ignore[no-any-return]
 
 
