@@ -452,6 +452,14 @@ def test_405_names_what_is_allowed() -> None:
     assert b"\r\nAllow: GET\r\n" in encode_refusal(refused(upgrade_of(start="HEAD / HTTP/1.1"), 405))
 
 
+@pytest.mark.parametrize(
+    "field", [("X", "a\r\nSet-Cookie: b"), ("X\r\nY", "a"), ("X", "\N{SNOWMAN}"), ("Upgrade", "h2c")]
+)
+def test_the_fields_of_a_refusal_cannot_break_out_of_their_lines(field: tuple[str, str]) -> None:
+    with pytest.raises(ValueError, match="header"):
+        encode_refusal(HandshakeError(400, "no", (field,)))
+
+
 # Origins
 
 RULES: list[str | re.Pattern[str] | None] = [

@@ -368,11 +368,11 @@ def encode_refusal(error: HandshakeError, *, head_only: bool = False, server_hea
     """Return the bytes of the answer that a HandshakeError stands for, after which the connection is to be closed.
 
     `head_only` answers HEAD: the body is left out. `server_header` is the value of Server, None for none:
-    printable ASCII, else TypeError or ValueError is raised.
+    printable ASCII, else TypeError or ValueError is raised, as for the error's headers (see `Response`).
     """
-    lines = b"".join(b"%b: %b\r\n" % (name.encode("ascii"), value.encode("ascii")) for name, value in error.headers)
     body = f"{error.body}\n".encode()
-    return _encode_answer(error.status, lines + _PLAIN_TEXT, body, head_only=head_only, server_header=server_header)
+    lines = encode_fields(error.headers) + _PLAIN_TEXT
+    return _encode_answer(error.status, lines, body, head_only=head_only, server_header=server_header)
 
 
 def _encode_answer(status: int, lines: bytes, body: bytes, *, head_only: bool, server_header: str | None) -> bytes:
