@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -105,6 +107,22 @@ def test_cancelled_timers_do_not_pile_up(backend: Backend) -> None:
             reactor.call_later(3600, print).cancel()
         assert len(reactor._timers._heap) < 1000
         run_until(reactor, lambda: called)
+
+
+def test_a_timer_that_was_called_keeps_its_arguments_no_longer(backend: Backend) -> None:
+    class Big:
+        pass
+
+    argument = Big()
+    kept = weakref.ref(argument)
+    called: list[bool] = []
+    with listening(backend) as reactor:
+        timer = reactor.call_later(0, lambda _: called.append(True), argument)
+        del argument
+        run_until(reactor, lambda: called)
+        gc.collect()
+        assert kept() is None
+        assert not timer.is_active
 
 
 def test_what_a_timer_raises_is_logged_and_the_others_go_on(backend: Backend, caplog: pytest.LogCaptureFixture) -> None:

@@ -128,7 +128,7 @@ class Timers:
         function, arguments = timer._function, timer._arguments
         if timer._interval is None:
             # From here to the call nothing can raise: a timer interrupted by a signal before it is still set.
-            timer._function = None
+            timer._function, timer._arguments = None, ()
         else:
             # At its own pace: calls that a busy reactor missed are not made up for.
             missed = (now - due) // timer._interval
