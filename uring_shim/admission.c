@@ -243,7 +243,7 @@ static void write_date(uint8_t date[static DATE_BYTES])
     char text[96];
     struct timespec time;
     struct tm now;
-    /* Not time(2): it may be later than this clock's value, and the Date of an answer would be earlier than its
+    /* Not time(2): it may still return the previous second, and the Date of an answer would be earlier than its
      * request. */
     if (clock_gettime(CLOCK_REALTIME, &time) != 0 || gmtime_r(&time.tv_sec, &now) == NULL)
         return;

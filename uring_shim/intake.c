@@ -10,8 +10,7 @@ enum {
     HEAVY_SHARE = 8,                     /* a receive of more than 1/8 of a buffer makes a session heavy */
     HEAVY_PART_MIN = 4,                  /* heavy sessions get at least 1/4 of the free buffers ... */
     HEAVY_PART_MAX = 2,                  /* ... and at most 1/2 of them */
-    SHORT_TURNS = 64,                    /* for this many turns after a receive found no buffer, buffers count as
-                                            short */
+    SHORT_TURNS = 64,                    /* turns for which buffers count as short after a receive found none */
     LOOKS_PER_TURN = 4096,               /* sessions per turn; the unsure ones among them share system calls */
     LOOKS_PER_CALL = 64
 };

@@ -227,7 +227,7 @@ static int epoll_receive(struct urs_io *io, uint32_t slot, uint32_t generation, 
     if (watched == NULL)
         return -ENOMEM;
     if (watched->data == 0)
-        watched->served = of(io)->waits;  /* in the next round: otherwise new sessions could make a round endless */
+        watched->served = of(io)->waits;  /* waits for the next round, or a round might never end */
     watched->data = urs_io_pack(URS_IO_RECEIVE, generation, slot);
     watched->fd = fd;
     watched->once = once;
@@ -471,8 +471,7 @@ static int epoll_wait_ready(struct urs_io *io, int64_t timeout_ns)
     if (urs_fault_errno(urs_fault(URS_FAULT_ENTER)))
         return -errno;
     bool crowded = epoll->crowded_waits > 0;
-    int few = (int)urs_min(EVENTS_FEW, epoll->io.pool->buffers);  /* at most one event per buffer, so that each finds
-                                                                     one */
+    int few = (int)urs_min(EVENTS_FEW, epoll->io.pool->buffers);  /* at most one event per buffer */
     int count = epoll_wait(epoll->fd, epoll->events, crowded ? EVENTS_MAX : few, timeout_ms);
     if (count < 0)
         return -errno;
