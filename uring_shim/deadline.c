@@ -11,7 +11,8 @@
 
 enum {
     TIMERS_PER_TURN_MAX = 1024,
-    LOOKS_PER_PERIOD = 4                 /* the number of checks per period while a question is queued */
+    LOOKS_PER_PERIOD = 4,                /* the number of checks per period while a question is queued */
+    STEP_BACK_BYTES_MAX = 1 << 26
 };
 
 static const uint32_t SPREAD = 2654435769u;  /* 2^32 / golden ratio: its multiples are far from each other */
@@ -191,11 +192,13 @@ void urs_deadline_pong(struct urs_reactor *reactor, struct urs_session *session,
 static uint32_t look(struct urs_session *session)
 {
     uint32_t acked = session->sent_bytes - urs_io_unsent_bytes(session->fd);
-    int32_t taken = (int32_t)(acked - session->acked_bytes);
+    uint32_t taken = acked - session->acked_bytes;
     session->acked_bytes = acked;
     if ((int32_t)(acked - session->question_bytes) >= 0)
         session->question_queued = false;
-    return taken > 0 ? (uint32_t)taken : 0;
+    /* Gigabytes may have left since the last look. If the position moves back, it does so by little: a socket counts
+     * the end of the stream, or its own overhead, as unsent bytes too. */
+    return taken < UINT32_MAX - STEP_BACK_BYTES_MAX ? taken : 0;
 }
 
 /* Returns true if input has arrived that the engine has not seen although it may take it. */

@@ -230,6 +230,31 @@ static void what_is_lent_outlives_the_reactor(void)
         CHECK(urs_block_data(lent)[index] == 7);
 }
 
+/* Bytes that the peer takes are progress, however many they were since the last look. Positions in the stream have 32
+ * bits. */
+static void gigabytes_are_progress(void)
+{
+    static const uint8_t payload[1 << 23];
+    static const uint32_t steps[] = {0xa0000000, 0xf0000000, 0x7fffffff, 1 << 20};
+    int peer;
+    struct urs_reactor *reactor = start_reactor(0);
+    reactor->options.idle_ms = 40;
+    struct urs_session *session = add_session(reactor, &peer);
+    CHECK(urs_session_send(reactor, urs_session_id(session), 0, URS_OPCODE_BINARY, payload, sizeof payload) >= 0);
+    for (size_t count = 0; count < URS_COUNT(steps); count++) {
+        uint32_t since_ms = session->last_input_ms;
+        session->sent_bytes += steps[count];
+        while (session->last_input_ms == since_ms && session->state == URS_SESSION_OPEN)
+            urs_reactor_turn(reactor, 10, false);
+        CHECK(session->state == URS_SESSION_OPEN && session->backlog != NULL);
+    }
+    for (int turn = 0; turn < 100 && session->state == URS_SESSION_OPEN; turn++)
+        urs_reactor_turn(reactor, 10, false);
+    CHECK(session->state == URS_SESSION_AWAIT_CLOSE);  /* the peer takes nothing more */
+    urs_reactor_close(reactor);
+    close(peer);
+}
+
 int main(int count, char **arguments)
 {
     static const struct { const char *name; void (*run)(void); } cases[] = {
@@ -240,6 +265,7 @@ int main(int count, char **arguments)
         {"nobody_gives_way_for_memory_of_nobody", nobody_gives_way_for_memory_of_nobody},
         {"a_share_of_python_is_not_counted", a_share_of_python_is_not_counted},
         {"what_is_lent_outlives_the_reactor", what_is_lent_outlives_the_reactor},
+        {"gigabytes_are_progress", gigabytes_are_progress},
     };
     for (size_t index = 0; count == 2 && index < URS_COUNT(cases); index++) {
         if (strcmp(arguments[1], cases[index].name) == 0) {
