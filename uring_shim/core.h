@@ -129,6 +129,7 @@ struct urs_reactor {
     uint32_t handshakes;
     uint32_t sends;                      /* submitted or queued, and not yet completed */
     uint64_t owner;                      /* once started: urs_thread_number of the owner thread */
+    bool resets_again;                   /* a session that this check has passed became unsure: another check follows */
     bool forked;                         /* this process inherited the reactor by fork and must not use it */
     bool echo;
     bool started;
@@ -247,6 +248,8 @@ static inline void urs_intake_doubt(struct urs_reactor *reactor, struct urs_sess
     session->unsure = true;
     if (reactor->resets_due_ms == 0)
         reactor->resets_due_ms = reactor->now_ms + URS_RESETS_MS;
+    else if (session->slot < reactor->resets_slot)
+        reactor->resets_again = true;
 }
 
 /* Checks, once the time for it has come, for resets that receives have missed. It cancels the receives of these

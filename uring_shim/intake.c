@@ -106,7 +106,11 @@ void urs_intake_find_resets(struct urs_reactor *reactor)
         }
     }
     look(reactor, sockets, slots, count);
-    bool all = end == reactor->sessions.slots;
-    reactor->resets_slot = all ? 0 : end;
-    reactor->resets_due_ms = all ? 0 : reactor->now_ms + 1;
+    reactor->resets_due_ms = reactor->now_ms + 1;
+    reactor->resets_slot = end;
+    if (end < reactor->sessions.slots)
+        return;
+    reactor->resets_due_ms = reactor->resets_again ? reactor->now_ms + URS_RESETS_MS : 0;
+    reactor->resets_slot = 0;
+    reactor->resets_again = false;
 }

@@ -255,6 +255,28 @@ static void gigabytes_are_progress(void)
     close(peer);
 }
 
+/* A session that a long search for resets has passed already is found by the next search. */
+static void a_reset_behind_the_search_is_found(void)
+{
+    int peer;
+    struct urs_reactor *reactor = start_reactor(0);
+    struct urs_io_operations operations = *reactor->io->operations;
+    operations.misses_resets = true;
+    reactor->io->operations = &operations;
+    struct urs_session *session = add_session(reactor, &peer);
+    close(peer);
+    reactor->resets_slot = 1;
+    reactor->resets_due_ms = reactor->now_ms;
+    urs_intake_doubt(reactor, session);
+    for (int search = 0; search < 2; search++) {
+        CHECK(session->receiving && !session->stopping && reactor->resets_due_ms != 0);
+        reactor->now_ms = reactor->resets_due_ms;
+        urs_intake_find_resets(reactor);
+    }
+    CHECK(session->stopping && reactor->resets_due_ms == 0);
+    urs_reactor_close(reactor);
+}
+
 int main(int count, char **arguments)
 {
     static const struct { const char *name; void (*run)(void); } cases[] = {
@@ -266,6 +288,7 @@ int main(int count, char **arguments)
         {"a_share_of_python_is_not_counted", a_share_of_python_is_not_counted},
         {"what_is_lent_outlives_the_reactor", what_is_lent_outlives_the_reactor},
         {"gigabytes_are_progress", gigabytes_are_progress},
+        {"a_reset_behind_the_search_is_found", a_reset_behind_the_search_is_found},
     };
     for (size_t index = 0; count == 2 && index < URS_COUNT(cases); index++) {
         if (strcmp(arguments[1], cases[index].name) == 0) {
