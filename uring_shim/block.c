@@ -103,17 +103,24 @@ static bool fits(const struct urs_memory *memory, size_t capacity)
         || (memory->bytes_used <= memory->bytes_max && capacity <= memory->bytes_max - memory->bytes_used);
 }
 
+/* Returns the capacity of a block with headroom and `room` bytes more. *index becomes its class. */
+static size_t capacity_for(size_t room, uint32_t *index)
+{
+    size_t capacity = room + URS_BLOCK_HEADROOM;
+    *index = class_of(capacity);
+    return *index < LARGE ? class_bytes(*index) - sizeof(struct urs_block) : capacity;
+}
+
 int urs_memory_error(const struct urs_memory *memory, size_t room)
 {
-    return fits(memory, room + URS_BLOCK_HEADROOM) ? -ENOMEM : URS_ERROR_MEMORY_BUDGET;
+    uint32_t index;
+    return fits(memory, capacity_for(room, &index)) ? -ENOMEM : URS_ERROR_MEMORY_BUDGET;
 }
 
 struct urs_block *urs_block_new(struct urs_memory *memory, size_t room)
 {
-    size_t capacity = room + URS_BLOCK_HEADROOM;
-    uint32_t index = class_of(capacity);
-    if (index < LARGE)
-        capacity = class_bytes(index) - sizeof(struct urs_block);
+    uint32_t index;
+    size_t capacity = capacity_for(room, &index);
     if (!fits(memory, capacity))
         return NULL;
 

@@ -277,6 +277,18 @@ static void a_reset_behind_the_search_is_found(void)
     urs_reactor_close(reactor);
 }
 
+/* The budget refuses a block that would fit without the room that its class adds. The error names the budget. */
+static void the_budget_is_named_for_what_it_refuses(void)
+{
+    struct urs_memory memory = {.bytes_max = 100000};
+    struct urs_block *block = urs_block_new(&memory, 40000);
+    CHECK(block != NULL && memory.bytes_max - memory.bytes_used > 34000);
+    CHECK(urs_block_new(&memory, 34000) == NULL && urs_memory_error(&memory, 34000) == URS_ERROR_MEMORY_BUDGET);
+    CHECK(urs_memory_error(&memory, 30000) == -ENOMEM);
+    urs_block_drop(block);
+    urs_memory_clear(&memory);
+}
+
 int main(int count, char **arguments)
 {
     static const struct { const char *name; void (*run)(void); } cases[] = {
@@ -289,6 +301,7 @@ int main(int count, char **arguments)
         {"what_is_lent_outlives_the_reactor", what_is_lent_outlives_the_reactor},
         {"gigabytes_are_progress", gigabytes_are_progress},
         {"a_reset_behind_the_search_is_found", a_reset_behind_the_search_is_found},
+        {"the_budget_is_named_for_what_it_refuses", the_budget_is_named_for_what_it_refuses},
     };
     for (size_t index = 0; count == 2 && index < URS_COUNT(cases); index++) {
         if (strcmp(arguments[1], cases[index].name) == 0) {
