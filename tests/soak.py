@@ -566,7 +566,7 @@ class Soak:
         with self._server, complaints(report.problems):
             address = self._server.address
             assert isinstance(address, tuple)
-            files = open_files()
+            files = self._server.ask(open_files)  # between two turns, when its thread has nothing else open
             while time.monotonic() - start < self._seconds and not report.problems:
                 self._round(address, min(ROUND_SECONDS, self._seconds))
                 self._settle_round(files)
