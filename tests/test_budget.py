@@ -10,14 +10,14 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from servers import EchoRecorder, ReactorThread, wait_until
-from uringws import Connection, Options, Stats
+from servers import EchoRecorder, ReactorThread, Recorder, connected, run_until, wait_until
+from uringws import Connection, Options, Reactor, Stats
 from uringws.backend import Backend
 from wire import BINARY, CLOSE, CONTINUATION, TEXT, Frame, Peer, frame
 
 KIB, MIB = 1 << 10, 1 << 20
 POOL_BYTES = 64 * 4 * KIB
-BUDGET_BYTES = 8 * MIB
+BUDGET_BYTES = 13 * MIB
 """Of the sessions; the pool comes on top."""
 
 
@@ -78,6 +78,39 @@ def read_until_end(peer: Peer) -> int | None:
 def test_a_budget_smaller_than_one_message_is_refused() -> None:
     with pytest.raises(ValueError, match="memory_bytes_max"):
         Options(memory_bytes_max=MIB, message_bytes_max=16 * MIB)
+
+
+@pytest.mark.parametrize("size", [1, 66_000, 300_000, MIB, 3 * MIB])
+@pytest.mark.parametrize("first", ["one byte", "a 65th", "half"])
+@pytest.mark.parametrize("fragmented", [False, True])
+def test_the_least_budget_takes_the_largest_message_however_it_comes(
+    backend: Backend, size: int, first: str, *, fragmented: bool
+) -> None:
+    """What has come is moved to larger memory as a message grows, so that it takes more than its size for a while."""
+    needed = POOL_BYTES + 3 * size + 256 * KIB
+    options = Options(
+        receive_buffers=64,
+        receive_buffer_bytes=4 * KIB,
+        session_turn_bytes_max=64 * KIB,
+        message_bytes_max=size,
+        memory_bytes_max=needed,
+    )
+    recorder, payload = Recorder(), bytes(range(256)) * (size // 256) + bytes(size % 256)
+    begun = {"one byte": 1, "a 65th": size // 65, "half": size // 2}[first]
+    cut = max(1, size * 7 // 10)
+    wire = frame(BINARY, payload)
+    if fragmented:
+        wire = frame(BINARY, payload[:cut], fin=False) + frame(CONTINUATION, payload[cut:])
+    with Reactor(recorder, options, backend=backend) as reactor, connected(reactor) as peer:
+        peer.write(wire[: 14 + begun])
+        reactor.run_once(0.01)
+        writer = threading.Thread(target=peer.write, args=(wire[14 + begun :],))
+        writer.start()
+        run_until(reactor, lambda: recorder.of("message") or recorder.of("close"))
+        writer.join()
+        assert [event[3] == payload for event in recorder.of("message")] == [True]
+        assert recorder.of("close") == []
+        peer.reset()
 
 
 def test_the_greediest_partial_message_is_closed_with_1009(backend: Backend) -> None:

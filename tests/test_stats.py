@@ -152,7 +152,7 @@ def test_sessions_closed_for_the_memory_budget_are_counted(backend: Backend) -> 
         ping_interval_seconds=None,
         receive_buffers=2,
         receive_buffer_bytes=4096,
-        message_bytes_max=1 << 20,
+        message_bytes_max=1 << 18,
         memory_bytes_max=2 * 4096 + (2 << 20),
     )
     with pairs(1) as ((ours, _),), Reactor(Recorder(), options, backend=backend) as reactor:

@@ -22,6 +22,10 @@ MIB: Final = 1024 * KIB
 _BYTES_MAX: Final = 2**31 - 1
 """Of one message, backlog or turn: a send takes no more (MAX_RW_COUNT of the kernel), and lengths have 32 bits."""
 _DAY_SECONDS: Final = 86400.0
+_GROWTH: Final = 3
+"""Times its size that a message may take as it comes in: it moves to larger memory, which the shim rounds up."""
+_SPARE_BYTES: Final = 256 * KIB
+"""What small messages take beyond that, and the eighth of the memory that is kept free."""
 
 IPNetwork = IPv4Network | IPv6Network
 
@@ -152,9 +156,10 @@ class Options:
     # Memory and the ring
 
     memory_bytes_max: Annotated[int | None, _MemoryBytes] = None
-    """The receive pool, partial messages and backlogs of all sessions together. At seven eighths of what is left for
-    sessions the greediest are closed, until a quarter of it is free: with 1009, or, where unsent bytes are thrown away,
-    without a close frame (1006). A message that would not fit even so is answered 1013."""
+    """The receive pool, partial messages and backlogs of all sessions together. It must be at least the pool, three
+    times `message_bytes_max` and 256 KiB: a message takes more than its size while it grows. When sessions hold seven
+    eighths of what the pool leaves, those that hold the most are closed until a quarter is free: with 1009, or, where
+    unsent bytes are thrown away, with 1006 (no close frame). A message that does not fit even so is answered 1013."""
 
     receive_buffers: Annotated[int, _Range(2, 32_768)] = 32
     """Buffers of the receive pool, a power of two. Few and hot is faster than many: what is used of each goes through
@@ -278,12 +283,12 @@ class Options:
                 f"so few that they take less than 4 GiB, {self.receive_buffer_bytes} bytes each",
             )
         if self.memory_bytes_max is not None:
-            needed = pool + self.message_bytes_max
+            needed = pool + _GROWTH * self.message_bytes_max + _SPARE_BYTES
             if self.memory_bytes_max < needed:
                 raise OptionsError(
                     "memory_bytes_max",
                     self.memory_bytes_max,
-                    f"at least {needed}: the receive pool and one message of message_bytes_max",
+                    f"at least {needed}: the receive pool, and what a message of message_bytes_max takes as it grows",
                 )
 
 
