@@ -273,3 +273,12 @@ def liburing_headers(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("path", [path for path in C_FILES if path.name not in WITH_PYTHON], ids=lambda path: path.name)
 def test_compiles_for_arm64(path: Path, liburing_headers: Path) -> None:
     compile_strictly("aarch64-linux-gnu-gcc", path, "-isystem", str(liburing_headers))
+
+
+def test_an_extension_that_was_not_built_is_said_to_be_missing() -> None:
+    code = "import sys; sys.modules['uringws._shim'] = None; import uringws"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    last = process.stderr.splitlines()[-1]
+    assert last.startswith("ImportError: the C extension uringws._shim cannot be loaded")
+    assert "pip install ." in last
+    assert "build_ffi.py" in last

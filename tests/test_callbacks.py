@@ -88,6 +88,34 @@ def test_handler_fn_of_a_coroutine_function_is_refused_too() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "callback", "arguments"),
+    [
+        ("on_upgrade", lambda: None, "request"),
+        ("on_request", lambda: None, "request"),
+        ("on_open", lambda: None, "conn"),
+        ("on_message", lambda message: message, "conn, message"),
+        ("on_frame", lambda frame: frame, "conn, frame"),
+        ("on_drain", lambda conn, amount: conn.send(amount), "conn"),
+        ("on_close", lambda conn: conn, "conn, code, reason"),
+        ("on_close", lambda conn, code, *, reason: (conn, code, reason), "conn, code, reason"),
+    ],
+)
+def test_a_callback_that_does_not_take_its_arguments_is_refused(
+    name: str, callback: Callable[..., object], arguments: str
+) -> None:
+    handler: Any = types.SimpleNamespace(**{name: callback})
+    with pytest.raises(TypeError, match=rf"SimpleNamespace\.{name} takes .* calls it with \({arguments}\)"):
+        Reactor(handler, QUIET, backend="epoll")
+
+
+def test_a_callback_may_take_more_than_it_is_given() -> None:
+    """Defaults, `*arguments`, and a function of C, whose signature cannot be known."""
+    for callback in (lambda conn, message, room=None: (conn, message, room), lambda *_: None, print, max):
+        handler: Any = types.SimpleNamespace(on_message=callback)
+        Reactor(handler, QUIET, backend="epoll").close()
+
+
+@pytest.mark.parametrize(
     ("slip", "meant"), [("on_connect", None), ("on_mesage", "on_message"), ("on_closed", "on_close")]
 )
 def test_a_method_that_no_callback_is_named_like_is_warned_of(slip: str, meant: str | None) -> None:

@@ -872,3 +872,10 @@ def test_any_name_can_be_looked_up(name: str) -> None:
     headers = parse(head_of("X: y")).headers
     assert (name in headers) == (name.lower() in ("host", "x"))
     assert (headers.get(name) is not None) == (name in headers)
+
+
+@pytest.mark.parametrize("answer", [Response, Reject, Accept])
+@pytest.mark.parametrize("text", ["ok", b"ok"])
+def test_a_text_in_the_place_of_the_headers_is_refused_with_the_remedy(answer: Any, text: object) -> None:
+    with pytest.raises(TypeError, match="headers are a mapping or pairs"):
+        answer(*([None] if answer is Accept else [403]), text)

@@ -324,3 +324,14 @@ def test_a_command_that_comes_too_late_is_dropped_in_silence(
         run_until(reactor, lambda: recorder.of("close"))
     assert [event[2] for event in recorder.of("close")] == [CloseCode.POLICY_VIOLATION]
     assert caplog.records == []
+
+
+def test_a_coroutine_function_is_no_call_for_the_reactor(backend: Backend) -> None:
+    async def coroutine() -> None: ...
+
+    with (
+        Reactor(Silent(), backend=backend) as reactor,
+        reactor.sender() as sender,
+        pytest.raises(TypeError, match="async def"),
+    ):
+        sender.call(coroutine)

@@ -325,3 +325,13 @@ def test_a_timer_that_is_added_by_another_waits_for_the_next_turn_however_soon_i
     for turn in range(1, 4):
         timers.run_due()
         assert len(calls) == turn
+
+
+def test_a_coroutine_function_is_no_timer(backend: Backend) -> None:
+    async def coroutine() -> None: ...
+
+    with Reactor(Silent(), backend=backend) as reactor:
+        with pytest.raises(TypeError, match="async def"):
+            reactor.call_later(1, coroutine)
+        with pytest.raises(TypeError, match="async def"):
+            reactor.call_every(1, coroutine)

@@ -26,6 +26,17 @@ class Callbacks(NamedTuple):
     on_close: Callable[..., object] | None
 
 
+_ARGUMENTS: Final = {
+    "on_upgrade": ("request",),
+    "on_request": ("request",),
+    "on_open": ("conn",),
+    "on_message": ("conn", "message"),
+    "on_frame": ("conn", "frame"),
+    "on_drain": ("conn",),
+    "on_close": ("conn", "code", "reason"),
+}
+"""What the reactor calls each callback with, by position."""
+
 _REMEDY: Final = "derive from uringws.Handler, or give an object that has some of " + ", ".join(Callbacks._fields)
 
 
@@ -37,8 +48,8 @@ def look_up(handler: object) -> Callbacks:
     """Return the callbacks of a handler.
 
     Raises TypeError for what is no handler: a class in place of its instance, a bare function, a value such as None,
-    callbacks that are coroutine or generator functions or cannot be called. Warns (RuntimeWarning) of a callable
-    attribute whose name begins with "on_" but names no callback.
+    callbacks that are coroutine or generator functions, cannot be called or do not take their arguments. Warns
+    (RuntimeWarning) of a callable attribute whose name begins with "on_" but names no callback.
     """
     if inspect.isclass(handler):
         raise TypeError(f"the handler is the class {handler.__name__}: give an instance, {handler.__name__}()")
@@ -64,7 +75,21 @@ def _callback(handler: object, name: str) -> Callable[..., object] | None:
             )
         if inspect.isgeneratorfunction(function):
             raise TypeError(f"{kind}.{name} has a `yield`, so that a call of it runs nothing: make it a plain function")
+    _check_arguments(f"{kind}.{name}", callback, _ARGUMENTS[name])
     return callback  # type: ignore[no-any-return]
+
+
+def _check_arguments(name: str, callback: Callable[..., object], arguments: tuple[str, ...]) -> None:
+    """Raise TypeError if every call of the callback would: it does not take its arguments."""
+    try:
+        signature = inspect.signature(callback)
+    except (TypeError, ValueError):  # a function in C may tell of none
+        return
+    try:
+        signature.bind(*arguments)
+    except TypeError as error:
+        called = ", ".join(arguments)
+        raise TypeError(f"{name} takes {signature}, and a reactor calls it with ({called}): {error}") from None
 
 
 def _refuse_without_callbacks(handler: object) -> None:

@@ -424,7 +424,13 @@ def check_status(status: int, low: int) -> None:
 
 
 def _pairs(headers: HeaderFields) -> Iterable[tuple[str, str]]:
-    return headers.items() if isinstance(headers, Mapping) else headers
+    if isinstance(headers, Mapping):
+        return headers.items()
+    given: object = headers
+    if isinstance(given, str | bytes):
+        kind = type(given).__name__
+        raise TypeError(f"headers are a mapping or pairs, not {kind}: Response and Reject take a text as body=")
+    return headers
 
 
 def _names_field(headers: HeaderFields, lower_name: str) -> bool:

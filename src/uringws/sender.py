@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import threading
 import time
 import warnings
@@ -96,6 +97,8 @@ class Sender:
         """
         if not callable(function):
             raise TypeError(f"call takes a function without arguments, not {type(function).__name__}")
+        if inspect.iscoroutinefunction(function):
+            raise TypeError("call takes a plain function, not `async def`: a reactor has no event loop to run it")
         self._put(function, timeout)
 
     def add_session(

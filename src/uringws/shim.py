@@ -6,8 +6,14 @@ cffi's module has no types, so its names are Any here. Everything outside this m
 
 from typing import Any, Final
 
-from uringws import _shim
-from uringws._shim import ffi, lib
+try:
+    from uringws import _shim
+    from uringws._shim import ffi, lib
+except ImportError as error:
+    raise ImportError(
+        f"the C extension uringws._shim cannot be loaded ({error}): run `pip install .` in a clone, or "
+        "`python uring_shim/build_ffi.py` to use its src/ in place"
+    ) from error
 
 __all__ = ["fast_send", "fast_send_event", "ffi", "lib"]
 

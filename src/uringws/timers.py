@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import inspect
 import logging
 import time
 from typing import TYPE_CHECKING, Any, Final
@@ -81,6 +82,8 @@ class Timers:
             raise ValueError(f"an interval of {interval} seconds: it must be {_INTERVAL_SECONDS_MIN} or more")
         if not callable(function):
             raise TypeError(f"a timer takes a function, not {type(function).__name__}")
+        if inspect.iscoroutinefunction(function):
+            raise TypeError("a timer takes a plain function, not `async def`: a reactor has no event loop to run it")
         timer = Timer(self, interval, function, arguments)
         self._push(timer, time.monotonic() + seconds)
         return timer
