@@ -13,15 +13,18 @@ from typing import Annotated, Any, Final, Literal, NamedTuple, get_args, get_ori
 
 from uringws.errors import OptionsError
 from uringws.field_docs import document_fields
+from uringws.seconds import milliseconds
 from uringws.shim import lib
 
-__all__ = ["IPNetwork", "Options"]
+__all__ = ["IPNetwork", "Options", "copy_options"]
 
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
 _BYTES_MAX: Final = 2**31 - 1
 """Of one message, backlog or turn: a send takes no more (MAX_RW_COUNT of the kernel), and lengths have 32 bits."""
 _DAY_SECONDS: Final = 86400.0
+_ZERO_COPY: Final = ("never", "auto", "always")
+_ON_FULL: Final = ("close", "drop", "error")
 _GROWTH: Final = 3
 """Times its size that a message may take as it comes in: it moves to larger memory, which the shim rounds up."""
 _SPARE_BYTES: Final = 256 * KIB
@@ -76,10 +79,12 @@ class Options:
     16 pongs wait, only the latest ping is answered (RFC 6455 5.5.3)."""
 
     backlog_high_bytes: Annotated[int | None, _Bytes] = None
-    """The backlog from which on `on_drain` will be owed. None: 256 KiB, or `backlog_bytes_max` if that is less."""
+    """A backlog of this size or more counts as high: `on_drain` is called once it has fallen to the low mark. None:
+    256 KiB, or `backlog_bytes_max` if that is less."""
 
     backlog_low_bytes: Annotated[int | None, _Range(0, _BYTES_MAX)] = None
-    """The backlog at which, coming from above the high mark, `on_drain` is called. None: a quarter of the high mark."""
+    """A high backlog that has fallen to this size is low again, and `on_drain` is called. None: a quarter of the high
+    mark."""
 
     on_full: Literal["close", "drop", "error"] = "close"
     """What `send` does with a message that would exceed `backlog_bytes_max`: close the session (1008), drop the message
@@ -290,6 +295,41 @@ class Options:
                     self.memory_bytes_max,
                     f"at least {needed}: the receive pool, and what a message of message_bytes_max takes as it grows",
                 )
+
+
+def copy_options(options: Options, shim: Any, pool_bytes: int) -> None:
+    """Write the settings that the shim acts on into a `struct urs_reactor_options`. The pool takes `pool_bytes`."""
+    low, high = options.water_marks()
+    shim.ring_entries = options.ring_entries
+    shim.receive_buffers = options.receive_buffers
+    shim.receive_buffer_bytes = options.receive_buffer_bytes
+    shim.rules.message_bytes_max = options.message_bytes_max
+    shim.rules.refuse_text = options.refuse_text
+    shim.rules.refuse_binary = options.refuse_binary
+    shim.backlog_bytes_max = options.backlog_bytes_max
+    shim.backlog_high_bytes = high
+    shim.backlog_low_bytes = low
+    # What is counted is the sessions' share: the pool is taken once and for all.
+    shim.memory_bytes_max = 0 if options.memory_bytes_max is None else options.memory_bytes_max - pool_bytes
+    shim.on_full = _ON_FULL.index(options.on_full)
+    shim.sessions_max = options.sessions_max or 0
+    shim.sessions_per_ip_max = options.sessions_per_ip_max or 0
+    shim.handshakes_max = options.handshakes_max or 0
+    shim.header_bytes_max = options.header_bytes_max
+    shim.session_turn_bytes_max = options.session_turn_bytes_max
+    shim.session_turn_messages_max = options.session_turn_messages_max
+    shim.handshake_ms = milliseconds(options.handshake_seconds_max)
+    shim.silent_ms = milliseconds(options.silent_seconds_max)
+    shim.idle_ms = milliseconds(options.idle_seconds_max)
+    shim.ping_interval_ms = milliseconds(options.ping_interval_seconds)
+    shim.ping_timeout_ms = milliseconds(options.ping_timeout_seconds)
+    shim.close_ms = milliseconds(options.close_seconds_max)
+    shim.session_ms = milliseconds(options.session_seconds_max)
+    shim.busy_poll_us = options.busy_poll_microseconds
+    shim.zero_copy = _ZERO_COPY.index(options.zero_copy)
+    shim.zero_copy_bytes_min = options.zero_copy_bytes_min
+    shim.proxy_protocol = bool(options.proxy_protocol_from)
+    shim.tcp_nodelay = options.tcp_nodelay
 
 
 _HINTS: Final[dict[str, Any]] = get_type_hints(Options, include_extras=True)

@@ -1,7 +1,7 @@
 """The reactor: one thread, one I/O backend, many sessions. Runs the shim's turns and hands their events to the handler.
 
-Policy and bookkeeping of Python's side live here; what an opening request is answered lives in upgrade.py, bytes and
-protocol in the shim.
+Policy and bookkeeping of Python's side live here; how an opening request is answered lives in upgrade.py, bytes and
+protocol live in the shim.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from uringws.handshake import refusal
 from uringws.http import encode_refusal
 from uringws.limits import warn_of_few_files
 from uringws.message import Message
-from uringws.options import Options
+from uringws.options import Options, copy_options
 from uringws.ownership import Owner
-from uringws.seconds import check_seconds, milliseconds, sooner
+from uringws.seconds import check_seconds, sooner
 from uringws.sender import Sender
 from uringws.sending import check_close
 from uringws.shim import ffi, lib
@@ -45,7 +45,7 @@ from uringws.sockets import (
     listen_unix,
     show_address,
 )
-from uringws.stats import Stats
+from uringws.stats import Stats, stats_of
 from uringws.timers import Timer, Timers
 from uringws.upgrade import Answer, Upgrade, answer_or_500
 
@@ -72,8 +72,6 @@ _REFUSALS: Final[tuple[RejectReason, ...]] = (
 _DATE_STARTS: Final = b"\r\nDate: "
 
 _LOST_REASONS: Final = {0: "the peer closed the TCP connection without a close frame"}
-_ZERO_COPY: Final = ("never", "auto", "always")
-_ON_FULL: Final = ("close", "drop", "error")
 
 # Looked up once: an attribute of the module costs as much as a small call.
 _turn_shim: Final = lib.urs_reactor_turn
@@ -150,7 +148,6 @@ class Reactor:
 
     def _open(self, backend: str, *, frames: bool) -> Opened:
         options = self.options
-        low, high = options.water_marks()
         pool_bytes = lib.urs_pool_bytes(options.receive_buffers, options.receive_buffer_bytes)
         # Python owns this memory: a view that a handler keeps shows stale bytes, never freed memory.
         pool = mmap.mmap(-1, pool_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -162,37 +159,8 @@ class Reactor:
         shim.pool_memory, shim.verdicts = self._anchors
         shim.handled = self._handled
         self._refusals = self._encode_refusals(shim)
-        shim.ring_entries = options.ring_entries
-        shim.receive_buffers = options.receive_buffers
-        shim.receive_buffer_bytes = options.receive_buffer_bytes
-        shim.rules.message_bytes_max = options.message_bytes_max
         shim.rules.frames = frames
-        shim.rules.refuse_text = options.refuse_text
-        shim.rules.refuse_binary = options.refuse_binary
-        shim.backlog_bytes_max = options.backlog_bytes_max
-        shim.backlog_high_bytes = high
-        shim.backlog_low_bytes = low
-        # What is counted is the sessions' share: the pool is taken once and for all.
-        shim.memory_bytes_max = 0 if options.memory_bytes_max is None else options.memory_bytes_max - pool_bytes
-        shim.on_full = _ON_FULL.index(options.on_full)
-        shim.sessions_max = options.sessions_max or 0
-        shim.sessions_per_ip_max = options.sessions_per_ip_max or 0
-        shim.handshakes_max = options.handshakes_max or 0
-        shim.header_bytes_max = options.header_bytes_max
-        shim.session_turn_bytes_max = options.session_turn_bytes_max
-        shim.session_turn_messages_max = options.session_turn_messages_max
-        shim.handshake_ms = milliseconds(options.handshake_seconds_max)
-        shim.silent_ms = milliseconds(options.silent_seconds_max)
-        shim.idle_ms = milliseconds(options.idle_seconds_max)
-        shim.ping_interval_ms = milliseconds(options.ping_interval_seconds)
-        shim.ping_timeout_ms = milliseconds(options.ping_timeout_seconds)
-        shim.close_ms = milliseconds(options.close_seconds_max)
-        shim.session_ms = milliseconds(options.session_seconds_max)
-        shim.busy_poll_us = options.busy_poll_microseconds
-        shim.zero_copy = _ZERO_COPY.index(options.zero_copy)
-        shim.zero_copy_bytes_min = options.zero_copy_bytes_min
-        shim.proxy_protocol = bool(options.proxy_protocol_from)
-        shim.tcp_nodelay = options.tcp_nodelay
+        copy_options(options, shim, pool_bytes)
         return open_core(backend, shim)
 
     def _encode_refusals(self, shim: Any) -> list[Any]:
@@ -506,38 +474,12 @@ class Reactor:
         self._check_thread()
         shim = ffi.new("struct urs_reactor_stats *")
         lib.urs_reactor_read_stats(self._core, shim)
-        return Stats(
+        return stats_of(
+            shim,
             backend=self.backend,
-            sessions=int(shim.sessions - shim.handshakes),
-            sessions_peak=int(shim.sessions_most),
-            handshakes=int(shim.handshakes),
             accepted=self._sessions_made,
             rejected=self._rejections(shim),
-            accept_pauses=int(shim.accept_pauses),
             close_codes=dict(self._close_codes),
-            timeouts=int(shim.timeouts),
-            messages_in=int(shim.messages_in),
-            messages_out=int(shim.messages_out),
-            bytes_in=int(shim.bytes_in),
-            bytes_out=int(shim.bytes_out),
-            pings_sent=int(shim.pings_sent),
-            pongs_received=int(shim.pongs_received),
-            queued_bytes=int(shim.queued_bytes),
-            drops=int(shim.drops),
-            sends_short=int(shim.sends_short),
-            sends_direct=int(shim.sends_direct),
-            zero_copy_sends=int(shim.zero_copy_sends),
-            zero_copy_copied=int(shim.zero_copy_copied),
-            memory_bytes=int(shim.memory_bytes),
-            evictions=int(shim.evictions),
-            pool_buffers=int(shim.pool_buffers),
-            pool_in_use=int(shim.pool_in_use),
-            pool_in_use_peak=int(shim.pool_in_use_most),
-            enobufs_parks=int(shim.enobufs_parks),
-            cq_overflows=int(shim.cq_overflows),
-            turns=int(shim.turns),
-            enters=int(shim.enters),
-            events=int(shim.events),
         )
 
     def _rejections(self, shim: Any) -> dict[RejectReason, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from uringws.field_docs import document_fields
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from uringws.errors import RejectReason
 
-__all__ = ["Stats"]
+__all__ = ["Stats", "stats_of"]
 
 
 @document_fields
@@ -103,3 +103,47 @@ class Stats:
     def events_per_turn(self) -> float:
         """How well work is batched: events per turn, 0.0 before the first."""
         return self.events / self.turns if self.turns else 0.0
+
+
+def stats_of(
+    shim: Any,
+    *,
+    backend: str,
+    accepted: int,
+    rejected: Mapping[RejectReason, int],
+    close_codes: Mapping[int, int],
+) -> Stats:
+    """Return the figures of a `struct urs_reactor_stats`, and beside them those that the reactor counts itself."""
+    return Stats(
+        backend=backend,
+        accepted=accepted,
+        rejected=rejected,
+        close_codes=close_codes,
+        sessions=int(shim.sessions - shim.handshakes),
+        sessions_peak=int(shim.sessions_most),
+        handshakes=int(shim.handshakes),
+        accept_pauses=int(shim.accept_pauses),
+        timeouts=int(shim.timeouts),
+        messages_in=int(shim.messages_in),
+        messages_out=int(shim.messages_out),
+        bytes_in=int(shim.bytes_in),
+        bytes_out=int(shim.bytes_out),
+        pings_sent=int(shim.pings_sent),
+        pongs_received=int(shim.pongs_received),
+        queued_bytes=int(shim.queued_bytes),
+        drops=int(shim.drops),
+        sends_short=int(shim.sends_short),
+        sends_direct=int(shim.sends_direct),
+        zero_copy_sends=int(shim.zero_copy_sends),
+        zero_copy_copied=int(shim.zero_copy_copied),
+        memory_bytes=int(shim.memory_bytes),
+        evictions=int(shim.evictions),
+        pool_buffers=int(shim.pool_buffers),
+        pool_in_use=int(shim.pool_in_use),
+        pool_in_use_peak=int(shim.pool_in_use_most),
+        enobufs_parks=int(shim.enobufs_parks),
+        cq_overflows=int(shim.cq_overflows),
+        turns=int(shim.turns),
+        enters=int(shim.enters),
+        events=int(shim.events),
+    )
