@@ -187,9 +187,9 @@ class ServerEngine:
     def process_into(self, data: Any, handler: Callable[[EngineMessage], object]) -> list[OutboundSegment]:
         """Take in `data`, a writable buffer, call `handler(message)` for each message; return `outbound_segments()`.
 
-        Echoes are written over `data` itself. Send the segments, in order, then call `clear_outbound`: RuntimeError if
-        there are such of the call before. Raises TypeError or BufferError for data that cannot be written to. After an
-        exception of the handler's `outbound_segments()` has what was owed.
+        Echoes are written over `data` itself. Send the segments, in order, then call `clear_outbound`. Raises
+        RuntimeError if the segments of the call before were not cleared, TypeError or BufferError for data that cannot
+        be written to. After an exception of the handler, `outbound_segments()` has what was owed.
         """
         with self._exclusive:
             self._check_ready()

@@ -149,7 +149,7 @@ def _joined(name: str, values: list[str]) -> str:
 def _key(name: str) -> bytes:
     if not isinstance(name, str):
         raise TypeError(f"the name of a field is a str, not {type(name).__name__}")
-    # What Latin-1 cannot encode is the name of no field; "?" is one neither.
+    # A name that Latin-1 cannot encode names no field, and nor does one with "?" in it: nothing is found.
     return name.lower().encode("latin-1", "replace")
 
 
@@ -275,7 +275,7 @@ def parse_request(head: bytes, *, header_count_max: int, peer: Peer = None) -> R
 
 
 def _parse_request_line(head: bytes) -> tuple[str, str, str]:
-    # httptools would take more than one space, and HTTP/0.9, HTTP/2.0, RTSP and ICE, for good.
+    # httptools accepts more than one space, and HTTP/0.9, HTTP/2.0, RTSP and ICE.
     line = _REQUEST_LINE.fullmatch(head, 0, head.find(b"\r\n"))
     if line is None:
         raise HandshakeError(400, "malformed request line")

@@ -139,8 +139,8 @@ class Message:
         self._offsets = self._lengths = self._opcodes = _NO_COLUMN
 
     def _owed(self, connection: Any) -> int:
-        """Return how many of the turn's events are to be carried out before a close frame on a connection (None: on
-        all): those before the message at hand, and that too if its echo would come too late otherwise.
+        """Return how many of the turn's events must be carried out before a close frame on a connection (None: on all):
+        the events before the message at hand, and this message as well if it is to be echoed on that connection.
         """
         index: int = self._index
         mine = self._connection is not None and (connection is None or connection is self._connection)

@@ -32,9 +32,9 @@ _LOOK_SECONDS: Final = 0.5
 class Sender:
     """Commands to a reactor from any thread, carried out in the order of each thread's calls.
 
-    A command returns False where its connection is gone by the time of the call. One that ends later, before the
-    reactor has come to the command, drops it silently: only an answer of the peer's proves delivery. The payload is
-    copied at the call unless it is bytes or str, which cannot change.
+    A command returns False if its connection is gone at the time of the call. If the connection ends later, before the
+    reactor runs the command, or the reactor is closed, the command is dropped silently: only an answer of the peer
+    proves delivery. The payload is copied at the call unless it is bytes or str, which cannot change.
 
     At most `Options.sender_commands_max` commands wait; over that a call waits up to `timeout` seconds (None: without
     end) and raises SenderFull. On the reactor's own thread, which cannot wait for itself, it raises at once. Once the

@@ -20,7 +20,7 @@ __all__ = ["Stats", "stats_of"]
 class Stats:
     """The figures of `Reactor.stats()`.
 
-    Each is a count since the reactor was made, but for those said to be "now". Bytes are those of the TCP streams,
+    Each is a count since the reactor was made, except those whose text says "now". Bytes are those of the TCP streams,
     HTTP heads and frame headers included.
     """
 
@@ -28,9 +28,9 @@ class Stats:
     """The one that runs, "io_uring" or "epoll"."""
 
     sessions: int = 0
-    """That there are now, upgrades in progress not counted; closing ones, and refused ones still here, are."""
+    """Sessions now: open, closing, and refused but not gone yet. Upgrades in progress do not count."""
     sessions_peak: int = 0
-    """The most that there were at a time, upgrades in progress included."""
+    """The most sessions at a time, upgrades in progress included."""
     handshakes: int = 0
     """Upgrades in progress now."""
     accepted: int = 0
@@ -73,7 +73,7 @@ class Stats:
     """Zero-copy sends that the kernel copied after all."""
 
     memory_bytes: int = 0
-    """Held now by partial messages and backlogs: what `Options.memory_bytes_max` bounds, but for the receive pool."""
+    """Held now by partial messages and backlogs: what `Options.memory_bytes_max` bounds, without the receive pool."""
     evictions: int = 0
     """Sessions closed to keep within `Options.memory_bytes_max`."""
     pool_buffers: int = 0

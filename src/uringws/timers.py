@@ -44,7 +44,7 @@ class Timer:
         return self._function is not None
 
     def cancel(self) -> None:
-        """Call the function no more. Twice is fine, and so is from the function itself. Raises WrongThread."""
+        """Do not call the function any more. May be called twice, and by the function itself. Raises WrongThread."""
         self._timers.cancel(self)
 
     def __repr__(self) -> str:

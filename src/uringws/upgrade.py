@@ -1,4 +1,4 @@
-"""What an opening request is answered: limits, the PROXY header, plain HTTP, the handler's verdict.
+"""How an opening request is answered: limits, the PROXY header, plain HTTP, the handler's verdict.
 
 Bytes in and out; the reactor carries the answer out.
 """
