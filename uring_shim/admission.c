@@ -156,8 +156,11 @@ static bool ip_enter(struct urs_reactor *reactor, uint32_t hash)
 
 void urs_admission_leave(struct urs_reactor *reactor, uint32_t hash)
 {
-    if (hash != 0)
-        ip_entry(reactor, hash)->count--;
+    if (hash == 0)
+        return;
+    struct urs_ip_count *entry = ip_entry(reactor, hash);
+    URS_ASSERT(entry->hash == hash && entry->count > 0);
+    entry->count--;
 }
 
 bool urs_admission_count(struct urs_reactor *reactor, struct urs_session *session)
@@ -175,6 +178,8 @@ bool urs_admission_count(struct urs_reactor *reactor, struct urs_session *sessio
 
 static void silent_add(struct urs_reactor *reactor, struct urs_session *session)
 {
+    URS_ASSERT(!session->silent && session->state == URS_SESSION_AWAIT_HEAD);
+    URS_ASSERT((reactor->silent_first == 0) == (reactor->silent_last == 0));
     session->silent = true;
     session->silent_next = 0;
     session->silent_previous = reactor->silent_last;
@@ -337,6 +342,7 @@ void urs_admission_arm(struct urs_reactor *reactor)
 
 void urs_admission_accepted(struct urs_reactor *reactor, const struct urs_completion *completion)
 {
+    URS_ASSERT(completion->slot < reactor->listener_count);
     struct urs_listener *listener = &reactor->listeners[completion->slot];
     listener->armed = completion->more;
     switch (urs_io_accept_fate(completion->result)) {

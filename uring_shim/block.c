@@ -57,6 +57,7 @@ static struct urs_block *take_cached(struct urs_memory *memory, uint32_t index, 
         link = &(*link)->next;
     struct urs_block *block = *link;
     if (block != NULL) {
+        URS_ASSERT(memory->cached_bytes >= capacity && block->class_index == index);
         *link = block->next;
         memory->cached_bytes -= capacity;
     }
@@ -158,6 +159,7 @@ void urs_block_drop(struct urs_block *block)
         release(block);
         return;
     }
+    URS_ASSERT(memory->bytes_used >= block->capacity);
     memory->bytes_used -= block->capacity;
     put_back(memory, block);
 }

@@ -50,6 +50,7 @@ static void scan_sessions(const struct urs_reactor *reactor, struct scan *scan)
 static void evict(struct urs_reactor *reactor, struct urs_session *session)
 {
     static const char reason[] = "server out of memory";
+    URS_ASSERT(session->state != URS_SESSION_FREE && session->fd >= 0);
     reactor->stats.evictions++;
     if (session->backlog != NULL || session->state != URS_SESSION_OPEN) {
         /* Bytes would be missing from its stream, so it cannot be closed cleanly. */
@@ -79,6 +80,7 @@ void urs_budget_enforce(struct urs_reactor *reactor)
     /* Memory that belongs to no session (for example memory lent to the kernel) returns by itself: no session is ended
      * for it. */
     for (size_t left = scan.bytes; ended < scan.count && left > max - max / 4; ended++) {
+        URS_ASSERT(scan.greediest[ended].bytes <= left);
         evict(reactor, urs_core_session(reactor, scan.greediest[ended].slot));
         left -= scan.greediest[ended].bytes;
     }

@@ -90,6 +90,7 @@ bool urs_deadline_is_queued(const struct urs_session *session)
 /* The peer must answer the bytes that were queued last. */
 static void set_question(struct urs_session *session, bool queued)
 {
+    URS_ASSERT(session->fd >= 0);
     session->acked_bytes = session->sent_bytes - (queued ? urs_io_unsent_bytes(session->fd) : 0);
     session->question_bytes = session->sent_bytes + (uint32_t)(session->backlog_bytes + session->outbound.bytes);
     session->question_queued = queued;
@@ -98,6 +99,7 @@ static void set_question(struct urs_session *session, bool queued)
 
 void urs_deadline_left(struct urs_reactor *reactor, struct urs_session *session)
 {
+    URS_ASSERT(session->question_unsent && session->backlog == NULL && session->outbound.first == 0);
     session->question_unsent = false;
     session->deadline_ms = (uint32_t)reactor->now_ms + period_ms(reactor, session);
 }
@@ -110,6 +112,7 @@ void urs_deadline_left_in_part(struct urs_reactor *reactor, struct urs_session *
 
 void urs_deadline_set_ending(struct urs_reactor *reactor, struct urs_session *session, bool queued)
 {
+    URS_ASSERT(is_ending(session));
     urs_deadline_set(reactor, session, reactor->options.close_ms);
     set_question(session, queued);
     schedule(reactor, session);
@@ -150,6 +153,7 @@ void urs_deadline_resumed(struct urs_reactor *reactor, struct urs_session *sessi
 /* The payload of a ping is the time when it was made: its pong tells the round-trip time. */
 static void send_ping(struct urs_reactor *reactor, struct urs_session *session)
 {
+    URS_ASSERT(session->state == URS_SESSION_OPEN && !session->lost);
     uint8_t payload[8];
     bool judged = reactor->options.ping_timeout_ms != 0;
     /* If a missing pong ends the session, only one ping may be outstanding. */

@@ -90,6 +90,7 @@ void urs_intake_find_resets(struct urs_reactor *reactor)
     nfds_t count = 0;
     if (URS_LIKELY(reactor->resets_due_ms == 0 || reactor->now_ms < reactor->resets_due_ms))
         return;
+    URS_ASSERT(reactor->resets_slot <= reactor->sessions.slots);
     uint32_t slot = reactor->resets_slot;
     uint32_t end = (uint32_t)urs_min((size_t)slot + LOOKS_PER_TURN, reactor->sessions.slots);
     for (; slot < end; slot++) {

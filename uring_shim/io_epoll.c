@@ -492,6 +492,7 @@ static int epoll_wait_ready(struct urs_io *io, int64_t timeout_ns)
 
 static void epoll_release(struct urs_io *io, uint16_t buffer)
 {
+    URS_ASSERT(of(io)->free_count < io->pool->buffers && io->pool->in_use > 0);
     of(io)->free_buffers[of(io)->free_count++] = buffer;
     io->pool->in_use--;
 }

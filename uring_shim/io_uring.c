@@ -489,6 +489,7 @@ static void uring_release(struct urs_io *io, uint16_t buffer)
 {
     struct uring *uring = of(io);
     struct urs_pool *pool = io->pool;
+    URS_ASSERT(buffer < pool->buffers && pool->in_use > 0);
     io_uring_buf_ring_add(uring->buffers, urs_pool_buffer(pool, buffer), (unsigned)pool->buffer_bytes, buffer,
                           io_uring_buf_ring_mask(pool->buffers), (int)uring->released++);
     pool->in_use--;

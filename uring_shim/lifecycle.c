@@ -52,6 +52,7 @@ struct urs_session *urs_life_new(struct urs_reactor *reactor, int fd, bool local
     struct urs_session *session = urs_session_new(&reactor->sessions, fd);
     if (session == NULL)
         return NULL;
+    URS_ASSERT(session->slot < reactor->slots_room);
     session->local = local;
     session->opened_ms = session->last_input_ms = (uint32_t)reactor->now_ms;
     if (urs_wheel_set(&reactor->wheel, session->slot, reactor->now_ms + URS_WHEEL_TICK_MS) != 0) {
@@ -71,6 +72,7 @@ void urs_life_head(struct urs_reactor *reactor, struct urs_session *session, uin
     struct urs_block *held = NULL;
     size_t seen = 0;
     int error = 0;
+    URS_ASSERT(session->state == URS_SESSION_AWAIT_HEAD && bytes > 0);
     urs_admission_spoke(reactor, session);
     if (session->held != NULL) {
         seen = urs_block_bytes(session->held);
@@ -109,8 +111,10 @@ void urs_life_head(struct urs_reactor *reactor, struct urs_session *session, uin
 static void end_handshake(struct urs_reactor *reactor, struct urs_session *session)
 {
     urs_admission_spoke(reactor, session);
-    if (session->state == URS_SESSION_AWAIT_HEAD || session->state == URS_SESSION_AWAIT_VERDICT)
+    if (session->state == URS_SESSION_AWAIT_HEAD || session->state == URS_SESSION_AWAIT_VERDICT) {
+        URS_ASSERT(reactor->handshakes > 0);
         reactor->handshakes--;
+    }
 }
 
 void urs_life_open(struct urs_reactor *reactor, struct urs_session *session)
@@ -128,6 +132,7 @@ void urs_life_open(struct urs_reactor *reactor, struct urs_session *session)
 int urs_life_close(struct urs_reactor *reactor, struct urs_session *session, unsigned code, const uint8_t *reason,
                    size_t bytes)
 {
+    URS_ASSERT(session->state == URS_SESSION_OPEN && session->fd >= 0);
     bool queued = urs_deadline_is_queued(session);
     int error = urs_outbound_close(&reactor->outbox, &session->outbound, code, reason, bytes);
     if (error != 0) {
@@ -165,6 +170,7 @@ void urs_life_finish(struct urs_reactor *reactor, struct urs_session *session)
 
 static void await_end(struct urs_reactor *reactor, struct urs_session *session)
 {
+    URS_ASSERT(session->backlog == NULL && session->outbound.first == 0 && !session->input_ended);
     urs_session_set_state(session, URS_SESSION_AWAIT_END);
     urs_deadline_set_ending(reactor, session, urs_deadline_is_queued(session));
 }
@@ -189,6 +195,7 @@ void urs_life_lose(struct urs_reactor *reactor, struct urs_session *session, int
 {
     if (session->lost)
         return;  /* the event that ends the session is queued already */
+    URS_ASSERT(session->state != URS_SESSION_FREE && session->state != URS_SESSION_AWAIT_REQUESTS);
     if (session->state == URS_SESSION_AWAIT_END && error == 0) {
         urs_life_end(reactor, session);  /* this is the awaited end of the peer's stream */
         return;
@@ -216,6 +223,7 @@ void urs_life_end(struct urs_reactor *reactor, struct urs_session *session)
 {
     if (session->state == URS_SESSION_AWAIT_REQUESTS || session->state == URS_SESSION_FREE)
         return;
+    URS_ASSERT(session->fd >= 0 && !session->sending);
     /* close() alone would complete no request. It would also tell the peer nothing while a forked child or a duplicate
      * descriptor keeps the socket open. In AWAIT_END the peer has our end of stream already. */
     if (session->state != URS_SESSION_AWAIT_END || session->receiving || session->polling || session->reset)
@@ -231,6 +239,7 @@ void urs_life_end(struct urs_reactor *reactor, struct urs_session *session)
 
 void urs_life_try_free(struct urs_reactor *reactor, struct urs_session *session)
 {
+    URS_ASSERT(session->state == URS_SESSION_AWAIT_REQUESTS && session->lost);
     if (session->receiving || session->polling || session->sending || session->fd < 0)
         return;
     reactor->io->operations->forget(reactor->io, session->slot, session->fd);

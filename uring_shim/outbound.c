@@ -22,6 +22,7 @@ static int add_segment(struct urs_outbox *outbox, struct urs_outbound *outbound,
         outbox->segments = segments;
         outbox->capacity = capacity;
     }
+    URS_ASSERT((outbound->first == 0) == (outbound->last == 0) && outbound->last <= outbox->count);
     uint32_t index = outbox->count++;
     outbox->segments[index] = segment;
     if (outbound->last == 0)
@@ -113,6 +114,7 @@ static uint8_t *arena_take(struct urs_outbox *outbox, size_t bytes)
         arena->next = outbox->arena;
         outbox->arena = arena;
     }
+    URS_ASSERT(urs_block_room(arena) >= bytes);
     uint8_t *target = arena->bytes + arena->end;
     arena->end += bytes;
     outbox->arena_bytes += bytes;

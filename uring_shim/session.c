@@ -76,6 +76,7 @@ struct urs_session *urs_session_new(struct urs_sessions *sessions, int fd)
         session = urs_session_at(sessions, slot);
     }
     uint32_t generation = session->generation + 1;
+    URS_ASSERT(session->state == URS_SESSION_FREE && (generation & 1) == 1);
     *session = (struct urs_session){.fd = fd, .slot = slot, .generation = generation, .latency_seconds = -1.0f};
     urs_session_set_state(session, URS_SESSION_AWAIT_HEAD);
     sessions->in_use++;
@@ -86,6 +87,8 @@ struct urs_session *urs_session_new(struct urs_sessions *sessions, int fd)
 
 void urs_session_free(struct urs_sessions *sessions, struct urs_session *session)
 {
+    URS_ASSERT(!session->receiving && !session->polling && !session->sending && session->late_events == 0);
+    URS_ASSERT(sessions->in_use > 0);
     urs_session_drop_memory(session);
     session->fd = -1;
     urs_session_set_state(session, URS_SESSION_FREE);
@@ -108,6 +111,7 @@ void urs_sessions_close(struct urs_sessions *sessions)
 
 static void append_block(struct urs_session *session, struct urs_block *block)
 {
+    URS_ASSERT((session->backlog == NULL) == (session->backlog_last == NULL));
     block->next = NULL;
     if (session->backlog_last == NULL)
         session->backlog = block;
@@ -211,6 +215,7 @@ uint32_t urs_session_backlog_vectors(const struct urs_session *session, struct i
 
 void urs_session_backlog_consume(struct urs_session *session, size_t bytes)
 {
+    URS_ASSERT(bytes <= session->backlog_bytes);
     session->backlog_bytes -= bytes;
     while (session->backlog != NULL) {
         struct urs_block *block = session->backlog;
@@ -222,6 +227,7 @@ void urs_session_backlog_consume(struct urs_session *session, size_t bytes)
         session->backlog = block->next;
         urs_block_drop(block);
     }
+    URS_ASSERT(bytes == 0 && session->backlog_bytes == 0);
     session->backlog_last = NULL;
     urs_block_drop(session->pong);
     session->pong = NULL;
@@ -233,6 +239,7 @@ int urs_session_hold(struct urs_session *session, struct urs_memory *memory, con
     int error = urs_block_reserve(memory, &session->held, bytes, 2 * (have + bytes));
     if (error != 0)
         return error;
+    URS_ASSERT(bytes > 0 && urs_block_room(session->held) >= bytes);
     memcpy(session->held->bytes + session->held->end, data, bytes);
     session->held->end += bytes;
     return 0;

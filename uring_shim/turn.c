@@ -308,6 +308,7 @@ static void on_sent(struct urs_reactor *reactor, struct urs_session *session, in
 {
     enum urs_io_fate fate = urs_io_send_fate(result);
     size_t sent = result > 0 ? (size_t)result : 0;
+    URS_ASSERT(session->sending && sent <= session->offered);
     reactor->stats.bytes_out += sent;
     session->sent_bytes += (uint32_t)sent;
     session->sending = false;
@@ -369,9 +370,11 @@ static int collect_sends(struct urs_reactor *reactor)
     uint32_t count = io->collect(reactor->io, batch, (uint32_t)urs_min(room, URS_COUNT(batch)));
     for (uint32_t index = 0; index < count; index++) {
         if (batch[index].kind == URS_IO_SEND) {
+            URS_ASSERT(reactor->sends > 0);
             reactor->sends--;
             on_sent(reactor, urs_core_session(reactor, batch[index].slot), batch[index].result);
         } else if (batch[index].kind == URS_IO_SEND_ZC) {
+            URS_ASSERT(reactor->sends > 0);
             reactor->sends--;
             bool refused;
             struct urs_session *session = urs_zero_copy_sent(reactor, &batch[index], &refused);
@@ -691,6 +694,7 @@ static void feed_held(struct urs_reactor *reactor)
 
 static void dispatch(struct urs_reactor *reactor)
 {
+    URS_ASSERT(!reactor->dispatching);
     reactor->dispatching = true;
     while (reactor->completion_next < reactor->completion_count && reactor->event_count < URS_MESSAGES_MAX) {
         const struct urs_completion *completion = &reactor->completions[reactor->completion_next++];
@@ -790,6 +794,7 @@ static void take_late(struct urs_reactor *reactor)
         reactor->events[index] = reactor->late[index];
         reactor->targets[index] = URS_TARGET_OTHER;
         struct urs_session *session = urs_core_session(reactor, reactor->late[index].slot);
+        URS_ASSERT(session->late_events > 0);
         session->late_events--;
         if (reactor->late[index].item.kind == URS_EVENT_DRAIN)
             session->drain_told = false;

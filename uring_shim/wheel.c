@@ -24,6 +24,7 @@ void urs_wheel_cancel(struct urs_wheel *wheel, uint32_t slot)
         return;
     struct urs_wheel_entry *entry = &wheel->entries[slot];
     uint32_t bucket = entry->bucket - 1;
+    URS_ASSERT(bucket < URS_WHEEL_BUCKETS && wheel->heads[bucket] != 0);
     if (entry->previous != 0)
         wheel->entries[entry->previous - 1].next = entry->next;
     else
@@ -104,6 +105,7 @@ uint32_t urs_wheel_take(struct urs_wheel *wheel, uint64_t now_ms)
         return URS_WHEEL_NONE;
     }
     wheel->tick = tick;
+    URS_ASSERT(wheel->heads[tick % URS_WHEEL_BUCKETS] != 0);
     uint32_t slot = wheel->heads[tick % URS_WHEEL_BUCKETS] - 1;
     urs_wheel_cancel(wheel, slot);
     return slot;

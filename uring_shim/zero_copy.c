@@ -36,7 +36,9 @@ void urs_zero_copy_close(struct urs_reactor *reactor)
 
 static void end_loan(struct urs_reactor *reactor, uint32_t token)
 {
+    URS_ASSERT(token < reactor->pool.buffers / LOAN_SHARE);
     struct urs_loan *loan = &reactor->loans[token];
+    URS_ASSERT(!loan->sending && (loan->block != NULL || reactor->lent[loan->buffer] != URS_LENT_NOT));
     if (loan->block == NULL) {
         if (reactor->lent[loan->buffer] == URS_LENT_BEYOND)
             reactor->io->operations->release(reactor->io, loan->buffer);
