@@ -37,6 +37,7 @@ PAGE_HEADERS = {
 }
 NAME_LETTERS_MAX = 24
 TEXT_LETTERS_MAX = 2000
+EVERY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - what a client here calls them
 TICK_SECONDS_MIN, TICK_SECONDS_MAX = 0.01, 86400
 
 OPTIONS = Options(
@@ -117,11 +118,12 @@ def serve(arguments: argparse.Namespace) -> None:
     broker, stop = Broker(PAGE.read_bytes()), threading.Event()
     with Reactor(broker, OPTIONS, backend=arguments.backend) as reactor:
         host, port = reactor.bind(arguments.host, arguments.port)
-        shown = f"[{host}]" if ":" in host else host
+        shown, called = (f"[{name}]" if ":" in name else name for name in (host, EVERY_ADDRESS.get(host, host)))
         striking = threading.Thread(target=clock, args=(reactor.sender(), broker, arguments.tick_seconds, stop))
         striking.start()
         try:
-            print(f"listening on ws://{shown}:{port} ({reactor.backend}); open http://{shown}:{port}/", flush=True)
+            print(f"listening on ws://{shown}:{port} ({reactor.backend})")
+            print(f"in a browser:  http://{called}:{port}/", flush=True)
             reactor.run()
         finally:
             stop.set()

@@ -140,6 +140,12 @@ def test_echo_uring_names_an_address_that_can_be_reached(host: str, called: str)
         assert f"http://{called}:{server.address[1]}/" in server.wait_for_line("in a browser: ")
 
 
+@pytest.mark.parametrize(("host", "called"), [("0.0.0.0", "127.0.0.1"), ("::", "[::1]"), ("::1", "[::1]")])
+def test_chat_broker_names_an_address_that_can_be_reached(host: str, called: str) -> None:
+    with example("chat_broker.py", "--host", host) as server:
+        assert f"http://{called}:{server.address[1]}/" in server.wait_for_line("in a browser: ")
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_echo_uring_serves_its_page(mode: str) -> None:
     with example("echo_uring.py", "--mode", mode) as server:

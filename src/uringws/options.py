@@ -257,9 +257,8 @@ class Options:
             raise OptionsError("subprotocols", self.subprotocols, "without duplicates")
         for origin in self.origins or ():
             if not _origin_ok(origin):
-                raise OptionsError(
-                    "origins", self.origins, 'a sequence of "scheme://host[:port]", "null", str patterns or None'
-                )
+                allowed = 'a sequence of "scheme://host[:port]", "null", str patterns or None; origins=None lets in all'
+                raise OptionsError("origins", self.origins, allowed)
         if self.metrics_path is not None and not _text_matches(self.metrics_path, _ORIGIN_FORM):
             raise OptionsError("metrics_path", self.metrics_path, 'None or a path that begins with "/", no query')
         if self.server_header is not None and not _text_matches(self.server_header, _FIELD_TEXT):
