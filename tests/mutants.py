@@ -554,7 +554,7 @@ MUTANTS = (
     Mutant(
         "receives-before-their-buffers",
         "uring_shim/io_uring.c",
-        "    publish(uring);  /* a receive that finds data takes its buffer here and now */\n",
+        "    publish(uring);  /* a receive that finds data takes its buffer during the submit */\n",
         "",
         "A receive finds the buffers that were given back before it",
         ("tests/test_crowds.py::test_small_messages_do_not_wait_for_large_ones",),
@@ -607,8 +607,8 @@ MUTANTS = (
     Mutant(
         "progress-does-not-count",
         "uring_shim/deadline.c",
-        "return taken > 0 ? (uint32_t)taken : 0;",
-        "return taken > 0 ? 0 : 0;",
+        "return taken < UINT32_MAX - STEP_BACK_BYTES_MAX ? taken : 0;",
+        "return taken < UINT32_MAX - STEP_BACK_BYTES_MAX ? 0 : 0;",
         "A peer that takes what is in front of a question is alive",
         ("tests/test_deadlines.py::test_a_peer_that_takes_its_backlog_is_alive",),
     ),
