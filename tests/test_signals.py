@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from servers import STOP_SECONDS, ServerProcess, wait_until
+from servers import STOP_SECONDS, ServerProcess, Silent, wait_until
+from uringws import Reactor
 from uringws.backend import Backend
 from wire import TEXT, Frame, Peer
 
@@ -103,3 +105,22 @@ def test_a_handler_that_is_not_of_pythons_making_is_put_back(
     run = subprocess.run(arguments, capture_output=True, text=True, timeout=30, check=False)
     assert (run.returncode, run.stdout) == (0, "end\n"), run.stderr
     assert "most recent call first" in said.read_text()
+
+
+def test_handlers_are_put_back_where_the_wakeup_descriptor_of_before_was_closed(backend: Backend) -> None:
+    """As where run is called with an event loop that ends meanwhile: Ctrl-C must still work after it."""
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    before = signal.getsignal(signal.SIGINT)
+    saved = signal.set_wakeup_fd(ours.fileno())
+    try:
+        with theirs, Reactor(Silent(), backend=backend) as reactor:
+            reactor.bind("127.0.0.1", 0)
+            reactor.call_later(0, ours.close)
+            reactor.call_later(0, reactor.stop)
+            reactor.run()
+        assert signal.getsignal(signal.SIGINT) is before
+        assert signal.set_wakeup_fd(-1) == -1
+    finally:
+        signal.signal(signal.SIGINT, before)
+        signal.set_wakeup_fd(saved)

@@ -40,8 +40,18 @@ def handled_by(on_signal: Callable[[int, FrameType | None], object], wake_descri
             signal.signal(number, on_signal)
         yield
     finally:
+        try:
+            _restore(saved)
+        finally:
+            _write_to(descriptor)
+
+
+def _write_to(descriptor: int) -> None:
+    """Let signals write to the descriptor of before, or to none if that was closed meanwhile."""
+    try:
         signal.set_wakeup_fd(descriptor)
-        _restore(saved)
+    except (OSError, ValueError):
+        signal.set_wakeup_fd(-1)
 
 
 def _restore(saved: list[tuple[signal.Signals, Any, Any]]) -> None:
