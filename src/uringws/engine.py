@@ -125,10 +125,14 @@ class ServerEngine:
         rules.frames = frames
         rules.refuse_text = refuse_text
         rules.refuse_binary = refuse_binary
-        self._memory = ffi.gc(ffi.new("struct urs_memory *"), lib.urs_memory_clear)
-        memory, outbox_type = self._memory, "struct urs_outbox *"
-        # Destruction in order: what holds blocks goes before the memory they are charged to.
-        self._engine = ffi.gc(ffi.new("struct urs_engine *"), lambda engine: (lib.urs_engine_clear(engine), memory))
+        memory = self._memory = ffi.new("struct urs_memory *")
+        outbox_type = "struct urs_outbox *"
+        # One destructor for both: a collector takes those of a cycle in any order, and the engine's blocks are charged
+        # to the memory.
+        self._engine = ffi.gc(
+            ffi.new("struct urs_engine *"),
+            lambda engine: (lib.urs_engine_clear(engine), lib.urs_memory_clear(memory)),
+        )
         self._outbox = ffi.gc(ffi.new(outbox_type), lib.urs_outbox_clear)
         self._outbound = ffi.new("struct urs_outbound *")
         self._input = ffi.new("struct urs_input *")
