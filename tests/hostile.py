@@ -35,7 +35,7 @@ from wire import http
 SECONDS = 12.0
 START_SECONDS_MAX = 30.0
 EMPTY_SECONDS_MAX = 30.0
-"""Within it a server must be rid of whoever attacked it: longer than its deadlines for handshakes and closes."""
+"""Within it a server must be rid of its attackers: longer than its deadlines for handshakes and closes."""
 WITNESSES = 8
 P99_RATIO_MAX = 5.0
 P99_SECONDS = 0.02

@@ -213,7 +213,7 @@ class Reactor:
         r"""Listen on a Unix socket; return its address as `addresses` has it.
 
         `path` is that of a file, or begins with NUL for an abstract name ("\0chat", unix(7)). `mode` is the file's
-        permissions, such as 0o660 (whoever connects needs the right to write); None leaves them to the umask. A socket
+        permissions, such as 0o660 (a client needs the right to write); None leaves them to the umask. A socket
         of that path that nobody listens on is replaced. `close` and `drain` remove the file if it is still this
         reactor's own. Raises OSError with the path in its text, also where anything else lies there; ValueError or
         TypeError for what is no path or mode.
