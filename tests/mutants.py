@@ -46,6 +46,30 @@ MUTANTS = (
         "Text is valid UTF-8 in every fragment that `on_frame` is given",
         ("tests/test_messages.py::test_text_is_utf8_in_every_fragment",),
     ),
+    Mutant(
+        "feed-forgets-held-input",
+        "uring_shim/fast_engine.c",
+        "memcpy(core->held, chunk->input.next, bytes);",
+        "memcpy(core->held, chunk->input.end - bytes + 1, bytes - 1);",
+        "`feed` goes on in the middle of a chunk",
+        ("tests/test_engine_feed.py::test_feeding_stops_in_the_middle_of_a_chunk",),
+    ),
+    Mutant(
+        "feed-pongs-after-close",
+        "uring_shim/fast_engine.c",
+        "return core->close_sent || reply_frame(events, URS_OPCODE_PONG, item->payload, item->bytes);",
+        "return reply_frame(events, URS_OPCODE_PONG, item->payload, item->bytes);",
+        "No frame follows our close frame",
+        ("tests/test_engine_feed.py::test_messages_after_our_close_are_given_and_pings_are_not_answered",),
+    ),
+    Mutant(
+        "feed-keeps-large-blocks",
+        "uring_shim/fast_engine.c",
+        "if (core->memory.cached_bytes > CACHED_BYTES_MAX)",
+        "if (false)",
+        "An engine keeps no large block after a large message",
+        ("tests/test_engine_feed.py::test_no_large_block_is_kept_after_a_large_message",),
+    ),
     # The opening request
     Mutant(
         "head-limit-off-by-one",

@@ -22,7 +22,7 @@ from uringws import _shim, shim
 ROOT = Path(__file__).resolve().parent.parent
 SHIM = ROOT / "uring_shim"
 C_FILES = sorted(SHIM.glob("*.c"))
-WITH_PYTHON = {"fast_send.c"}  # these include Python.h, which is there for this machine's architecture only
+WITH_PYTHON = {"fast_engine.c", "fast_send.c"}  # Python.h is there for this machine's architecture only
 PYTHON_HEADERS = [f"-isystem{path}" for path in {sysconfig.get_path("include"), sysconfig.get_path("platinclude")}]
 HEADERS = sorted(SHIM.glob("*.h"))
 
@@ -237,6 +237,16 @@ def test_the_functions_outside_cffi_check_what_they_are_given() -> None:
         shim.fast_send_event(0, 1, 0)
     with pytest.raises(OverflowError):
         shim.fast_send(0, -1, 0, 1, b"")
+    with pytest.raises(RuntimeError):
+        shim.fast_feed(None, 0, b"", 1)
+    for arguments in ((), (None, 0, b""), (None, "0", b"", 1), (None, 0, b"", "1")):
+        with pytest.raises(TypeError):
+            shim.fast_feed(*arguments)
+    for arguments in ((), (1, True), ("1", True, b""), (1, True, None)):
+        with pytest.raises(TypeError):
+            shim.fast_frame(*arguments)
+    with pytest.raises(ValueError, match="opcode"):
+        shim.fast_frame(11, True, b"")
 
 
 # The compilers

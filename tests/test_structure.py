@@ -33,7 +33,7 @@ C_LAYERS = (
     {"session"},
     {"core", "reactor"},
     {"invariants"},
-    {"fast_send"},
+    {"fast_engine", "fast_send"},
     {"admission", "budget", "deadline", "intake", "lifecycle", "turn", "zero_copy"},
 )
 
@@ -41,6 +41,7 @@ PYTHON_LAYERS = (
     {"field_docs", "shim", "version"},
     {
         "callbacks",
+        "closing",
         "errors",
         "limits",
         "options",

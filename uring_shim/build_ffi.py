@@ -40,6 +40,7 @@ HEADERS = (
     "io.h",
     "reactor.h",
     "fast_send.h",
+    "fast_engine.h",
 )
 
 ZONE_BEGIN = "/* cdef: begin */"

@@ -1,6 +1,6 @@
 /* The two send functions, written for the C API of Python, because they run for every message: a call through cffi
- * packs a tuple and releases the GIL, which costs more than sending a small message. Only fast_send.c includes
- * Python.h. */
+ * packs a tuple and releases the GIL, which costs more than sending a small message. Only fast_send.c and fast_engine.c
+ * include Python.h. */
 #ifndef URS_FAST_SEND_H
 #define URS_FAST_SEND_H
 

@@ -11,8 +11,9 @@ with Reactor(Echo()) as reactor:
     reactor.run()
 """
 
+from uringws.closing import Close, Closing
 from uringws.connection import Connection, SendResult
-from uringws.engine import EngineMessage, OutboundSegment, ServerEngine
+from uringws.engine import EngineColumns, EngineMessage, OutboundSegment, ServerEngine
 from uringws.errors import (
     BacklogFull,
     ConnectionClosed,
@@ -42,9 +43,12 @@ from uringws.version import __version__
 __all__ = [
     "Accept",
     "BacklogFull",
+    "Close",
     "CloseCode",
+    "Closing",
     "Connection",
     "ConnectionClosed",
+    "EngineColumns",
     "EngineMessage",
     "FrameHeader",
     "Handler",

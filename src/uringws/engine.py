@@ -4,22 +4,44 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, overload
 
+from uringws.closing import Close, Closing
 from uringws.errors import ConnectionClosed, check
 from uringws.frames import CloseCode, Opcode
-from uringws.sending import ABSENT, check_close, check_send, name_opcode
-from uringws.shim import ffi, lib
+from uringws.sending import ABSENT, check_close, check_fragment, check_send, name_opcode
+from uringws.shim import fast_feed, fast_frame, ffi, lib
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from uringws.sending import Payload
 
-__all__ = ["EngineMessage", "OutboundSegment", "ServerEngine"]
+__all__ = ["EngineColumns", "EngineMessage", "OutboundSegment", "ServerEngine"]
 
 
 _MESSAGE_BYTES_MAX: Final = 2**63 - 1  # RFC 6455 5.2: a frame can be no larger
+_EVENTS_MAX: Final = 256
+_TEXT: Final = int(Opcode.TEXT)
+_BINARY: Final = int(Opcode.BINARY)
+_CLOSE: Final = int(Opcode.CLOSE)
+_new_tuple: Final = tuple.__new__
+
+
+class EngineColumns(NamedTuple):
+    """What `ServerEngine.feed` found in a chunk. Event number i is entry i of the first three."""
+
+    opcodes: bytes
+    """TEXT or BINARY (of a frame also CONTINUATION), PING, PONG, or CLOSE, after which nothing comes."""
+    payloads: list[Any]
+    """A str for a text message and for the reason of a close, else bytes. They are yours."""
+    fins: bytes
+    """1 where a message ends, 0 for a fragment that others follow."""
+    reply: bytes
+    """What must be written to the peer, before anything that is sent later: pongs, and the close frame."""
+    held_len: int
+    """Bytes that were not looked at yet, because `events_max` was reached: call `feed` again for them."""
 
 
 class _Exclusive:
@@ -95,15 +117,19 @@ class EngineMessage:
 
 
 class ServerEngine:
-    """The server's side of one connection after its opening handshake, RFC 6455 5 to 8: bytes in, bytes owed out.
+    """The server's side of one connection after its opening handshake, RFC 6455 5 to 8. It does no I/O.
 
-    It does no I/O. Give it what came with `process`, or with `process_into` and the `outbound_*` methods to save the
-    copies; send what it owes in that order. What breaks the protocol is answered with a close frame, after the answers
-    to all that came whole before it; then `is_closed` is True: send what is owed and close. A handler that raises ends
-    the connection in the same way, with 1011, and what it raised gets out.
+    There are two ways to use it. The pull form is the quicker one, for transports: `feed` takes a chunk of input and
+    returns its events as columns, in one call of C; `encode` and `encode_close` return the bytes of a frame. The
+    callback form is for echoes without a copy: `process`, or `process_into` with the `outbound_*` methods, calls a
+    handler for each message; `send`, `close` and the handler's answers are queued until they are written.
+
+    What breaks the protocol is answered with a close frame; then `is_closed` is True: write what must be sent and close
+    the connection. In the callback form the answers to all that came whole before it go first, and a handler that
+    raises ends the connection in the same way, with 1011, and what it raised gets out.
 
     An engine is for one thread at a time: a call while another thread is inside of one raises RuntimeError. A handler
-    may call everything except `process` and `process_into` of its own engine.
+    may call everything except `process`, `process_into` and `feed` of its own engine.
     """
 
     def __init__(
@@ -113,63 +139,186 @@ class ServerEngine:
         frames: bool = False,
         refuse_text: bool = False,
         refuse_binary: bool = False,
+        decode_text: bool = True,
     ) -> None:
-        """`frames` gives fragments as they come. A refused type is answered with 1003, a larger message with 1009."""
+        """`frames` gives fragments as they come. A refused type is answered with 1003, a larger message with 1009.
+
+        `decode_text=False` makes `feed` give text messages as bytes (of valid UTF-8), as it always gives frames.
+        """
         if isinstance(message_bytes_max, bool) or not isinstance(message_bytes_max, int):
             raise TypeError(f"message_bytes_max is an int, not {type(message_bytes_max).__name__}")
         if not 1 <= message_bytes_max <= _MESSAGE_BYTES_MAX:
             raise ValueError(f"message_bytes_max must be from 1 to {_MESSAGE_BYTES_MAX}, not {message_bytes_max}")
+        core = self._core = ffi.gc(ffi.new("struct urs_server_engine *"), lib.urs_server_engine_clear)
+        self._address = int(ffi.cast("uintptr_t", core))  # for `fast_feed`
         self._exclusive = _Exclusive()
-        rules = self._rules = ffi.new("struct urs_engine_rules *")
+        core.bytes_only = not decode_text
+        rules = core.rules
         rules.message_bytes_max = message_bytes_max
         rules.frames = frames
         rules.refuse_text = refuse_text
         rules.refuse_binary = refuse_binary
-        memory = self._memory = ffi.new("struct urs_memory *")
-        outbox_type = "struct urs_outbox *"
-        # One destructor for both: a collector takes those of a cycle in any order, and the engine's blocks are charged
-        # to the memory.
-        self._engine = ffi.gc(
-            ffi.new("struct urs_engine *"),
-            lambda engine: (lib.urs_engine_clear(engine), lib.urs_memory_clear(memory)),
-        )
-        self._outbox = ffi.gc(ffi.new(outbox_type), lib.urs_outbox_clear)
-        self._outbound = ffi.new("struct urs_outbound *")
-        self._input = ffi.new("struct urs_input *")
-        self._item = ffi.new("struct urs_item *")
+        self._sent: Close | None = None
+        self._received: Close | None = None
+        self._received_first: bool | None = None
+        self._violation: Close | None = None
+        self._fragment = False  # a message that `encode` began is not finished
         self._data: memoryview | None = None  # what segments may lie in
         self._data_start = 0
-        self._close_code: int | None = None
-        self._close_reason = ""
-        self._close_sent = False
         self._feeding = False
         self._current: EngineMessage | None = None
 
-    def __del__(self) -> None:
-        """Drop what is still to be sent."""
-        if hasattr(self, "_outbound"):
-            lib.urs_outbound_clear(self._outbox, self._outbound)
+    # Made on first use: the pull form needs none of them.
+
+    @cached_property
+    def _engine(self) -> Any:
+        return ffi.addressof(self._core, "engine")
+
+    @cached_property
+    def _rules(self) -> Any:
+        return ffi.addressof(self._core, "rules")
+
+    @cached_property
+    def _memory(self) -> Any:
+        return ffi.addressof(self._core, "memory")
+
+    @cached_property
+    def _outbox(self) -> Any:
+        return ffi.addressof(self._core, "outbox")
+
+    @cached_property
+    def _outbound(self) -> Any:
+        return ffi.addressof(self._core, "outbound")
+
+    @cached_property
+    def _input(self) -> Any:
+        return ffi.new("struct urs_input *")
+
+    @cached_property
+    def _item(self) -> Any:
+        return ffi.new("struct urs_item *")
+
+    # ---- its end
 
     @property
     def is_closed(self) -> bool:
         """Whether nothing more is to come in: the peer's close frame came, or it broke the protocol."""
-        return bool(self._engine.phase == lib.URS_ENGINE_ENDED)
+        return bool(self._core.engine.phase == lib.URS_ENGINE_ENDED)
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether a close frame was sent: nothing more can be sent."""
+        return bool(self._core.close_sent)
+
+    @property
+    def closing(self) -> Closing | None:
+        """What each side said about the end, None before either began. Complete once `is_closed`."""
+        if self._sent is None and self._received is None:
+            return None
+        return Closing(self._sent, self._received, self._received_first, None)
 
     @property
     def close_code(self) -> int | None:
         """The peer's close code (1005: none in its frame), or the one it was failed with; None before."""
-        return self._close_code
+        close = self._received or self._violation
+        return None if close is None else close.code
 
     @property
     def close_reason(self) -> str:
         """The peer's close reason, or what it did wrong."""
-        return self._close_reason
+        close = self._received or self._violation
+        return "" if close is None else close.reason
 
     @property
     def partial_len(self) -> int:
         """Bytes of a frame or message begun that the engine holds."""
         with self._exclusive:
             return int(lib.urs_engine_partial_bytes(self._engine))
+
+    @property
+    def held_len(self) -> int:
+        """Bytes that `feed` has taken and not looked at yet."""
+        return int(self._core.held_bytes)
+
+    # ---- the pull form
+
+    def feed(self, data: Any, events_max: int = _EVENTS_MAX) -> EngineColumns:
+        """Take in `data`, and return what it brought: at most `events_max` events, 1 to 1024.
+
+        The rest is kept: `feed(b"")` goes on with it, and so does a call with more data. Stop reading from the peer
+        meanwhile, because nothing else bounds what is kept. `data` is any contiguous buffer of bytes; a writable one is
+        unmasked in place, so changed, which saves a copy.
+
+        Write `reply` first. What the peer did wrong does not raise: it gives a CLOSE event with the reason as payload,
+        and `close_code`. Messages that come after our own close frame are given, too. Raises ValueError or TypeError
+        for arguments of the wrong kind, RuntimeError during another call of this engine.
+        """
+        if self._feeding or self._data is not None:
+            self._check_ready()
+        return _new_tuple(EngineColumns, fast_feed(self, self._address, data, events_max))
+
+    def encode(self, opcode: int, payload: Payload, *, fin: bool = True) -> bytes:
+        """Return a message, a PING or a PONG as the bytes of one frame, to be written to the peer.
+
+        Opcode and payload are as for `Connection.send`. `fin=False` begins a fragmented message, which
+        `encode(Opcode.CONTINUATION, ...)` goes on with, up to the one with `fin=True` (RFC 6455 5.4). Raises TypeError
+        or ValueError for what cannot be sent now, ConnectionClosed after a close frame.
+        """
+        self._check_open()
+        kind = type(payload)
+        is_plain = (kind is bytes and (opcode == _BINARY or opcode == _TEXT)) or (kind is str and opcode == _TEXT)
+        if not is_plain or not fin or self._fragment:
+            payload = self._check_frame(opcode, payload, fin=fin)
+        frame: bytes = fast_frame(opcode, fin, payload)
+        return frame
+
+    def encode_vectors(self, opcode: int, payload: Payload, *, fin: bool = True) -> list[bytes | memoryview]:
+        """Return the same as `encode` in two pieces, header and payload, for `transport.writelines`.
+
+        The payload is not copied if it is bytes, or larger than 16 KiB: it must not change until it is written.
+        """
+        self._check_open()
+        buffer = memoryview(self._check_frame(opcode, payload, fin=fin))
+        header = ffi.new("uint8_t[]", lib.URS_FRAME_ANSWER_BYTES_MAX)
+        size = lib.urs_frame_write(header, opcode, fin, len(buffer))
+        return [bytes(ffi.buffer(header, size)), buffer]
+
+    def encode_close(self, code: int | None = CloseCode.NORMAL, reason: str = "") -> bytes:
+        """Return the bytes of a close frame, to be written to the peer. The peer's answer ends it: `is_closed`.
+
+        Code and reason as for `Connection.close`. Raises TypeError or ValueError for those that cannot be sent,
+        ConnectionClosed after a close frame.
+        """
+        number, encoded = check_close(code, reason)
+        self._check_open()
+        self._note_sent(number, reason)
+        frame: bytes = fast_frame(_CLOSE, True, number.to_bytes(2, "big") + encoded if number else b"")
+        return frame
+
+    def _check_frame(self, opcode: int, payload: Payload, *, fin: bool) -> bytes | bytearray | memoryview:
+        """Return the payload as a buffer, and note whether the message goes on. Raises TypeError, ValueError."""
+        unfinished = check_fragment(opcode, fin=fin, unfinished=self._fragment)
+        buffer = check_send(_TEXT if opcode == Opcode.CONTINUATION else opcode, payload)
+        self._fragment = unfinished
+        return buffer
+
+    def _note_sent(self, code: int, reason: str) -> None:
+        self._core.close_sent = True
+        self._sent = Close(code or CloseCode.NO_STATUS.value, reason)
+        if self._received_first is None:
+            self._received_first = self._received is not None
+
+    def _ended(self, code: int, reason: str, failed: bool) -> None:  # noqa: FBT001 - the shim passes by position
+        """Note the peer's close frame, or its violation. Called by the shim while it takes a chunk."""
+        if failed:
+            self._violation = Close(code, reason)
+            self._sent = self._sent or self._violation
+            self._received_first = False
+            return
+        self._received = Close(code, reason)
+        if self._sent is None:  # the shim has answered with the peer's code
+            self._received_first = True
+            self._sent = Close(code, "")
 
     def process(self, data: Any, write: Callable[[bytes], object], handler: Callable[[EngineMessage], object]) -> None:
         """Take in `data`, call `handler(message)` for each message, then `write(bytes)` once with all that is owed.
@@ -267,10 +416,10 @@ class ServerEngine:
         with self._exclusive:
             self._check_open()
             check(lib.urs_outbound_close(self._outbox, self._outbound, number, encoded, len(encoded)), "close")
-            self._close_sent = True
+            self._note_sent(number, reason)
 
     def _check_open(self) -> None:
-        if self._close_sent or self.is_closed:
+        if self._core.close_sent:
             raise ConnectionClosed("a close frame was sent: nothing may follow it")
 
     def _check_ready(self) -> None:
@@ -278,6 +427,8 @@ class ServerEngine:
             raise RuntimeError("no data can be given to an engine by its own handler")
         if self._data is not None:
             raise RuntimeError("what process_into found before is still to be sent: clear_outbound() comes first")
+        if self._core.held_bytes:
+            raise RuntimeError('feed() holds input that was not looked at yet: call feed(b"") until held_len is 0')
 
     def _feed(self, data: Any, handler: Callable[[EngineMessage], object]) -> None:
         view = memoryview(data)
@@ -303,7 +454,7 @@ class ServerEngine:
         try:
             if kind not in (lib.URS_ITEM_MESSAGE, lib.URS_ITEM_FRAME):
                 self._owe(kind, item)
-            elif not self._close_sent:
+            elif not self._core.close_sent:
                 self._deliver(item, handler)
         finally:
             lib.urs_block_drop(item.block)
@@ -336,25 +487,26 @@ class ServerEngine:
 
     def _fail(self) -> None:
         """End the connection: the handler raised, and its messages would be missing from then on."""
+        failure = Close(CloseCode.INTERNAL_ERROR.value, "internal error")
         if not self.is_closed:
-            self._close_code, self._close_reason = CloseCode.INTERNAL_ERROR.value, "internal error"
+            self._violation = failure
         lib.urs_engine_clear(self._engine)
-        if not self._close_sent:
-            self._close_sent = True
-            reason = self._close_reason.encode()
-            check(lib.urs_outbound_close(self._outbox, self._outbound, self._close_code, reason, len(reason)), "close")
+        if not self._core.close_sent:
+            self._note_sent(failure.code, failure.reason)
+            reason = failure.reason.encode()
+            check(lib.urs_outbound_close(self._outbox, self._outbound, failure.code, reason, len(reason)), "close")
 
     def _owe(self, kind: int, item: Any) -> None:
+        answered = self._core.close_sent
         if kind == lib.URS_ITEM_CLOSE:
-            self._close_code = int(item.close_code)
-            self._close_reason = bytes(ffi.buffer(item.payload, item.bytes)).decode() if item.bytes else ""
+            reason = bytes(ffi.buffer(item.payload, item.bytes)).decode() if item.bytes else ""
+            self._ended(int(item.close_code), reason, failed=False)
         elif kind == lib.URS_ITEM_FAILED:
-            self._close_code = int(item.close_code)
-            self._close_reason = ffi.string(lib.urs_engine_error_text(item.error)).decode()
-        if self._close_sent:
+            self._ended(int(item.close_code), ffi.string(lib.urs_engine_error_text(item.error)).decode(), failed=True)
+        if answered:
             return
         check(lib.urs_outbound_owed(self._outbox, self._outbound, item), "answer")
-        self._close_sent = kind != lib.URS_ITEM_PING and kind != lib.URS_ITEM_PONG
+        self._core.close_sent = kind != lib.URS_ITEM_PING and kind != lib.URS_ITEM_PONG
 
     def _echo(self, message: EngineMessage) -> None:
         with self._exclusive:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     Payload: TypeAlias = str | AnyBuffer | AnyMessage
 
-__all__ = ["ABSENT", "check_close", "check_send", "name_opcode"]
+__all__ = ["ABSENT", "check_close", "check_fragment", "check_send", "name_opcode"]
 
 ABSENT: Final[Any] = object()
 """Stands for the payload in `send(payload)`, whose only argument comes first, in the place of the opcode."""
@@ -72,6 +72,21 @@ def check_send(opcode: int, payload: Payload) -> bytes | bytearray | memoryview:
     if opcode >= _PING and len(buffer) > _CONTROL_BYTES_MAX:
         raise ValueError(f"a ping or pong holds at most 125 bytes, not {len(buffer)} (RFC 6455 5.5)")
     return buffer  # type: ignore[no-any-return]
+
+
+def check_fragment(opcode: int, *, fin: bool, unfinished: bool) -> bool:
+    """Return whether a message is unfinished after a frame (RFC 6455 5.4), or raise ValueError for a frame that must
+    not come now. `unfinished` says whether one was before it.
+    """
+    if opcode >= _PING:
+        if not fin:
+            raise ValueError("a ping or pong cannot be fragmented (RFC 6455 5.5)")
+        return unfinished
+    if unfinished and opcode != Opcode.CONTINUATION:
+        raise ValueError("a fragmented message is unfinished: CONTINUATION frames come first, up to one with fin=True")
+    if not unfinished and opcode == Opcode.CONTINUATION:
+        raise ValueError("there is no fragmented message to continue: begin one with fin=False")
+    return not fin
 
 
 def _flat(payload: Any) -> bytes | memoryview:

@@ -15,12 +15,16 @@ except ImportError as error:
         "`python uring_shim/build_ffi.py` to use its src/ in place"
     ) from error
 
-__all__ = ["fast_send", "fast_send_event", "ffi", "lib"]
+__all__ = ["fast_feed", "fast_frame", "fast_send", "fast_send_event", "ffi", "lib"]
 
-if lib.urs_fast_send_attach() != 0:
+if lib.urs_fast_send_attach() != 0 or lib.urs_fast_engine_attach() != 0:
     raise MemoryError
 
 fast_send: Final[Any] = _shim.fast_send
 """`urs_session_send` for bytes, and for a reactor by its address: fast_send.h says why it exists."""
 fast_send_event: Final[Any] = _shim.fast_send_event
 """`urs_session_send_event` likewise."""
+fast_feed: Final[Any] = _shim.feed
+"""Takes a chunk into a `ServerEngine` and returns its columns: see fast_engine.h."""
+fast_frame: Final[Any] = _shim.frame
+"""Returns the bytes of one frame."""
