@@ -22,7 +22,8 @@ enum {
     READ_BYTES_MAX = 1 << 16,
     QUIET = 1,                           /* a seed with which the handler does nothing but watch */
     PAYLOAD_BYTES_MAX = 1 << 17,
-    PREFIX_BYTES_MAX = 4096
+    PREFIX_BYTES_MAX = 4096,
+    ADOPTED = 1                          /* the index of the rules of adopted sessions */
 };
 
 enum operation {
@@ -51,6 +52,7 @@ const struct urs_io_operations urs_io_uring = {.name = "io_uring"};
 struct world {
     struct urs_reactor *reactor;
     struct urs_reactor_options options;
+    struct urs_rules rules[2];           /* of accepted sessions, and of adopted ones */
     struct peer peers[PEERS];
     uint64_t opened[SLOTS];              /* indexed by slot: the id of the session that the handler knows; 0: none */
     struct peer *of_slot[SLOTS];
@@ -193,7 +195,7 @@ static struct peer *on_item(struct world *world, const struct urs_event *event)
     CHECK(peer->id == urs_session_id(urs_core_session(world->reactor, event->slot)));
     if (event->item.error == -ENOMEM || event->item.error == URS_ERROR_MEMORY_BUDGET)
         return peer;
-    peer_consult_reference(peer, &world->options.rules);
+    peer_consult_reference(peer, &world->rules[peer->adopted].engine);
     /* After our close frame messages are not delivered. */
     bool open = urs_core_session(world->reactor, event->slot)->state == URS_SESSION_OPEN;
     uint64_t expected = queue_take(&peer->items);
@@ -229,11 +231,12 @@ static void on_answers(struct world *world, const struct urs_event *event)
 {
     const uint8_t *end = event->item.payload + event->item.bytes;
     uint32_t count = 0;
+    const struct urs_rules *rules = urs_core_rules(world->reactor, urs_core_session(world->reactor, event->slot));
     CHECK(world->echo);
     for (uint8_t *frame = event->item.payload; frame < end; frame += 2 + frame[1], count++) {
         const struct urs_event message = {
             .slot = event->slot,
-            .item = {.kind = world->options.rules.frames ? URS_ITEM_FRAME : URS_ITEM_MESSAGE, .payload = frame + 2,
+            .item = {.kind = rules->engine.frames ? URS_ITEM_FRAME : URS_ITEM_MESSAGE, .payload = frame + 2,
                      .bytes = frame[1], .opcode = frame[0] & 0xf, .fin = frame[0] >> 7}};
         on_message(world, on_item(world, &message), &message.item, 0);
     }
@@ -295,7 +298,7 @@ static void check_gone(struct world *world)
 static void check_held(const struct world *world)
 {
     const struct urs_reactor_options *options = &world->options;
-    size_t max = (options->receive_buffers + 2) * options->receive_buffer_bytes + options->header_bytes_max
+    size_t max = (options->receive_buffers + 2) * options->receive_buffer_bytes + world->rules[0].header_bytes_max
         + PREFIX_BYTES_MAX;
     for (uint32_t slot = 0; slot < world->reactor->sessions.slots; slot++) {
         const struct urs_session *session = urs_core_session(world->reactor, slot);
@@ -360,7 +363,7 @@ static void check_settled(struct world *world)
             CHECK((queue_take(&peer->owed) & 1) != 0 || drops(world));
         if (session->paused)
             continue;
-        peer_consult_reference(peer, &world->options.rules);
+        peer_consult_reference(peer, &world->rules[peer->adopted].engine);
         CHECK(session->held == NULL && queue_left(&peer->items) == 0);
     }
 }
@@ -390,7 +393,7 @@ static void adopt_peer(struct world *world, struct peer *peer, struct input *inp
         peer->written.bytes = PREFIX_BYTES_MAX;
     peer->used = peer->adopted = true;
     peer->fd = pair[0];
-    if (urs_reactor_adopt(world->reactor, pair[1], peer->written.data, peer->written.bytes, &id) == 0)
+    if (urs_reactor_adopt(world->reactor, pair[1], ADOPTED, peer->written.data, peer->written.bytes, &id) == 0)
         open_session(world, peer, id);
     else
         close(pair[1]);
@@ -564,19 +567,31 @@ static void operate(struct world *world, struct input *input)
 
 /* ---- beginning and end ---- */
 
-static void read_deadlines(struct urs_reactor_options *options, uint8_t times)
+static void read_deadlines(struct urs_rules *rules, uint8_t times)
 {
-    options->handshake_ms = times & 1 ? 3000 : 0;
-    options->idle_ms = times & 2 ? 5000 : 0;
-    options->ping_interval_ms = times & 4 ? 1000 : 0;
-    options->ping_timeout_ms = times & 8 ? 1500 : 0;
-    options->close_ms = times & 16 ? 2000 : 0;
-    options->session_ms = times & 32 ? 20000 : 0;
+    rules->handshake_ms = times & 1 ? 3000 : 0;
+    rules->idle_ms = times & 2 ? 5000 : 0;
+    rules->ping_interval_ms = times & 4 ? 1000 : 0;
+    rules->ping_timeout_ms = times & 8 ? 1500 : 0;
+    rules->close_ms = times & 16 ? 2000 : 0;
+    rules->session_ms = times & 32 ? 20000 : 0;
+}
+
+/* Adopted sessions have other limits, and bring frames where accepted ones bring messages. */
+static void set_adopted_rules(struct world *world)
+{
+    struct urs_rules *rules = &world->rules[ADOPTED];
+    *rules = world->rules[0];
+    rules->engine.frames = !rules->engine.frames;
+    rules->engine.message_bytes_max = rules->engine.message_bytes_max / 2 + 1;
+    rules->on_full = (rules->on_full + 1) % 3;
+    rules->idle_ms /= 2;
 }
 
 static void read_options(struct world *world, struct input *input)
 {
     struct urs_reactor_options *options = &world->options;
+    struct urs_rules *rules = &world->rules[0];
     static uint8_t verdicts[URS_EVENTS_MAX];
     static uint32_t handled;
     uint8_t flags = take_byte(input);
@@ -591,28 +606,29 @@ static void read_options(struct world *world, struct input *input)
     options->handled = &handled;
     static uint8_t busy[] = "HTTP/1.1 503 No\r\n\r\n";
     for (size_t why = 0; why < URS_REFUSALS; why++)
-        options->refusals[why] = (struct urs_answer){.data = busy, .bytes = sizeof busy - 1};
-    options->rules.frames = (flags & 6) == 6;
-    options->rules.refuse_text = (flags & 24) == 8;
-    options->rules.refuse_binary = (flags & 24) == 16;
-    options->proxy_protocol = flags & 32;
+        rules->refusals[why] = (struct urs_answer){.data = busy, .bytes = sizeof busy - 1};
+    rules->engine.frames = (flags & 6) == 6;
+    rules->engine.refuse_text = (flags & 24) == 8;
+    rules->engine.refuse_binary = (flags & 24) == 16;
+    rules->proxy_protocol = flags & 32;
     world->local = (flags & 64) == 0;
     options->receive_buffers = 2u << (sizes & 3);
     options->receive_buffer_bytes = (size_t)256 << (sizes >> 2 & 7);
-    options->rules.message_bytes_max = UINT64_C(1) << (message & 31);
-    options->backlog_bytes_max = UINT64_C(256) << (backlog & 15);
-    options->backlog_high_bytes = options->backlog_bytes_max / 2;
-    options->backlog_low_bytes = options->backlog_bytes_max / 8;
-    options->on_full = (backlog >> 4) % 3;
+    rules->engine.message_bytes_max = UINT64_C(1) << (message & 31);
+    rules->backlog_bytes_max = UINT64_C(256) << (backlog & 15);
+    rules->backlog_high_bytes = rules->backlog_bytes_max / 2;
+    rules->backlog_low_bytes = rules->backlog_bytes_max / 8;
+    rules->on_full = (backlog >> 4) % 3;
     options->sessions_max = limits & 1 ? 3 : 0;
     options->sessions_per_ip_max = flags & 128 ? 2 : 0;
     options->handshakes_max = limits & 2 ? 2 : 0;
     options->silent_ms = 500;
     options->memory_bytes_max = limits & 4 ? 100000 : 0;
-    options->header_bytes_max = limits & 8 ? 64 : 1024;
-    options->session_turn_bytes_max = limits & 16 ? 600 : 65536;
-    options->session_turn_messages_max = limits & 16 ? 3 : 64;
-    read_deadlines(options, times);
+    rules->header_bytes_max = limits & 8 ? 64 : 1024;
+    rules->session_turn_bytes_max = limits & 16 ? 600 : 65536;
+    rules->session_turn_messages_max = limits & 16 ? 3 : 64;
+    read_deadlines(rules, times);
+    set_adopted_rules(world);
     world->abandon = (times & 192) == 192;
     world->cut = (times & 192) == 128;
 }
@@ -623,8 +639,9 @@ static void begin(struct world *world)
     size_t bytes = urs_pool_bytes(world->options.receive_buffers, world->options.receive_buffer_bytes);
     world->options.pool_memory = aligned_alloc(4096, (bytes + 4095) / 4096 * 4096);
     CHECK(world->options.pool_memory != NULL);
-    world->reactor = urs_reactor_open("epoll", &world->options, &report);
+    world->reactor = urs_reactor_open("epoll", &world->options, &world->rules[0], &report);
     CHECK(world->reactor != NULL && urs_reactor_start(world->reactor) == 0);
+    CHECK(urs_reactor_add_rules(world->reactor, &world->rules[ADOPTED]) == ADOPTED);
 
     world->address.sun_family = AF_UNIX;
     world->address_bytes = sizeof world->address;
@@ -632,7 +649,7 @@ static void begin(struct world *world)
     CHECK(bind(world->listener, (struct sockaddr *)&world->address, sizeof world->address.sun_family) == 0);
     CHECK(getsockname(world->listener, (struct sockaddr *)&world->address, &world->address_bytes) == 0);
     CHECK(setsockopt(world->listener, SOL_SOCKET, SO_SNDBUF, &world->send_buffer_bytes, sizeof(int)) == 0);
-    CHECK(listen(world->listener, PEERS) == 0 && urs_reactor_listen(world->reactor, world->listener, world->local) == 0);
+    CHECK(listen(world->listener, PEERS) == 0 && urs_reactor_listen(world->reactor, world->listener, world->local, 0) == 0);
     for (size_t index = 0; index < PEERS; index++)
         world->peers[index].fd = -1;
 }

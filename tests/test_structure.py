@@ -30,7 +30,7 @@ C_LAYERS = (
     {"io"},
     {"io_fault"},
     {"io_epoll", "io_uring"},
-    {"session"},
+    {"rules", "session"},
     {"core", "reactor"},
     {"invariants"},
     {"fast_engine", "fast_send"},

@@ -258,10 +258,11 @@ static void write_date(uint8_t date[static DATE_BYTES])
         memcpy(date, text, DATE_BYTES);
 }
 
-/* Returns the answer to a connection that is refused. */
-static const struct urs_answer *answer_to(struct urs_reactor *reactor, enum urs_refusal why)
+/* Returns the answer to a connection that is refused, by the rules with that index. */
+static const struct urs_answer *answer_to(struct urs_reactor *reactor, uint8_t rules, enum urs_refusal why)
 {
-    const struct urs_answer *answer = &reactor->options.refusals[why];
+    URS_ASSERT(rules < reactor->rules.count);
+    const struct urs_answer *answer = &reactor->rules.sets[rules].refusals[why];
     URS_ASSERT(answer->date_at == 0 || answer->date_at + DATE_BYTES <= answer->bytes);
     if (answer->date_at != 0)
         write_date(answer->data + answer->date_at);
@@ -270,7 +271,7 @@ static const struct urs_answer *answer_to(struct urs_reactor *reactor, enum urs_
 
 void urs_admission_refuse(struct urs_reactor *reactor, struct urs_session *session, enum urs_refusal why)
 {
-    const struct urs_answer *answer = answer_to(reactor, why);
+    const struct urs_answer *answer = answer_to(reactor, session->rules, why);
     URS_ASSERT(session->state == URS_SESSION_AWAIT_HEAD || session->state == URS_SESSION_AWAIT_VERDICT);
     reactor->stats.refused[why]++;
     int error = 0;
@@ -283,9 +284,9 @@ void urs_admission_refuse(struct urs_reactor *reactor, struct urs_session *sessi
 }
 
 /* Refuses a connection for which no session was created. */
-static void refuse(struct urs_reactor *reactor, int fd, enum urs_refusal why)
+static void refuse(struct urs_reactor *reactor, int fd, uint8_t rules, enum urs_refusal why)
 {
-    const struct urs_answer *answer = answer_to(reactor, why);
+    const struct urs_answer *answer = answer_to(reactor, rules, why);
     reactor->stats.refused[why]++;
     /* Best effort: nothing is read, and the server does not wait until the answer arrives. */
     (void)!send(fd, answer->data, answer->bytes, MSG_DONTWAIT | MSG_NOSIGNAL);
@@ -293,38 +294,39 @@ static void refuse(struct urs_reactor *reactor, int fd, enum urs_refusal why)
     close(fd);
 }
 
-static void admit(struct urs_reactor *reactor, int fd, bool local)
+static void admit(struct urs_reactor *reactor, int fd, const struct urs_listener *listener)
 {
     const struct urs_reactor_options *options = &reactor->options;
     reactor->stats.accepted++;
     if (reactor->draining) {
-        refuse(reactor, fd, URS_REFUSED_DRAINING);
+        refuse(reactor, fd, listener->rules, URS_REFUSED_DRAINING);
         return;
     }
     if (options->sessions_max != 0 && reactor->sessions.in_use >= options->sessions_max) {
-        refuse(reactor, fd, URS_REFUSED_SESSIONS);
+        refuse(reactor, fd, listener->rules, URS_REFUSED_SESSIONS);
         return;
     }
     if (options->handshakes_max != 0 && reactor->handshakes >= options->handshakes_max && !make_room(reactor)) {
-        refuse(reactor, fd, URS_REFUSED_HANDSHAKES);
+        refuse(reactor, fd, listener->rules, URS_REFUSED_HANDSHAKES);
         return;
     }
-    struct urs_session *session = urs_life_new(reactor, fd, local);
+    struct urs_session *session = urs_life_new(reactor, fd, listener->local, listener->rules);
     if (session == NULL) {
-        refuse(reactor, fd, URS_REFUSED_MEMORY);
+        refuse(reactor, fd, listener->rules, URS_REFUSED_MEMORY);
         return;
     }
+    const struct urs_rules *rules = urs_core_rules(reactor, session);
     urs_admission_peer(session);
     /* If proxies are in front, the address in the PROXY header is counted instead. */
-    if (!options->proxy_protocol && !urs_admission_count(reactor, session)) {
+    if (!rules->proxy_protocol && !urs_admission_count(reactor, session)) {
         urs_wheel_cancel(&reactor->wheel, session->slot);
         urs_session_free(&reactor->sessions, session);
-        refuse(reactor, fd, URS_REFUSED_PER_IP);
+        refuse(reactor, fd, listener->rules, URS_REFUSED_PER_IP);
         return;
     }
     reactor->handshakes++;
     silent_add(reactor, session);
-    urs_deadline_set(reactor, session, options->handshake_ms);
+    urs_deadline_set(reactor, session, rules->handshake_ms);
     urs_turn_receive(reactor, session);
 }
 
@@ -347,7 +349,7 @@ void urs_admission_accepted(struct urs_reactor *reactor, const struct urs_comple
     listener->armed = completion->more;
     switch (urs_io_accept_fate(completion->result)) {
     case URS_FATE_DATA:
-        admit(reactor, completion->result, listener->local);
+        admit(reactor, completion->result, listener);
         break;
     case URS_FATE_LATER:
         /* The system lacks descriptors or memory: new connections wait in the queue of the listening socket. */

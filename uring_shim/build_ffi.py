@@ -35,6 +35,7 @@ HEADERS = (
     "engine.h",
     "outbound.h",
     "pool.h",
+    "rules.h",
     "session.h",
     "fault.h",
     "io.h",

@@ -11,6 +11,7 @@
 #include "outbound.h"
 #include "pool.h"
 #include "reactor.h"
+#include "rules.h"
 #include "session.h"
 #include "wheel.h"
 
@@ -60,6 +61,7 @@ struct urs_listener {
     int fd;
     bool armed;
     bool local;                          /* AF_UNIX */
+    uint8_t rules;                       /* the index of the rules of its sessions */
 };
 
 struct urs_reactor {
@@ -70,6 +72,7 @@ struct urs_reactor {
     struct urs_sessions sessions;
     struct urs_wheel wheel;
     struct urs_reactor_options options;
+    struct urs_rules_table rules;
 
     struct urs_event *events;            /* URS_EVENTS_MAX */
     int32_t *targets;                    /* columns of the events: Python reads each column in one copy */
@@ -145,6 +148,14 @@ enum { URS_VECTORS = 1024 };
 static inline struct urs_session *urs_core_session(const struct urs_reactor *reactor, uint32_t slot)
 {
     return urs_session_at(&reactor->sessions, slot);
+}
+
+/* The rules of a session. The pointer is valid until rules are added. */
+static inline const struct urs_rules *urs_core_rules(const struct urs_reactor *reactor,
+                                                     const struct urs_session *session)
+{
+    URS_ASSERT(session->rules < reactor->rules.count);
+    return &reactor->rules.sets[session->rules];
 }
 
 static inline void urs_slots_push(struct urs_slots *slots, uint32_t slot) { slots->slots[slots->count++] = slot; }
@@ -317,8 +328,9 @@ void urs_budget_enforce(struct urs_reactor *reactor);
 
 /* lifecycle.c */
 
-/* Creates a session for `fd` and grows every list so that it fits. Returns NULL if there is no memory. */
-struct urs_session *urs_life_new(struct urs_reactor *reactor, int fd, bool local);
+/* Creates a session for `fd` with the set of rules of that index, and grows every list so that it fits. Returns NULL if
+ * there is no memory. */
+struct urs_session *urs_life_new(struct urs_reactor *reactor, int fd, bool local, uint8_t rules);
 
 /* Takes bytes of an opening request. */
 void urs_life_head(struct urs_reactor *reactor, struct urs_session *session, uint8_t *data, size_t bytes);

@@ -33,21 +33,22 @@ static bool is_ending(const struct urs_session *session)
 /* The time that the peer has to do what the deadline waits for. */
 static uint32_t period_ms(const struct urs_reactor *reactor, const struct urs_session *session)
 {
+    const struct urs_rules *rules = urs_core_rules(reactor, session);
     switch ((enum urs_session_state)session->state) {
     case URS_SESSION_AWAIT_HEAD:
     case URS_SESSION_AWAIT_VERDICT:
-        return reactor->options.handshake_ms;
+        return rules->handshake_ms;
     case URS_SESSION_OPEN:
-        return reactor->options.ping_timeout_ms;
+        return rules->ping_timeout_ms;
     default:
-        return reactor->options.close_ms;
+        return rules->close_ms;
     }
 }
 
 /* Sets the session's timer to the next time at which one of its clocks must be checked. */
 static void schedule(struct urs_reactor *reactor, struct urs_session *session)
 {
-    const struct urs_reactor_options *options = &reactor->options;
+    const struct urs_rules *rules = urs_core_rules(reactor, session);
     bool open = session->state == URS_SESSION_OPEN;
     uint32_t next = UINT32_MAX;
     if (session->has_deadline && !(open && session->paused)) {
@@ -58,11 +59,11 @@ static void schedule(struct urs_reactor *reactor, struct urs_session *session)
             next = 0;
     }
     if (open) {
-        if (options->idle_ms != 0 && !session->paused)
-            next = (uint32_t)urs_min(next, until(reactor, session->last_input_ms + options->idle_ms));
-        if (options->session_ms != 0)
-            next = (uint32_t)urs_min(next, until(reactor, session->opened_ms + options->session_ms));
-        if (options->ping_interval_ms != 0)
+        if (rules->idle_ms != 0 && !session->paused)
+            next = (uint32_t)urs_min(next, until(reactor, session->last_input_ms + rules->idle_ms));
+        if (rules->session_ms != 0)
+            next = (uint32_t)urs_min(next, until(reactor, session->opened_ms + rules->session_ms));
+        if (rules->ping_interval_ms != 0)
             next = (uint32_t)urs_min(next, until(reactor, session->ping_due_ms));
     }
     if (next == UINT32_MAX)
@@ -113,7 +114,7 @@ void urs_deadline_left_in_part(struct urs_reactor *reactor, struct urs_session *
 void urs_deadline_set_ending(struct urs_reactor *reactor, struct urs_session *session, bool queued)
 {
     URS_ASSERT(is_ending(session));
-    urs_deadline_set(reactor, session, reactor->options.close_ms);
+    urs_deadline_set(reactor, session, urs_core_rules(reactor, session)->close_ms);
     set_question(session, queued);
     schedule(reactor, session);
 }
@@ -134,8 +135,9 @@ void urs_deadline_open(struct urs_reactor *reactor, struct urs_session *session)
     session->opened_ms = session->last_input_ms = (uint32_t)reactor->now_ms;
     /* The first ping is sent early, by a different time per slot, so that sessions opened together are not always
      * pinged together. */
-    uint32_t early_ms = (uint32_t)((uint64_t)(reactor->options.ping_interval_ms / 2) * (session->slot * SPREAD) >> 32);
-    session->ping_due_ms = session->opened_ms + reactor->options.ping_interval_ms - early_ms;
+    uint32_t interval_ms = urs_core_rules(reactor, session)->ping_interval_ms;
+    uint32_t early_ms = (uint32_t)((uint64_t)(interval_ms / 2) * (session->slot * SPREAD) >> 32);
+    session->ping_due_ms = session->opened_ms + interval_ms - early_ms;
     schedule(reactor, session);
 }
 
@@ -154,12 +156,13 @@ void urs_deadline_resumed(struct urs_reactor *reactor, struct urs_session *sessi
 static void send_ping(struct urs_reactor *reactor, struct urs_session *session)
 {
     URS_ASSERT(session->state == URS_SESSION_OPEN && !session->lost);
+    const struct urs_rules *rules = urs_core_rules(reactor, session);
     uint8_t payload[8];
-    bool judged = reactor->options.ping_timeout_ms != 0;
+    bool judged = rules->ping_timeout_ms != 0;
     /* If a missing pong ends the session, only one ping may be outstanding. */
     if (session->ping_sent_us != 0 && judged)
         return;
-    if (session->backlog_bytes > reactor->options.backlog_bytes_max + URS_CONTROL_RESERVE_BYTES)
+    if (session->backlog_bytes > rules->backlog_bytes_max + URS_CONTROL_RESERVE_BYTES)
         return;
     /* Otherwise the first ping is repeated: a slow peer may answer any of them, and the pong tells the full time. */
     uint64_t sent_us = session->ping_sent_us != 0 ? session->ping_sent_us : reactor->now_us;
@@ -170,7 +173,7 @@ static void send_ping(struct urs_reactor *reactor, struct urs_session *session)
     session->ping_sent_us = sent_us;
     if (judged) {
         session->has_deadline = true;
-        session->deadline_ms = (uint32_t)reactor->now_ms + reactor->options.ping_timeout_ms;
+        session->deadline_ms = (uint32_t)reactor->now_ms + rules->ping_timeout_ms;
         set_question(session, queued);
     }
     reactor->stats.pings_sent++;
@@ -231,16 +234,16 @@ static void expire(struct urs_reactor *reactor, struct urs_session *session, con
 /* Returns true if the session has ended because a pong, or any input at all, was missing. */
 static bool judge_silence(struct urs_reactor *reactor, struct urs_session *session)
 {
-    const struct urs_reactor_options *options = &reactor->options;
+    const struct urs_rules *rules = urs_core_rules(reactor, session);
     uint32_t now_ms = (uint32_t)reactor->now_ms;
     bool pong_due = session->has_deadline && until(reactor, session->deadline_ms) == 0;
-    bool idle_due = options->idle_ms != 0 && until(reactor, session->last_input_ms + options->idle_ms) == 0;
+    bool idle_due = rules->idle_ms != 0 && until(reactor, session->last_input_ms + rules->idle_ms) == 0;
     bool behind = session->question_queued || session->backlog != NULL;
     if (session->question_queued || (behind && (pong_due || idle_due))) {
         /* A peer that takes the bytes in front of the ping is alive; the clock of the ping starts once the ping has
          * been sent. */
         if (look(session) > 0) {
-            session->deadline_ms = now_ms + options->ping_timeout_ms;
+            session->deadline_ms = now_ms + rules->ping_timeout_ms;
             session->taken = true;
             pong_due = false;
         }
@@ -270,19 +273,19 @@ static bool judge_silence(struct urs_reactor *reactor, struct urs_session *sessi
 
 static void judge_open(struct urs_reactor *reactor, struct urs_session *session)
 {
-    const struct urs_reactor_options *options = &reactor->options;
+    const struct urs_rules *rules = urs_core_rules(reactor, session);
     if (!session->paused && judge_silence(reactor, session))
         return;
-    if (options->session_ms != 0 && until(reactor, session->opened_ms + options->session_ms) == 0) {
+    if (rules->session_ms != 0 && until(reactor, session->opened_ms + rules->session_ms) == 0) {
         expire(reactor, session, "session time is over");
         return;
     }
-    if (options->ping_interval_ms != 0 && until(reactor, session->ping_due_ms) == 0) {
+    if (rules->ping_interval_ms != 0 && until(reactor, session->ping_due_ms) == 0) {
         send_ping(reactor, session);
         /* Keeps the rhythm of the session: after the server was blocked, the sessions are still pinged at different
          * times. */
         uint32_t late_ms = (uint32_t)reactor->now_ms - session->ping_due_ms;
-        session->ping_due_ms += options->ping_interval_ms * (1 + late_ms / options->ping_interval_ms);
+        session->ping_due_ms += rules->ping_interval_ms * (1 + late_ms / rules->ping_interval_ms);
     }
     schedule(reactor, session);
 }
@@ -313,7 +316,7 @@ static void deadline_passed(struct urs_reactor *reactor, struct urs_session *ses
         /* shutdown did not bring the last completion: cancel the receive. */
         if (session->receiving)
             reactor->io->operations->receive_stop(reactor->io, session->slot, session->generation, session->fd);
-        urs_deadline_set(reactor, session, reactor->options.close_ms);
+        urs_deadline_set(reactor, session, urs_core_rules(reactor, session)->close_ms);
         break;
     case URS_SESSION_OPEN:
     case URS_SESSION_FREE:

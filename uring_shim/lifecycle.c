@@ -45,8 +45,9 @@ static int reserve_slots(struct urs_reactor *reactor, uint32_t slots)
     return 0;
 }
 
-struct urs_session *urs_life_new(struct urs_reactor *reactor, int fd, bool local)
+struct urs_session *urs_life_new(struct urs_reactor *reactor, int fd, bool local, uint8_t rules)
 {
+    URS_ASSERT(rules < reactor->rules.count);
     if (reserve_slots(reactor, reactor->sessions.slots + 1) != 0)
         return NULL;
     struct urs_session *session = urs_session_new(&reactor->sessions, fd);
@@ -54,6 +55,7 @@ struct urs_session *urs_life_new(struct urs_reactor *reactor, int fd, bool local
         return NULL;
     URS_ASSERT(session->slot < reactor->slots_room);
     session->local = local;
+    session->rules = rules;
     session->opened_ms = session->last_input_ms = (uint32_t)reactor->now_ms;
     if (urs_wheel_set(&reactor->wheel, session->slot, reactor->now_ms + URS_WHEEL_TICK_MS) != 0) {
         urs_session_free(&reactor->sessions, session);
@@ -67,8 +69,9 @@ struct urs_session *urs_life_new(struct urs_reactor *reactor, int fd, bool local
 void urs_life_head(struct urs_reactor *reactor, struct urs_session *session, uint8_t *data, size_t bytes)
 {
     struct urs_item item = {.kind = URS_EVENT_UPGRADE};
-    const struct urs_head_rules rules = {.bytes_max = reactor->options.header_bytes_max,
-                                         .proxy_protocol = reactor->options.proxy_protocol};
+    const struct urs_rules *rules = urs_core_rules(reactor, session);
+    const struct urs_head_rules head_rules = {.bytes_max = rules->header_bytes_max,
+                                              .proxy_protocol = rules->proxy_protocol};
     struct urs_block *held = NULL;
     size_t seen = 0;
     int error = 0;
@@ -81,7 +84,7 @@ void urs_life_head(struct urs_reactor *reactor, struct urs_session *session, uin
         data = urs_block_data(held);
         bytes = urs_block_bytes(held);
     }
-    int64_t head = error != 0 ? error : urs_head_find(data, bytes, seen, &rules);
+    int64_t head = error != 0 ? error : urs_head_find(data, bytes, seen, &head_rules);
     if (head == 0) {
         if (held == NULL)
             error = urs_session_hold(session, &reactor->memory, data, bytes);
@@ -233,7 +236,7 @@ void urs_life_end(struct urs_reactor *reactor, struct urs_session *session)
     session->lost = true;
     urs_outbound_clear(&reactor->outbox, &session->outbound);
     urs_session_drop_memory(session);
-    urs_deadline_set(reactor, session, reactor->options.close_ms);
+    urs_deadline_set(reactor, session, urs_core_rules(reactor, session)->close_ms);
     urs_life_try_free(reactor, session);
 }
 

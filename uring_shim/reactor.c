@@ -31,6 +31,7 @@ static void free_all(struct urs_reactor *reactor)
     urs_wheel_close(&reactor->wheel);
     urs_outbox_clear(&reactor->outbox);
     urs_memory_clear(&reactor->memory);
+    urs_rules_clear(&reactor->rules);
     urs_sessions_close(&reactor->sessions);
     free(reactor->dirty.slots);
     free(reactor->ready.slots);
@@ -51,7 +52,7 @@ static void free_all(struct urs_reactor *reactor)
 }
 
 struct urs_reactor *urs_reactor_open(const char *backend, const struct urs_reactor_options *options,
-                                     struct urs_io_report *report)
+                                     const struct urs_rules *rules, struct urs_io_report *report)
 {
     const struct urs_io_operations *operations = strcmp(backend, "io_uring") == 0 ? &urs_io_uring : &urs_io_epoll;
     *report = (struct urs_io_report){.error = -ENOMEM, .stage = "malloc"};
@@ -71,7 +72,7 @@ struct urs_reactor *urs_reactor_open(const char *backend, const struct urs_react
     int error = urs_pool_open(&reactor->pool, options->pool_memory, options->receive_buffers,
                               options->receive_buffer_bytes);
     reactor->used_buffers = malloc(options->receive_buffers * sizeof *reactor->used_buffers);
-    bool missing = reactor->events == NULL || reactor->targets == NULL || reactor->offsets == NULL
+    bool missing = urs_rules_add(&reactor->rules, rules) < 0 || reactor->events == NULL || reactor->targets == NULL || reactor->offsets == NULL
         || reactor->lengths == NULL || reactor->opcodes == NULL || reactor->completions == NULL
         || reactor->vectors == NULL || reactor->used_buffers == NULL;
     if (missing || error != 0) {
@@ -190,7 +191,13 @@ int urs_reactor_start(struct urs_reactor *reactor)
     return 0;
 }
 
-int urs_reactor_listen(struct urs_reactor *reactor, int fd, bool local)
+int urs_reactor_add_rules(struct urs_reactor *reactor, const struct urs_rules *rules)
+{
+    int refused = urs_core_check(reactor);
+    return refused != 0 ? refused : urs_rules_add(&reactor->rules, rules);
+}
+
+int urs_reactor_listen(struct urs_reactor *reactor, int fd, bool local, uint8_t rules)
 {
     if (reactor->listener_count == reactor->listener_room) {
         uint32_t room = 2 * reactor->listener_room + LISTENERS_MIN;
@@ -200,8 +207,8 @@ int urs_reactor_listen(struct urs_reactor *reactor, int fd, bool local)
         reactor->listeners = listeners;
         reactor->listener_room = room;
     }
-    URS_ASSERT(reactor->listener_count < reactor->listener_room);
-    reactor->listeners[reactor->listener_count] = (struct urs_listener){.fd = fd, .local = local};
+    URS_ASSERT(reactor->listener_count < reactor->listener_room && rules < reactor->rules.count);
+    reactor->listeners[reactor->listener_count] = (struct urs_listener){.fd = fd, .local = local, .rules = rules};
     reactor->listener_count++;
     if (reactor->started)
         urs_admission_arm(reactor);
@@ -242,7 +249,8 @@ uint64_t urs_reactor_id(struct urs_reactor *reactor, uint32_t slot)
     return urs_session_id(urs_core_session(reactor, slot));
 }
 
-int urs_reactor_adopt(struct urs_reactor *reactor, int fd, const uint8_t *prefix, size_t prefix_bytes, uint64_t *id)
+int urs_reactor_adopt(struct urs_reactor *reactor, int fd, uint8_t rules, const uint8_t *prefix, size_t prefix_bytes,
+                      uint64_t *id)
 {
     int refused = urs_core_check(reactor);
     if (refused != 0)
@@ -257,9 +265,10 @@ int urs_reactor_adopt(struct urs_reactor *reactor, int fd, const uint8_t *prefix
         || (reactor->options.sessions_max != 0 && reactor->sessions.in_use >= reactor->options.sessions_max))
         return URS_ERROR_LIMIT;
     bool local = address.ss_family == AF_UNIX;
-    if (!local && reactor->options.tcp_nodelay)
+    URS_ASSERT(rules < reactor->rules.count);
+    if (!local && reactor->rules.sets[rules].tcp_nodelay)
         setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
-    struct urs_session *session = urs_life_new(reactor, fd, local);
+    struct urs_session *session = urs_life_new(reactor, fd, local, rules);
     if (session == NULL)
         return -ENOMEM;
     if (prefix_bytes > 0)
@@ -378,10 +387,11 @@ int urs_session_reject(struct urs_reactor *reactor, uint64_t id, const uint8_t *
 /* Applies on_full to a message that does not fit into the backlog. */
 static int refuse_message(struct urs_reactor *reactor, struct urs_session *session)
 {
+    const struct urs_rules *rules = urs_core_rules(reactor, session);
     reactor->stats.drops++;
-    if (reactor->options.on_full == URS_ON_FULL_ERROR)
+    if (rules->on_full == URS_ON_FULL_ERROR)
         return URS_ERROR_FULL;
-    if (reactor->options.on_full == URS_ON_FULL_CLOSE)
+    if (rules->on_full == URS_ON_FULL_CLOSE)
         urs_life_fail(reactor, session, URS_CLOSE_POLICY_VIOLATION, "backlog full");
     return URS_DROPPED;
 }
@@ -428,7 +438,7 @@ static int send_direct(struct urs_reactor *reactor, struct urs_session *session,
 static size_t waiting(struct urs_reactor *reactor, struct urs_session *session)
 {
     size_t bytes = session->backlog_bytes + session->outbound.bytes;
-    if (bytes >= reactor->options.backlog_high_bytes)
+    if (bytes >= urs_core_rules(reactor, session)->backlog_high_bytes)
         session->above_high = true;
     return bytes;
 }
@@ -445,7 +455,7 @@ int urs_session_send(struct urs_reactor *reactor, uint64_t id, uint32_t index, u
         return URS_ERROR_CLOSING;
     size_t pending = session->backlog_bytes + session->outbound.bytes;
     size_t reserve = opcode >= URS_OPCODE_CLOSE ? URS_CONTROL_RESERVE_BYTES : 0;
-    if (pending + bytes > reactor->options.backlog_bytes_max + reserve)
+    if (pending + bytes > urs_core_rules(reactor, session)->backlog_bytes_max + reserve)
         return refuse_message(reactor, session);
     reactor->stats.messages_out += opcode < URS_OPCODE_CLOSE;
     reactor->stats.pings_sent += opcode == URS_OPCODE_PING;

@@ -7,11 +7,10 @@
 
 #include "engine.h"
 #include "io.h"
+#include "rules.h"
 #include "session.h"
 
 /* cdef: begin */
-
-enum urs_on_full { URS_ON_FULL_CLOSE = 0, URS_ON_FULL_DROP = 1, URS_ON_FULL_ERROR = 2 };
 
 enum urs_zero_copy { URS_ZERO_COPY_NEVER = 0, URS_ZERO_COPY_AUTO = 1, URS_ZERO_COPY_ALWAYS = 2 };
 
@@ -33,25 +32,8 @@ struct urs_event {
     uint32_t slot;
 };
 
-/* Why a connection was not accepted, or a request not answered with 101. */
-enum urs_refusal {
-    URS_REFUSED_SESSIONS = 0,
-    URS_REFUSED_PER_IP = 1,
-    URS_REFUSED_HANDSHAKES = 2,
-    URS_REFUSED_DRAINING = 3,
-    URS_REFUSED_TIMEOUT = 4,
-    URS_REFUSED_MEMORY = 5,
-    URS_REFUSALS = 6
-};
-
-/* An HTTP answer. Its bytes are sent unchanged, except that the current Date is filled in. */
-struct urs_answer {
-    uint8_t *data;
-    size_t bytes;                        /* 0: no answer is sent */
-    size_t date_at;                      /* offset of the 29 bytes of the Date (RFC 9110 5.6.7); 0: it has no Date */
-};
-
-/* Milliseconds and limits: 0 means no limit, unless a comment says otherwise. */
+/* The settings that all sessions share; rules.h has the others. Milliseconds and limits: 0 means no limit, unless a
+ * comment says otherwise. */
 struct urs_reactor_options {
     uint32_t ring_entries;
     uint32_t receive_buffers;
@@ -61,33 +43,15 @@ struct urs_reactor_options {
                                             event */
     uint32_t *handled;                   /* one number, owned by the caller: how many events of the turn it has
                                             handled */
-    struct urs_answer refusals[6];       /* by enum urs_refusal; their memory is the caller's and must stay until
-                                            close */
-    struct urs_engine_rules rules;
-    uint64_t backlog_bytes_max;          /* never 0 */
-    uint64_t backlog_high_bytes;
-    uint64_t backlog_low_bytes;
     uint64_t memory_bytes_max;
-    uint32_t on_full;                    /* enum urs_on_full */
     uint32_t sessions_max;
     uint32_t sessions_per_ip_max;
     uint32_t handshakes_max;
-    uint32_t header_bytes_max;           /* never 0 */
-    uint32_t session_turn_bytes_max;     /* never 0 */
-    uint32_t session_turn_messages_max;  /* 1 to URS_MESSAGES_MAX */
-    uint32_t handshake_ms;
     uint32_t silent_ms;                  /* after this time a silent connection may be ended to make room at
                                             handshakes_max; 0: never */
-    uint32_t idle_ms;
-    uint32_t ping_interval_ms;
-    uint32_t ping_timeout_ms;
-    uint32_t close_ms;
-    uint32_t session_ms;
     uint32_t busy_poll_us;
     uint32_t zero_copy;                  /* enum urs_zero_copy */
     uint32_t zero_copy_bytes_min;        /* the least size of a segment for a zero-copy send */
-    bool proxy_protocol;                 /* a PROXY header may come in front of a request */
-    bool tcp_nodelay;                    /* for adopted sockets; accepted ones inherit it from their listener */
 };
 
 enum urs_reactor_limit {
@@ -131,9 +95,14 @@ struct urs_reactor_stats {
 
 struct urs_reactor;
 
-/* Opens a reactor on the named backend ("io_uring" or "epoll"). Returns NULL on failure: *report then tells why. */
+/* Opens a reactor on the named backend ("io_uring" or "epoll"). `rules` become the set with index 0. Returns NULL on
+ * failure: *report then tells why. */
 struct urs_reactor *urs_reactor_open(const char *backend, const struct urs_reactor_options *options,
-                                     struct urs_io_report *report);
+                                     const struct urs_rules *rules, struct urs_io_report *report);
+
+/* Adds a set of rules for listening sockets and adopted sessions. Returns its index, URS_ERROR_LIMIT if the reactor has
+ * URS_RULES_MAX sets, or another negative result. */
+int urs_reactor_add_rules(struct urs_reactor *reactor, const struct urs_rules *rules);
 
 /* Closes the descriptor of every session and frees everything. Listening sockets stay open: their owners close them. */
 void urs_reactor_close(struct urs_reactor *reactor);
@@ -146,9 +115,10 @@ int urs_reactor_start(struct urs_reactor *reactor);
  * ended. */
 void urs_reactor_take(struct urs_reactor *reactor);
 
-/* Accepts connections from a listening socket. The caller keeps the socket and must keep it open. The epoll backend
- * makes it non-blocking, for every process that shares it. Returns its index or -errno. */
-int urs_reactor_listen(struct urs_reactor *reactor, int fd, bool local);
+/* Accepts connections from a listening socket; they are served by the set of rules with the index `rules`. The caller
+ * keeps the socket and must keep it open. The epoll backend makes it non-blocking, for every process that shares it.
+ * Returns the index of the listener, or -errno. */
+int urs_reactor_listen(struct urs_reactor *reactor, int fd, bool local, uint8_t rules);
 
 /* Stops accepting on every listening socket. */
 void urs_reactor_stop_listening(struct urs_reactor *reactor);
@@ -182,9 +152,11 @@ void urs_reactor_forked(struct urs_reactor *reactor);
 void urs_reactor_wake(struct urs_reactor *reactor);
 int urs_reactor_wake_descriptor(struct urs_reactor *reactor);
 
-/* Takes over a connected socket whose upgrade is done; the session is open at once. `prefix` holds bytes that were
- * already read from the socket. Returns 0 with *id set. On a negative result the caller keeps the descriptor. */
-int urs_reactor_adopt(struct urs_reactor *reactor, int fd, const uint8_t *prefix, size_t prefix_bytes, uint64_t *id);
+/* Takes over a connected socket whose upgrade is done; the session is open at once, and is served by the set of rules
+ * with the index `rules`. `prefix` holds bytes that were already read from the socket. Returns 0 with *id set. On a
+ * negative result the caller keeps the descriptor. */
+int urs_reactor_adopt(struct urs_reactor *reactor, int fd, uint8_t rules, const uint8_t *prefix, size_t prefix_bytes,
+                      uint64_t *id);
 
 /* Refuses new connections and pending handshakes; connections that have not sent a byte are ended without an answer.
  * Open sessions get a close frame after the events before `index` are applied (as in urs_session_close). */
@@ -245,8 +217,8 @@ int urs_session_descriptor(struct urs_reactor *reactor, uint64_t id);
 int urs_session_peer(struct urs_reactor *reactor, uint64_t id, struct urs_peer *peer);
 
 /* Records the peer that a trusted PROXY header named (NULL: there was no header), and counts the session for that
- * address instead of the address it was counted for before. Only if options.proxy_protocol is set. Returns 0,
- * URS_ERROR_LIMIT or URS_ERROR_STALE. */
+ * address instead of the address it was counted for before. Only if the session's rules have proxy_protocol. Returns
+ * 0, URS_ERROR_LIMIT or URS_ERROR_STALE. */
 int urs_session_settle_peer(struct urs_reactor *reactor, uint64_t id, const struct urs_peer *peer);
 
 /* Returns the session's state, or URS_SESSION_FREE if it is gone. Never returns URS_SESSION_OPEN if the session can no

@@ -71,6 +71,7 @@ struct urs_session {
     uint16_t failed_code;                /* the close code with which we failed the session; 0: we did not */
     uint8_t state;                       /* enum urs_session_state */
     uint8_t pongs;                       /* pongs added to the backlog since it was last found empty */
+    uint8_t rules;                       /* the index of its rules in the reactor's table */
     uint8_t late_events;                 /* events of the next turn that name this session: at most LATE_EVENTS */
     bool has_deadline : 1;
     bool question_unsent : 1;            /* the socket has not taken every byte up to question_bytes yet */

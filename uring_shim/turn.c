@@ -76,10 +76,11 @@ static void store(struct urs_reactor *reactor, struct urs_session *session, size
  * applied. */
 static bool has_room(struct urs_reactor *reactor, struct urs_session *session, uint32_t count, size_t bytes)
 {
-    if (URS_LIKELY(session->backlog_bytes + session->outbound.bytes + bytes <= reactor->options.backlog_bytes_max))
+    const struct urs_rules *rules = urs_core_rules(reactor, session);
+    if (URS_LIKELY(session->backlog_bytes + session->outbound.bytes + bytes <= rules->backlog_bytes_max))
         return true;
     reactor->stats.drops += count;
-    if (reactor->options.on_full != URS_ON_FULL_DROP)
+    if (rules->on_full != URS_ON_FULL_DROP)
         urs_life_fail(reactor, session, URS_CLOSE_POLICY_VIOLATION, "backlog full");
     return false;
 }
@@ -117,7 +118,7 @@ static bool joins_outbound(struct urs_reactor *reactor, struct urs_session *sess
 {
     size_t bytes = urs_frame_answer_bytes(item->bytes) + item->bytes;
     if (session->backlog_bytes + session->outbound.bytes + bytes
-        > reactor->options.backlog_bytes_max + URS_CONTROL_RESERVE_BYTES)
+        > urs_core_rules(reactor, session)->backlog_bytes_max + URS_CONTROL_RESERVE_BYTES)
         return false;
     if (session->backlog == NULL)
         session->pongs = 0;
@@ -200,15 +201,15 @@ void urs_turn_apply(struct urs_reactor *reactor, uint32_t until, uint32_t in_han
 /* Checks the water marks after the backlog has grown or shrunk. */
 static void note_backlog(struct urs_reactor *reactor, struct urs_session *session)
 {
-    const struct urs_reactor_options *options = &reactor->options;
-    if (session->backlog_bytes >= options->backlog_high_bytes) {
+    const struct urs_rules *rules = urs_core_rules(reactor, session);
+    if (session->backlog_bytes >= rules->backlog_high_bytes) {
         session->above_high = true;
         /* In run_echo, a peer that does not read its replies is not read from either. */
         if (reactor->echo && !session->choked) {
             session->choked = true;
             urs_turn_receive(reactor, session);
         }
-    } else if (session->above_high && session->backlog_bytes <= options->backlog_low_bytes) {
+    } else if (session->above_high && session->backlog_bytes <= rules->backlog_low_bytes) {
         session->above_high = false;
         if (session->state == URS_SESSION_OPEN && !session->drain_told) {
             session->drain_told = true;
@@ -493,19 +494,20 @@ bool urs_turn_receive_once(struct urs_reactor *reactor, struct urs_session *sess
 static void feed(struct urs_reactor *reactor, struct urs_session *session, struct urs_input *input,
                  struct urs_block *block)
 {
+    const struct urs_rules *rules = urs_core_rules(reactor, session);
     uint32_t first = reactor->event_count;
-    uint32_t share = reactor->options.session_turn_messages_max - session->turn_messages;
+    uint32_t share = rules->session_turn_messages_max - session->turn_messages;
     uint32_t until = (uint32_t)urs_min(first + share, URS_MESSAGES_MAX);
     URS_ASSERT(session->turn == (uint16_t)reactor->turn);
-    URS_ASSERT(session->turn_messages <= reactor->options.session_turn_messages_max);
+    URS_ASSERT(session->turn_messages <= rules->session_turn_messages_max);
     bool echo = reactor->echo && session->state == URS_SESSION_OPEN;
     while (reactor->event_count < until) {
         uint32_t index = reactor->event_count;
         struct urs_event *event = &reactor->events[index];
         struct urs_item *item = &event->item;
-        int kind = echo ? urs_engine_echo(&session->engine, &reactor->options.rules, input, item) : URS_ITEM_NONE;
+        int kind = echo ? urs_engine_echo(&session->engine, &rules->engine, input, item) : URS_ITEM_NONE;
         if (kind == URS_ITEM_NONE)
-            kind = urs_engine_next(&session->engine, &reactor->options.rules, &reactor->memory, input, item);
+            kind = urs_engine_next(&session->engine, &rules->engine, &reactor->memory, input, item);
         if (kind == URS_ITEM_NONE)
             break;
         bool message = kind == URS_ITEM_MESSAGE || kind == URS_ITEM_FRAME || kind == URS_ITEM_ANSWERS;
@@ -564,7 +566,7 @@ static void take_input(struct urs_reactor *reactor, struct urs_session *session,
     begin_share(reactor, session);
     /* Bytes that only continue a large frame complete no message, and feeding them is as cheap as holding them. So they
      * may exceed the session's share. */
-    bool in_share = session->turn_bytes < reactor->options.session_turn_bytes_max
+    bool in_share = session->turn_bytes < urs_core_rules(reactor, session)->session_turn_bytes_max
         || (session->engine.phase == URS_ENGINE_AWAIT_PAYLOAD && bytes < session->engine.frame_left);
     bool may = session->held == NULL && urs_core_may_feed(session) && in_share;
     session->turn_bytes += (uint32_t)bytes;

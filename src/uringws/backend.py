@@ -73,8 +73,8 @@ def _seccomp_filters() -> bool:
         return False
 
 
-def open_core(backend: str, options: Any) -> Opened:
-    """Open a reactor of the shim on a backend; `options` is a `struct urs_reactor_options`.
+def open_core(backend: str, options: Any, rules: Any) -> Opened:
+    """Open a reactor of the shim on a backend, with a `struct urs_reactor_options` and a `struct urs_rules`.
 
     Raises UringUnavailable for "io_uring" where there is none, OSError where not even epoll can be had.
     """
@@ -82,7 +82,7 @@ def open_core(backend: str, options: Any) -> Opened:
         raise ValueError(f'backend={backend!r}: must be "auto", "io_uring" or "epoll"')
     refused = None
     if backend != "epoll":
-        opened = _open("io_uring", options)
+        opened = _open("io_uring", options, rules)
         if isinstance(opened, Opened):
             if opened.reduced:
                 _warn_reduced(opened)
@@ -94,7 +94,7 @@ def open_core(backend: str, options: Any) -> Opened:
         if backend == "io_uring":
             raise refused
         logger.warning("serving on epoll: %s", refused)
-    opened = _open("epoll", options, refused)
+    opened = _open("epoll", options, rules, refused)
     if isinstance(opened, Opened):
         return opened
     check(opened[0], f"epoll: {opened[1]}")
@@ -113,9 +113,9 @@ def _warn_reduced(opened: Opened) -> None:
         )
 
 
-def _open(name: str, options: Any, refused: UringUnavailable | None = None) -> Opened | tuple[int, str]:
+def _open(name: str, options: Any, rules: Any, refused: UringUnavailable | None = None) -> Opened | tuple[int, str]:
     report = ffi.new("struct urs_io_report *")
-    core = lib.urs_reactor_open(name.encode(), options, report)
+    core = lib.urs_reactor_open(name.encode(), options, rules, report)
     if core == ffi.NULL:
         return int(report.error), ffi.string(report.stage).decode()
     return Opened(

@@ -16,7 +16,7 @@ from uringws.field_docs import document_fields
 from uringws.seconds import milliseconds
 from uringws.shim import lib
 
-__all__ = ["IPNetwork", "Options", "copy_options"]
+__all__ = ["IPNetwork", "Options", "copy_options", "copy_rules"]
 
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
@@ -297,38 +297,42 @@ class Options:
 
 
 def copy_options(options: Options, shim: Any, pool_bytes: int) -> None:
-    """Write the settings that the shim acts on into a `struct urs_reactor_options`. The pool takes `pool_bytes`."""
-    low, high = options.water_marks()
+    """Write the settings that all sessions share into a `struct urs_reactor_options`. The pool takes `pool_bytes`."""
     shim.ring_entries = options.ring_entries
     shim.receive_buffers = options.receive_buffers
     shim.receive_buffer_bytes = options.receive_buffer_bytes
-    shim.rules.message_bytes_max = options.message_bytes_max
-    shim.rules.refuse_text = options.refuse_text
-    shim.rules.refuse_binary = options.refuse_binary
-    shim.backlog_bytes_max = options.backlog_bytes_max
-    shim.backlog_high_bytes = high
-    shim.backlog_low_bytes = low
     # What is counted is the sessions' share: the pool is taken once and for all.
     shim.memory_bytes_max = 0 if options.memory_bytes_max is None else options.memory_bytes_max - pool_bytes
-    shim.on_full = _ON_FULL.index(options.on_full)
     shim.sessions_max = options.sessions_max or 0
     shim.sessions_per_ip_max = options.sessions_per_ip_max or 0
     shim.handshakes_max = options.handshakes_max or 0
-    shim.header_bytes_max = options.header_bytes_max
-    shim.session_turn_bytes_max = options.session_turn_bytes_max
-    shim.session_turn_messages_max = options.session_turn_messages_max
-    shim.handshake_ms = milliseconds(options.handshake_seconds_max)
     shim.silent_ms = milliseconds(options.silent_seconds_max)
-    shim.idle_ms = milliseconds(options.idle_seconds_max)
-    shim.ping_interval_ms = milliseconds(options.ping_interval_seconds)
-    shim.ping_timeout_ms = milliseconds(options.ping_timeout_seconds)
-    shim.close_ms = milliseconds(options.close_seconds_max)
-    shim.session_ms = milliseconds(options.session_seconds_max)
     shim.busy_poll_us = options.busy_poll_microseconds
     shim.zero_copy = _ZERO_COPY.index(options.zero_copy)
     shim.zero_copy_bytes_min = options.zero_copy_bytes_min
-    shim.proxy_protocol = bool(options.proxy_protocol_from)
-    shim.tcp_nodelay = options.tcp_nodelay
+
+
+def copy_rules(options: Options, rules: Any) -> None:
+    """Write the settings of a connection that the shim acts on into a `struct urs_rules`."""
+    low, high = options.water_marks()
+    rules.engine.message_bytes_max = options.message_bytes_max
+    rules.engine.refuse_text = options.refuse_text
+    rules.engine.refuse_binary = options.refuse_binary
+    rules.backlog_bytes_max = options.backlog_bytes_max
+    rules.backlog_high_bytes = high
+    rules.backlog_low_bytes = low
+    rules.on_full = _ON_FULL.index(options.on_full)
+    rules.session_turn_bytes_max = options.session_turn_bytes_max
+    rules.session_turn_messages_max = options.session_turn_messages_max
+    rules.header_bytes_max = options.header_bytes_max
+    rules.handshake_ms = milliseconds(options.handshake_seconds_max)
+    rules.idle_ms = milliseconds(options.idle_seconds_max)
+    rules.ping_interval_ms = milliseconds(options.ping_interval_seconds)
+    rules.ping_timeout_ms = milliseconds(options.ping_timeout_seconds)
+    rules.close_ms = milliseconds(options.close_seconds_max)
+    rules.session_ms = milliseconds(options.session_seconds_max)
+    rules.proxy_protocol = bool(options.proxy_protocol_from)
+    rules.tcp_nodelay = options.tcp_nodelay
 
 
 _HINTS: Final[dict[str, Any]] = get_type_hints(Options, include_extras=True)

@@ -28,7 +28,7 @@ from uringws.handshake import refusal
 from uringws.http import encode_refusal
 from uringws.limits import warn_of_few_files
 from uringws.message import Message
-from uringws.options import Options, copy_options
+from uringws.options import Options, copy_options, copy_rules
 from uringws.ownership import Owner
 from uringws.seconds import check_seconds, sooner
 from uringws.sender import Sender
@@ -158,19 +158,21 @@ class Reactor:
         shim = ffi.new("struct urs_reactor_options *")
         shim.pool_memory, shim.verdicts = self._anchors
         shim.handled = self._handled
-        self._refusals = self._encode_refusals(shim)
-        shim.rules.frames = frames
+        rules = ffi.new("struct urs_rules *")
+        self._refusals = self._encode_refusals(rules)
+        rules.engine.frames = frames
         copy_options(options, shim, pool_bytes)
-        return open_core(backend, shim)
+        copy_rules(options, rules)
+        return open_core(backend, shim, rules)
 
-    def _encode_refusals(self, shim: Any) -> list[Any]:
+    def _encode_refusals(self, rules: Any) -> list[Any]:
         """Give the shim its answers to those it refuses itself; return what keeps their memory."""
         kept = []
         for index, reason in enumerate(_REFUSALS):
             answer = bytearray(encode_refusal(refusal(reason), server_header=self.options.server_header))
             kept.append(ffi.from_buffer("uint8_t[]", answer))
             date_at = answer.index(_DATE_STARTS) + len(_DATE_STARTS)
-            shim.refusals[index] = {"data": kept[-1], "bytes": len(answer), "date_at": date_at}
+            rules.refusals[index] = {"data": kept[-1], "bytes": len(answer), "date_at": date_at}
         return kept
 
     # ---- where it listens
@@ -255,7 +257,7 @@ class Reactor:
             self._check_thread()
             if self._drained_until is not None:
                 raise ReactorStateError("a reactor that drains listens no more: make a new one")
-            check(lib.urs_reactor_listen(self._core, sock.fileno(), sock.family == socket.AF_UNIX), "listen")
+            check(lib.urs_reactor_listen(self._core, sock.fileno(), sock.family == socket.AF_UNIX, 0), "listen")
         self._listeners.append(sock)
         self._addresses.append(address_of(sock))
         return self._addresses[-1]
@@ -451,7 +453,7 @@ class Reactor:
     def _adopt(self, descriptor: int, prefix: Any, subprotocol: str | None, data: object) -> Connection:
         identity = ffi.new("uint64_t *")
         with ffi.from_buffer("uint8_t[]", prefix) as buffer:  # no exception may keep it: see Connection._send_any
-            result = lib.urs_reactor_adopt(self._core, descriptor, buffer, len(prefix), identity)
+            result = lib.urs_reactor_adopt(self._core, descriptor, 0, buffer, len(prefix), identity)
         check(result, "add_session")
         connection = self._prepare_connection(int(identity[0]), subprotocol, data)
         self._connections[connection.id & 0xFFFFFFFF] = connection

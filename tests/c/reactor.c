@@ -27,14 +27,17 @@ static _Noreturn void fail(const char *condition, int line)
     abort();
 }
 
+static const struct urs_rules rules = {
+    .engine = {.message_bytes_max = 1 << 24}, .backlog_bytes_max = 1 << 24, .backlog_high_bytes = 1 << 20,
+    .header_bytes_max = 1024, .session_turn_bytes_max = 1 << 16};
+
 static struct urs_reactor *start_reactor(uint64_t memory_bytes_max)
 {
     struct urs_io_report report;
     const struct urs_reactor_options options = {
         .receive_buffers = BUFFERS, .receive_buffer_bytes = BUFFER_BYTES, .pool_memory = pool, .verdicts = echo_flags,
-        .handled = &handled, .rules = {.message_bytes_max = 1 << 24}, .backlog_bytes_max = 1 << 24,
-        .backlog_high_bytes = 1 << 20, .memory_bytes_max = memory_bytes_max, .header_bytes_max = 1024, .session_turn_bytes_max = 1 << 16};
-    struct urs_reactor *reactor = urs_reactor_open("epoll", &options, &report);
+        .handled = &handled, .memory_bytes_max = memory_bytes_max};
+    struct urs_reactor *reactor = urs_reactor_open("epoll", &options, &rules, &report);
     CHECK(reactor != NULL && urs_reactor_start(reactor) == 0);
     return reactor;
 }
@@ -45,7 +48,7 @@ static struct urs_session *add_session(struct urs_reactor *reactor, int *peer)
     int ends[2];
     uint64_t id;
     CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, ends) == 0);
-    CHECK(urs_reactor_adopt(reactor, ends[0], NULL, 0, &id) == 0);
+    CHECK(urs_reactor_adopt(reactor, ends[0], 0, NULL, 0, &id) == 0);
     *peer = ends[1];
     return urs_session_find(&reactor->sessions, id);
 }
@@ -238,7 +241,7 @@ static void gigabytes_are_progress(void)
     static const uint32_t steps[] = {0xa0000000, 0xf0000000, 0x7fffffff, 1 << 20};
     int peer;
     struct urs_reactor *reactor = start_reactor(0);
-    reactor->options.idle_ms = 40;
+    reactor->rules.sets[0].idle_ms = 40;
     struct urs_session *session = add_session(reactor, &peer);
     CHECK(urs_session_send(reactor, urs_session_id(session), 0, URS_OPCODE_BINARY, payload, sizeof payload) >= 0);
     for (size_t count = 0; count < URS_COUNT(steps); count++) {
