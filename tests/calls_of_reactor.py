@@ -330,7 +330,7 @@ class World(Handler):
         kind = rng.randrange(6)
         if kind == 0 and target is not None:
             taken, _ = outcome(trail, "sender.send", lambda: sender.send(target.id, Opcode.TEXT, FROM_SENDER), gone)
-            expect(taken is not True or not sender._released, "a released Sender sent")
+            expect(taken is not True or sender._key in sender._commands.senders, "a released Sender sent")
         elif kind == 1:
             outcome(trail, "sender.call", lambda: sender.call(self._timer), gone)
         elif kind == 2:

@@ -205,7 +205,7 @@ MUTANTS = (
         "messages-after-on-full-close",
         "src/uringws/connection.py",
         """if result == SendResult.DROPPED and not self.is_open:  # on_full="close"
-            self._message._reactor._closing(self)
+            self._turn._begin_closing(self)
         return""",
         "return",
         'No message is delivered after `on_full="close"` has struck',
@@ -215,7 +215,7 @@ MUTANTS = (
     Mutant(
         "drain-leaves-ports-open",
         "src/uringws/reactor.py",
-        "        self._close_listeners()  # else the kernel would go on completing connections that nobody takes\n",
+        "        self._listeners.close()  # else the kernel would go on completing connections that nobody takes\n",
         "",
         "A drain closes the listening sockets at once",
         ("tests/test_draining.py::test_a_drain_closes_the_listening_sockets_while_sessions_last",),
@@ -223,7 +223,7 @@ MUTANTS = (
     Mutant(
         "second-signal-ignored",
         "src/uringws/reactor.py",
-        "            self._stopping = True\n        self._signal = number",
+        "            self._stop_requested = True\n        self._signal = number",
         "            pass\n        self._signal = number",
         "A second signal ends the reactor at once",
         ("tests/test_draining.py::test_a_second_signal_ends_a_drain_at_once",),
@@ -360,20 +360,20 @@ MUTANTS = (
     # Other threads and processes
     Mutant(
         "waiting-senders-sleep-on",
-        "src/uringws/reactor.py",
-        """                logger.exception("a command of a Sender failed")
-        with self._commands_lock:
-            self._commands_lock.notify_all()
+        "src/uringws/commands.py",
+        """                raise
+        with self._changed:
+            self._changed.notify_all()
 """,
-        """                logger.exception("a command of a Sender failed")
+        """                raise
 """,
         "A Sender that waits for room is woken when there is some",
         ("tests/test_sender.py::test_who_waits_for_room_without_a_time_out_goes_on_when_there_is_room",),
     ),
     Mutant(
         "fork-keeps-locks",
-        "src/uringws/reactor.py",
-        "        reactor._new_locks()  # whoever held them is not in this process\n",
+        "src/uringws/core.py",
+        "        self.renew_lock()  # whoever held it is not in this process\n",
         "",
         "A child process does not hang on locks that threads of its parent held",
         ("tests/test_reactor.py::test_a_fork_does_not_hang_on_what_other_threads_were_doing",),
@@ -382,7 +382,7 @@ MUTANTS = (
     Mutant(
         "strangers-beside-proxies-uncounted",
         "src/uringws/upgrade.py",
-        "        _settle_peer(reactor, upgrade.identity, None)\n",
+        "            self._set_proxied_peer(upgrade.identity, None)\n",
         "",
         "`sessions_per_ip_max` holds for peers that no trusted proxy stands before",
         ("tests/test_admission.py::test_sessions_per_ip_max_holds_for_strangers_beside_proxies",),
@@ -431,8 +431,8 @@ MUTANTS = (
     ),
     Mutant(
         "cut-drain-goes-on",
-        "src/uringws/reactor.py",
-        "if self._was_cut or not sessions:",
+        "src/uringws/draining.py",
+        "if core.state is RunState.CUT or not sessions:",
         "if not sessions:",
         "A drain that cut its sessions ends, whatever is left of them",
         ("tests/test_faults.py::test_a_drain_that_cut_ends_even_while_requests_last",),
@@ -508,15 +508,17 @@ MUTANTS = (
     ),
     Mutant(
         "forgotten-senders-count",
-        "src/uringws/reactor.py",
-        "                    self._abandoned.pop()\n                    self._senders -= 1",
-        "                    self._abandoned.pop()",
+        "src/uringws/sender.py",
+        """        if hasattr(self, "_key"):
+            self._commands.remove_sender(self._key)
+""",
+        "        pass\n",
         "A Sender that nobody holds keeps no reactor running",
         ("tests/test_sender.py::test_a_sender_that_nobody_holds_keeps_no_reactor_running",),
     ),
     Mutant(
         "sender-reaches-next-session",
-        "src/uringws/reactor.py",
+        "src/uringws/sessions.py",
         "return connection if connection is not None and connection.id == identity else None",
         "return connection",
         "An id never names another connection",
@@ -742,7 +744,7 @@ MUTANTS = (
     ),
     Mutant(
         "signal-handlers-blamed-on-handlers",
-        "src/uringws/reactor.py",
+        "src/uringws/dispatch.py",
         " or not came_out_of(on_message, error)",
         "",
         "What a signal handler raises gets out of `run`",
@@ -751,8 +753,8 @@ MUTANTS = (
     Mutant(
         "handler-asked-twice",
         "src/uringws/upgrade.py",
-        "        if upgrade.asked:",
-        "        if False:",
+        "            if upgrade.handler_called:",
+        "            if False:",
         "A handler is asked once about a request",
         ("tests/test_interrupts.py::test_what_gets_out_while_a_request_is_decided_on_is_answered_500",),
     ),

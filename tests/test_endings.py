@@ -48,7 +48,7 @@ def test_connections_accepted_but_not_seen_are_closed(backend: Backend, turns: i
 
 def duplicate(reactor: Reactor, connection: Connection) -> socket.socket:
     """What a forked child has: another descriptor of the connection's socket."""
-    descriptor: int = lib.urs_session_descriptor(reactor._core, connection.id)
+    descriptor: int = lib.urs_session_descriptor(reactor._core.handle, connection.id)
     return socket.socket(fileno=os.dup(descriptor))
 
 
@@ -94,7 +94,7 @@ def test_a_peer_sees_the_end_though_a_forked_child_keeps_the_socket(backend: Bac
         if how == "close":
             reactor.close()
         else:
-            run_until(reactor, lambda: recorder.of("close") and not lib.urs_reactor_sessions(reactor._core))
+            run_until(reactor, lambda: recorder.of("close") and not reactor._core.sessions)
         peer.sock.settimeout(5)
         with suppress(ConnectionResetError):
             while peer.sock.recv(4096):

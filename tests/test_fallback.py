@@ -119,7 +119,7 @@ def test_zero_copy_that_was_asked_for_and_cannot_be_is_warned_of(tmp_path: Path)
         script.write_text(
             "from uringws import Handler, Options, Reactor\n"
             f"with Reactor(Handler(), Options(zero_copy={zero_copy!r}), backend='io_uring') as reactor:\n"
-            "    print('zero copy works' if reactor._opened.zero_copy else 'zero copy does not work')"
+            "    print('zero copy works' if reactor._core.opened.zero_copy else 'zero copy does not work')"
         )
         printed = confined(["--memlock", str(BARE_LOGIN_BYTES)], [script])
         if "zero copy works" in printed:

@@ -396,7 +396,7 @@ start, count, error = map(int, sys.argv[3:])
 lib.urs_fault_plan(lib.URS_FAULT_SETUP, start, count, -error)
 try:
     with Reactor(Handler(), Options(ring_entries=512), backend=sys.argv[2]) as reactor:
-        opened = reactor._opened
+        opened = reactor._core.opened
         print(opened.name, opened.ring_entries, opened.reduced, opened.refused and opened.refused.reason)
 except UringUnavailable as error:
     print("raised", error.errno, error.reason, error.remedy)

@@ -484,7 +484,7 @@ def test_a_message_is_forwarded_unchanged_after_the_close_of_its_own_connection(
         reactor.add_session(ours)
         reactor.add_session(other_ours)
         peer.write(frame(TEXT, b"ABCDEF") + frame(TEXT, b"GHIJKLM"))
-        run_until(reactor, lambda: not recorder.connections or len(reactor._ending) == 1)
+        run_until(reactor, lambda: not recorder.connections or len(reactor._sessions.ending) == 1)
         reactor.run_once(0)
         assert peer.read_frames(2) == [Frame(TEXT, b"ABCDEF"), Frame(TEXT, b"GHIJKLM")]
         assert other.read_frames(2) == 2 * [Frame(TEXT, b"GHIJKLM")]

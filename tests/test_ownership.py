@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-import uringws.reactor
+import uringws.core
 from conftest import NO_URING
 from servers import EchoRecorder, ReactorThread, Recorder, Silent, missing, run_until, wait_until
 from uringws import (
@@ -423,7 +423,7 @@ class FailingStart:
 def test_a_start_that_failed_is_tried_again(
     backend: Backend, recorder: EchoRecorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(uringws.reactor, "lib", FailingStart(lib))
+    monkeypatch.setattr(uringws.core, "lib", FailingStart(lib))
     ours, theirs = socket.socketpair()
     with Peer(theirs) as peer, Reactor(recorder, QUIET, backend=backend) as reactor:
         with pytest.raises(OSError, match="start"):

@@ -260,7 +260,7 @@ def test_senders_that_nobody_holds_are_forgotten_while_a_server_listens(backend:
         for _ in range(100):
             server.reactor.sender()
         gc.collect()
-        wait_until(lambda: not server.reactor._abandoned)
+        wait_until(lambda: len(server.reactor._commands.senders) == 1)
 
 
 def test_a_sender_that_is_closed_or_whose_reactor_is_gone_refuses(backend: Backend, recorder: EchoRecorder) -> None:

@@ -124,11 +124,11 @@ class Burst:
 
         def turn() -> int:
             before = int(stats.messages_in)  # one event may be many messages
-            self._reactor._handled[0] = max(0, lib.urs_reactor_turn(core, 0, bool(self._answer)))  # noqa: SLF001
-            lib.urs_reactor_read_stats(core, stats)
+            core.handled[0] = max(0, lib.urs_reactor_turn(core.handle, 0, bool(self._answer)))
+            lib.urs_reactor_read_stats(core.handle, stats)
             return int(stats.messages_in) - before
 
-        lib.urs_reactor_read_stats(core, stats)
+        lib.urs_reactor_read_stats(core.handle, stats)
         return self.run(turn, repeats)
 
     def _took(self, peer: socket.socket) -> bool:

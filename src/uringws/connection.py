@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Final, overload
 
@@ -14,6 +13,7 @@ from uringws.shim import fast_send, fast_send_event, ffi, lib
 if TYPE_CHECKING:
     from uringws.http import Peer
     from uringws.sending import Payload
+    from uringws.turn import Turn
 
 __all__ = ["Connection", "SendResult", "make_connection"]
 
@@ -51,7 +51,7 @@ class Connection:
     identity and can be referenced weakly: a `weakref.WeakSet` of connections lets go of those that have ended.
     """
 
-    __slots__ = ("__weakref__", "_message", "data", "id")
+    __slots__ = ("__weakref__", "_turn", "data", "id")
 
     id: int
     """Unique within the reactor: a number never names another connection later on."""
@@ -60,27 +60,26 @@ class Connection:
     subprotocol: str | None = None
     """What the upgrade agreed on (RFC 6455 1.9). Only connections that have one spend memory on it."""
 
-    def __init__(self, message: Any, connection_id: int, data: object) -> None:
+    def __init__(self, turn: Turn, connection_id: int, data: object) -> None:
         """Only the reactor makes connections."""
-        self._message = message
+        self._turn = turn
         self.id = connection_id
         self.data = data
 
     @property
     def peer(self) -> Peer:
         """(host, port) of the other end, as a trusted PROXY header named it; None for a Unix socket, or once gone."""
-        peer: Peer = self._message._reactor._peer(self.id)
-        return peer
+        return self._turn._core.peer(self.id)
 
     @property
     def is_open(self) -> bool:
         """Whether messages can be sent: from `on_open` until either side has begun to close. Raises WrongThread."""
-        message = self._message
-        state: int = lib.urs_session_state(message._core, self.id)
+        turn = self._turn
+        state: int = lib.urs_session_state(turn._handle, self.id)
         if state != lib.URS_SESSION_OPEN:
             check(state, "is_open")
             return False
-        return message._reactor._connection(self.id) is self  # else on_close was called, or is to be
+        return turn._sessions.get(self.id) is self  # else on_close was called, or is to be
 
     @property
     def buffered_amount(self) -> int:
@@ -89,13 +88,13 @@ class Connection:
         What was sent in this turn counts until the turn ends. If it is `Options.backlog_high_bytes` or more,
         `Handler.on_drain` will follow.
         """
-        waiting: int = lib.urs_session_buffered(self._message._core, self.id)
+        waiting: int = lib.urs_session_buffered(self._turn._handle, self.id)
         return 0 if waiting == lib.URS_ERROR_STALE else check(waiting, "buffered_amount")
 
     @property
     def latency_seconds(self) -> float | None:
         """Seconds from the last ping of `Options.ping_interval_seconds` to its pong; None before the first pong."""
-        seconds: float = lib.urs_session_latency(self._message._core, self.id)
+        seconds: float = lib.urs_session_latency(self._turn._handle, self.id)
         if seconds < -1:
             check(int(seconds), "latency_seconds")
         return seconds if seconds >= 0 else None
@@ -106,10 +105,10 @@ class Connection:
         It leaves when the handler has returned, after what the handler sends. Raises RuntimeError outside of the
         `on_message` (or `on_frame`) of this connection, ConnectionClosed after its close.
         """
-        message = self._message
-        if message._connection is not self:
+        turn = self._turn
+        if turn._connection is not self:
             raise self._cannot_echo()
-        message._verdicts[message._index] = 1
+        turn._echo_flags[turn._index] = 1
 
     @overload
     def send(self, payload: Payload, /) -> SendResult: ...
@@ -132,38 +131,38 @@ class Connection:
         another opcode or more than 125 bytes of ping or pong, TypeError for what is no such payload, BacklogFull with
         `on_full="error"`, ConnectionClosed, WrongThread.
         """
-        message = self._message
+        turn = self._turn
         result = _NOT_EVENT
         if payload is ABSENT:
-            if opcode is message:
-                result = _send_event(message._address, self.id, message._index, _OWN_OPCODE)
+            if opcode is turn:  # to the application, the turn is the Message
+                result = _send_event(turn._address, self.id, turn._index, _OWN_OPCODE)
             elif type(opcode) is bytes:
-                result = _send(message._address, self.id, message._index, _BINARY, opcode)
+                result = _send(turn._address, self.id, turn._index, _BINARY, opcode)
             elif type(opcode) is str:
-                result = _send(message._address, self.id, message._index, _TEXT, opcode.encode())
+                result = _send(turn._address, self.id, turn._index, _TEXT, opcode.encode())
         elif opcode == _BINARY or opcode == _TEXT:
-            if payload is message._view is not None or payload is message:
-                # The payload of the message at hand: the shim knows where it is.
-                result = _send_event(message._address, self.id, message._index, opcode)
+            if payload is turn._view is not None or payload is turn:
+                # The payload of the current message: the shim knows where it lies.
+                result = _send_event(turn._address, self.id, turn._index, opcode)
             elif type(payload) is bytes:
-                result = _send(message._address, self.id, message._index, opcode, payload)
+                result = _send(turn._address, self.id, turn._index, opcode, payload)
         if result == 0:
             return _SENT
         return self._send_any(opcode, payload) if result == _NOT_EVENT else self._not_sent(result)
 
     def _send_any(self, opcode: Any, payload: Any) -> SendResult:
         """Send what `send` has no shorter way for."""
-        message = self._message
+        turn = self._turn
         if payload is ABSENT:
             opcode, payload = name_opcode(opcode)
         data = check_send(opcode, payload)
         if type(data) is bytes:
-            result = _send(message._address, self.id, message._index, opcode, data)
+            result = _send(turn._address, self.id, turn._index, opcode, data)
         else:
             # Released here: an exception would keep it, and CPython 3.11 and early 3.12 crash when they collect a cycle
             # with a memoryview that is in use (python/cpython#77894).
             with ffi.from_buffer(_BYTES, data) as buffer:
-                result = lib.urs_session_send(message._core, self.id, message._index, opcode, buffer, len(buffer))
+                result = lib.urs_session_send(turn._handle, self.id, turn._index, opcode, buffer, len(buffer))
         return _SENT if result == 0 else self._not_sent(result)
 
     def send_text(self, text: str) -> SendResult:
@@ -194,21 +193,20 @@ class Connection:
         sent, ConnectionClosed if it had begun already, WrongThread.
         """
         number, encoded = check_close(code, reason)
-        message = self._message
-        # What the message at hand still owes (its echo) goes first; outside of a handler there is none.
-        owed = message._owed(self)
-        result = lib.urs_session_close(message._core, self.id, owed, number, encoded, len(encoded))
+        turn = self._turn
+        events = turn._events_before_close(self)
+        result = lib.urs_session_close(turn._handle, self.id, events, number, encoded, len(encoded))
         if result < 0:
             raise self._error(result, "close")
-        message._reactor._closing(self)
+        turn._begin_closing(self)
 
     def abort(self) -> None:
         """End the connection at once, without a close frame; what waits is thrown away.
 
         `on_close` follows with 1006. Raises ConnectionClosed if it is gone already, WrongThread.
         """
-        check(lib.urs_session_abort(self._message._core, self.id), "abort")
-        self._message._reactor._closing(self)
+        check(lib.urs_session_abort(self._turn._handle, self.id), "abort")
+        self._turn._begin_closing(self)
 
     def pause_reading(self) -> None:
         """Stop taking the peer's bytes: they wait in its socket and, once that is full, with the peer.
@@ -217,11 +215,11 @@ class Connection:
         `Options.idle_seconds_max` and `ping_timeout_seconds` do not count until `resume_reading`. Raises
         ConnectionClosed, WrongThread.
         """
-        check(lib.urs_session_pause(self._message._core, self.id), "pause_reading")
+        check(lib.urs_session_pause(self._turn._handle, self.id), "pause_reading")
 
     def resume_reading(self) -> None:
         """Take bytes again. What was kept comes first. Raises ConnectionClosed, WrongThread."""
-        check(lib.urs_session_resume(self._message._core, self.id), "resume_reading")
+        check(lib.urs_session_resume(self._turn._handle, self.id), "resume_reading")
 
     def __repr__(self) -> str:
         """Name it for a log; whether it is open is known in the reactor's thread only."""
@@ -239,7 +237,7 @@ class Connection:
         if result < 0:
             raise self._error(result, "send")
         if result == SendResult.DROPPED and not self.is_open:  # on_full="close"
-            self._message._reactor._closing(self)
+            self._turn._begin_closing(self)
         return SendResult(result)
 
     def _error(self, result: int, what: str) -> Exception:
@@ -254,20 +252,10 @@ class _ConnectionWithSubprotocol(Connection):
     __slots__ = ("subprotocol",)
 
 
-def make_connection(message: Any, connection_id: int, subprotocol: str | None, data: object) -> Connection:
-    """Return a new connection that points at the reactor's message."""
+def make_connection(turn: Turn, connection_id: int, subprotocol: str | None, data: object) -> Connection:
+    """Return a new connection that belongs to a reactor's turns."""
     if subprotocol is None:
-        return Connection(message, connection_id, data)
-    connection = _ConnectionWithSubprotocol(message, connection_id, data)
+        return Connection(turn, connection_id, data)
+    connection = _ConnectionWithSubprotocol(turn, connection_id, data)
     connection.subprotocol = subprotocol
     return connection
-
-
-def peer_of(peer: Any) -> Peer:
-    """Return the address that the shim has of a peer, as Python writes it."""
-    address = bytes(ffi.buffer(peer.address))
-    if peer.family == 4:
-        return socket.inet_ntop(socket.AF_INET, address[:4]), int(peer.port)
-    if peer.family == 6:
-        return socket.inet_ntop(socket.AF_INET6, address), int(peer.port)
-    return None

@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from uringws.backend import DEFER_TASKRUN
-from uringws.errors import REMEDIES, UnavailableReason, UringUnavailable
+from uringws.core import Core
+from uringws.errors import REMEDIES, UnavailableReason, UringUnavailable, check
 from uringws.frames import mask_implementation
-from uringws.handler import Handler
 from uringws.limits import files_remedy
 from uringws.options import Options
-from uringws.reactor import Reactor
 from uringws.shim import ffi, lib
 from uringws.version import __version__
 
@@ -174,9 +173,13 @@ def try_backends() -> dict[str, Trial]:
 def _try(backend: Backend) -> Trial:
     opened = None
     try:
-        with Reactor(Handler(), backend=backend) as reactor:
-            opened = reactor._opened
-            reactor.run_once(0)
+        core = Core(backend, Options(), frames=False)
+        opened = core.opened
+        try:
+            core.start()
+            check(lib.urs_reactor_turn(core.handle, 0, False), f"{backend} turn")
+        finally:
+            core.free()
     except OSError as error:
         return Trial(opened, error)
     return Trial(opened, None)

@@ -1,9 +1,14 @@
-"""Which thread a reactor belongs to: none before it first runs, and then that one. No policy: it only tells."""
+"""Which thread a reactor belongs to: none before it first runs, and then that one; and when that thread ends."""
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["Owner"]
 
@@ -27,14 +32,23 @@ def _own_token() -> _Token:
 class Owner:
     """The thread that something belongs to, by object: the ident of a thread is used again once it has ended."""
 
-    __slots__ = ("_token",)
+    __slots__ = ("_process", "_token", "on_end")
 
     def __init__(self) -> None:
         self._token: weakref.ref[_Token] | None = None
+        self._process = 0
+        self.on_end: Callable[[], object] | None = None
+        """Called in the owner's thread when that ends."""
 
     def take(self) -> None:
         """Make the calling thread the owner."""
-        self._token = weakref.ref(_own_token())
+        self._process = os.getpid()
+        self._token = weakref.ref(_own_token(), self._end)
+
+    def _end(self, _: object) -> None:
+        # A forked child loses all threads but one, before it has renewed the locks that they held.
+        if self.on_end is not None and os.getpid() == self._process:
+            self.on_end()
 
     @property
     def is_known(self) -> bool:

@@ -1,4 +1,4 @@
-"""The handle for other threads: commands to the reactor, in order, bounded, waking it once a burst."""
+"""The handle for other threads: what they ask of a reactor becomes commands in its queue."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import inspect
 import threading
 import time
 import warnings
+from concurrent.futures import Future, wait
 from typing import TYPE_CHECKING, Any, Final, Self, overload
 
-from uringws.errors import ConnectionClosed, ReactorStateError, SenderFull
+from uringws.errors import ConnectionClosed, ReactorStateError
 from uringws.frames import CloseCode
 from uringws.sending import ABSENT, check_close, check_send, name_opcode
-from uringws.shim import ffi
 from uringws.sockets import check_stream
 
 if TYPE_CHECKING:
@@ -20,13 +20,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
+    from uringws.commands import Commands
     from uringws.connection import Connection
+    from uringws.core import Core
     from uringws.reactor import Reactor
     from uringws.sending import Payload
+    from uringws.sessions import Sessions
 
 __all__ = ["Sender"]
-
-_LOOK_SECONDS: Final = 0.5
 
 
 class Sender:
@@ -43,12 +44,14 @@ class Sender:
     `Reactor.run` goes on while a Sender lives: release it, or use it in a `with`. A clone lives on its own.
     """
 
-    def __init__(self, reactor: Reactor) -> None:
+    def __init__(self, reactor: Reactor, core: Core, sessions: Sessions, commands: Commands) -> None:
         """Use `reactor.sender()`."""
         self._reactor: Final = reactor
-        self._released = False
-        with reactor._commands_lock:
-            reactor._senders += 1
+        self._core: Final = core
+        self._sessions: Final = sessions
+        self._commands: Final = commands
+        self._key: Final = object()
+        commands.senders.add(self._key)
 
     @overload
     def send(self, id: int, payload: Payload, /, *, timeout: float | None = None) -> bool: ...
@@ -99,7 +102,8 @@ class Sender:
             raise TypeError(f"call takes a function without arguments, not {type(function).__name__}")
         if inspect.iscoroutinefunction(function):
             raise TypeError("call takes a plain function, not `async def`: a reactor has no event loop to run it")
-        self._put(function, timeout)
+        self._check_live()
+        self._commands.put(function, timeout)
 
     def add_session(
         self,
@@ -128,42 +132,35 @@ class Sender:
         not run the reactor yet: before `run`, the thread that is to call it takes `Reactor.add_session_with_prefix`.
         """
         self._check_live()
-        reactor = self._reactor
-        if reactor._owner.is_caller:
+        reactor, owner = self._reactor, self._core.owner
+        if owner.is_caller:
             return reactor.add_session_with_prefix(sock, prefix, subprotocol=subprotocol, data=data)
         check_stream(sock)  # what is wrong with it is raised here at once
         copy = bytes(memoryview(prefix))
-        if not reactor._owner.is_known and threading.active_count() == 1:
+        if not owner.is_known and threading.active_count() == 1:
             raise ReactorStateError("no other thread can run the reactor while this one waits: use its add_session")
-        adoption = _Adoption(lambda: reactor.add_session_with_prefix(sock, copy, subprotocol=subprotocol, data=data))
         until = None if timeout is None else time.monotonic() + timeout
+        added: Future[int] = Future()
         try:
-            self._put(adoption.run, timeout)
-            while not adoption.done.wait(_wait_seconds(until)):
-                ended = reactor._core == ffi.NULL or reactor._owner.has_ended
-                if ended and adoption.abandon():
-                    raise ReactorStateError("the reactor was closed, or its thread ended, before it took the socket")
-                if until is not None and time.monotonic() >= until and adoption.abandon():
-                    raise TimeoutError(f"the reactor did not take the socket within {timeout} seconds")
+            self._commands.put(
+                lambda: reactor.add_session_with_prefix(sock, copy, subprotocol=subprotocol, data=data), timeout, added
+            )
+            wait((added,), None if until is None else max(0.0, until - time.monotonic()))
         except BaseException:  # also what a signal handler raises: the caller keeps the socket then
-            adoption.abandon()
+            added.cancel()
             raise
-        return adoption.result()
+        if added.cancel():
+            raise TimeoutError(f"the reactor did not take the socket within {timeout} seconds")
+        return added.result()
 
     def clone(self) -> Sender:
         """Return another handle to the same reactor, with a life of its own."""
         self._check_live()
-        return Sender(self._reactor)
+        return Sender(self._reactor, self._core, self._sessions, self._commands)
 
     def release(self) -> None:
         """Give up the Sender, not a connection. What it has commanded is still carried out."""
-        reactor = self._reactor
-        with reactor._commands_lock:
-            if self._released:
-                return
-            self._released = True
-            reactor._senders -= 1
-        reactor._wake()
+        self._commands.remove_sender(self._key)
 
     def __enter__(self) -> Self:
         """Return itself."""
@@ -177,100 +174,31 @@ class Sender:
 
     def __del__(self) -> None:
         """A handle that nobody holds keeps no reactor running."""
-        # No lock: a collection may come while this very thread holds it.
-        if not getattr(self, "_released", True):
-            self._released = True
-            self._reactor._abandoned.append(None)
-            self._reactor._wake()
+        if hasattr(self, "_key"):
+            self._commands.remove_sender(self._key)
 
     def __repr__(self) -> str:
         """Name it for a log, from any thread."""
-        return f"<Sender of {self._reactor!r}{', released' if self._released else ''}>"
+        return f"<Sender of {self._reactor!r}{', released' if self._key not in self._commands.senders else ''}>"
 
     def _check_live(self) -> None:
-        if self._released:
+        if self._key not in self._commands.senders:
             raise ReactorStateError("this Sender was released")
-        self._reactor._check_usable()
-        if self._reactor._owner.has_ended:
-            raise ReactorStateError("the thread that ran the reactor has ended: nobody can carry this out; close it")
+        self._commands.check_open()
 
     def _command(self, id: int, act: Callable[[Connection], object], timeout: float | None) -> bool:
-        reactor = self._reactor
         self._check_live()
         if not isinstance(id, int):
             raise TypeError(f"a Sender names a connection by its id, conn.id, an int, not by {type(id).__name__}")
-        if reactor._connection(id) is None:
+        sessions = self._sessions
+        if sessions.get(id) is None:
             return False
 
         def run() -> None:
-            connection = reactor._connection(id)
+            connection = sessions.get(id)
             if connection is not None:
                 with contextlib.suppress(ConnectionClosed):  # failed by the shim: on_close is still to come
                     act(connection)
 
-        self._put(run, timeout)
+        self._commands.put(run, timeout)
         return True
-
-    def _put(self, command: Callable[[], object], timeout: float | None) -> None:
-        self._check_live()
-        reactor = self._reactor
-        commands = reactor._commands
-        with reactor._commands_lock:
-            if len(commands) >= reactor.options.sender_commands_max:
-                self._wait_for_room(timeout)
-            commands.append(command)
-        reactor._wake()
-
-    def _wait_for_room(self, timeout: float | None) -> None:
-        reactor = self._reactor
-        limit = reactor.options.sender_commands_max
-        own = reactor._owner.is_caller
-        until = None if timeout is None else time.monotonic() + timeout
-        while len(reactor._commands) >= limit:
-            if own or (until is not None and time.monotonic() >= until):
-                raise SenderFull(f"{limit} commands wait for the reactor (Options.sender_commands_max)")
-            reactor._commands_lock.wait(_wait_seconds(until))
-            self._check_live()
-
-
-def _wait_seconds(until: float | None) -> float:
-    """Return how long to wait before the next look whether the reactor lives: the end of its thread wakes nobody."""
-    return _LOOK_SECONDS if until is None else max(0.0, min(_LOOK_SECONDS, until - time.monotonic()))
-
-
-class _Adoption:
-    """An add_session that one thread waits for and the reactor's thread carries out."""
-
-    def __init__(self, adopt: Callable[[], int]) -> None:
-        self.done = threading.Event()
-        self._adopt = adopt
-        self._lock = threading.Lock()
-        self._abandoned = False
-        self._id = 0
-        self._error: BaseException | None = None
-
-    def run(self) -> None:
-        """Take the socket, unless the caller waits for it no more."""
-        with self._lock:
-            if self._abandoned:
-                return
-            try:
-                self._id = self._adopt()
-            except Exception as error:  # noqa: BLE001 - raised where it belongs, by the caller's call
-                self._error = error
-            except BaseException:
-                self._error = ReactorStateError("the reactor was interrupted while it took the socket")
-                raise
-            finally:
-                self.done.set()
-
-    def abandon(self) -> bool:
-        """Let the caller keep the socket; return False if the reactor has taken it already."""
-        with self._lock:
-            self._abandoned = not self.done.is_set()
-            return self._abandoned
-
-    def result(self) -> int:
-        if self._error is not None:
-            raise self._error
-        return self._id

@@ -4,7 +4,7 @@ cffi's module has no types, so its names are Any here. Everything outside this m
 `uringws._shim`.
 """
 
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 try:
     from uringws import _shim
@@ -15,7 +15,10 @@ except ImportError as error:
         "`python uring_shim/build_ffi.py` to use its src/ in place"
     ) from error
 
-__all__ = ["fast_feed", "fast_frame", "fast_send", "fast_send_event", "ffi", "lib"]
+__all__ = ["CData", "fast_feed", "fast_frame", "fast_send", "fast_send_event", "ffi", "lib"]
+
+CData: TypeAlias = Any
+"""A pointer, array or struct of the shim."""
 
 if lib.urs_fast_send_attach() != 0 or lib.urs_fast_engine_attach() != 0:
     raise MemoryError

@@ -1,0 +1,166 @@
+"""One reactor of the shim with the memory that it shares with Python, its state, and the thread that it belongs to.
+
+Everybody who calls the shim takes the handle from here. No callbacks and no policy.
+"""
+
+from __future__ import annotations
+
+import mmap
+import socket
+import threading
+from typing import TYPE_CHECKING, Final
+
+from uringws.backend import Backend, open_core
+from uringws.errors import ReactorStateError, WrongThread, check
+from uringws.limits import warn_of_few_files
+from uringws.options import Options, copy_options, copy_rules
+from uringws.ownership import Owner
+from uringws.refusals import encode_refusals
+from uringws.run_state import MAY_FOLLOW, RunState
+from uringws.shim import CData, ffi, lib
+
+if TYPE_CHECKING:
+    from uringws.http import Peer
+
+__all__ = ["EVENTS_MAX", "Core", "slot_of"]
+
+EVENTS_MAX: Final[int] = lib.URS_EVENTS_MAX
+"""The most events of one turn, and the index that stands for "no event"."""
+
+_INSIDE: Final = frozenset({RunState.DRAINING, RunState.READING_LAST, RunState.CUT})
+_OVER: Final = frozenset({RunState.CLOSED, RunState.INHERITED})
+
+
+def slot_of(identity: int) -> int:
+    """Return the slot that a connection's id names; the rest of the id counts the slot's uses."""
+    return identity & 0xFFFFFFFF
+
+
+class Core:
+    """The shim's reactor. Any thread may wake it and read its state; the rest is for the thread that owns it."""
+
+    def __init__(self, backend: Backend, options: Options, *, frames: bool) -> None:
+        """Open it; `frames` asks for frames in place of whole messages. Raises as `Reactor` says."""
+        pool_bytes = lib.urs_pool_bytes(options.receive_buffers, options.receive_buffer_bytes)
+        # Python owns this memory: a view that a handler keeps shows stale bytes, never freed memory.
+        self.memory = mmap.mmap(-1, pool_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self.pool = memoryview(self.memory)
+        self.echo_flags = bytearray(EVENTS_MAX)
+        self.handled = ffi.new("uint32_t[1]")
+        self._anchors = (ffi.from_buffer("uint8_t[]", self.memory), ffi.from_buffer("uint8_t[]", self.echo_flags))
+        shim = ffi.new("struct urs_reactor_options *")
+        shim.pool_memory, shim.verdicts = self._anchors
+        shim.handled = self.handled
+        copy_options(options, shim, pool_bytes)
+        rules = ffi.new("struct urs_rules *")
+        self._refusals = encode_refusals(rules, options.server_header)
+        rules.engine.frames = frames
+        copy_rules(options, rules)
+        self._sessions_max = options.sessions_max
+        self.state = RunState.NEW
+        self.owner: Final = Owner()
+        self.renew_lock()
+        self.opened: Final = open_core(backend, shim, rules)
+        self.handle: CData = self.opened.core
+
+    def renew_lock(self) -> None:
+        """Make the lock that guards the handle: whatever may free it, or use it from any thread, holds the lock."""
+        # Reentrant: a signal handler or a collection may wake a reactor that its thread is about to wake.
+        self.lock = threading.RLock()
+
+    # ---- its state
+
+    def become(self, state: RunState) -> None:
+        """Change the state: the only function that does."""
+        assert state in MAY_FOLLOW[self.state], f"{state} after {self.state}"  # noqa: S101
+        self.state = state
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether a drain has begun, and `close` has not."""
+        return self.state in _INSIDE
+
+    def check_usable(self) -> None:
+        """Raise unless there is something to use."""
+        if self.state in _OVER:
+            self._refuse()
+
+    def check_lasting(self) -> None:
+        """Raise for what would begin something: also in an `on_close` that `close` calls."""
+        self.check_usable()
+        if self.state is RunState.CLOSING:
+            raise ReactorStateError("the reactor is being closed")
+
+    def _refuse(self) -> None:
+        if self.state is RunState.INHERITED:
+            raise ReactorStateError("the reactor belongs to the parent process: make one after the fork")
+        raise ReactorStateError("the reactor is closed")
+
+    def check_thread(self) -> None:
+        """Raise unless the caller's thread may use it."""
+        if not self.owner.is_known or self.owner.is_caller:
+            return
+        if self.owner.has_ended:
+            raise WrongThread("the thread that ran the reactor has ended: all that can be done with it is close()")
+        raise WrongThread("a reactor belongs to the thread that first ran it: use reactor.sender() from others")
+
+    def start(self) -> None:
+        """Make the calling thread the owner, and begin to accept; nothing if it has an owner."""
+        if not self.owner.is_known:
+            self._start()
+
+    def _start(self) -> None:
+        warn_of_few_files(self._sessions_max)
+        with self.lock:  # other threads may still be adding what it is to begin with, start it or close it
+            self.check_lasting()
+            if self.owner.is_known:
+                return
+            check(lib.urs_reactor_start(self.handle), f"{self.opened.name} start")
+            self.owner.take()
+            self.become(RunState.SERVING)
+
+    def take(self) -> None:
+        """Make the calling thread the owner in place of one that has ended."""
+        lib.urs_reactor_take(self.handle)
+        self.owner.take()
+
+    def free(self) -> None:
+        """Free what the shim has. What Python keeps of the pool stays."""
+        with self.lock:
+            handle, self.handle = self.handle, ffi.NULL
+            self.become(RunState.CLOSED)
+        lib.urs_reactor_close(handle)
+
+    def inherit(self) -> None:
+        """Be a copy in a forked child: a ring belongs to the process that made it."""
+        self.renew_lock()  # whoever held it is not in this process
+        if self.state is not RunState.CLOSED:
+            self.become(RunState.INHERITED)
+            lib.urs_reactor_forked(self.handle)
+
+    # ---- what the shim knows
+
+    def wake(self) -> None:
+        """End the wait of the present turn, or the next one's. From any thread, at any time."""
+        with self.lock:  # the reactor's thread may be about to free it
+            if self.state not in _OVER:
+                lib.urs_reactor_wake(self.handle)
+
+    @property
+    def sessions(self) -> int:
+        """How many sessions there are, upgrades in progress included."""
+        return int(lib.urs_reactor_sessions(self.handle))
+
+    def peer(self, identity: int) -> Peer:
+        """Return the address of a connection's peer; None for a Unix socket, or once gone."""
+        peer = ffi.new("struct urs_peer *")
+        result = lib.urs_session_peer(self.handle, identity, peer)
+        if result == lib.URS_ERROR_STALE:
+            return None
+        check(result, "peer")
+        address = bytes(ffi.buffer(peer.address))
+        if peer.family == 4:
+            return socket.inet_ntop(socket.AF_INET, address[:4]), int(peer.port)
+        if peer.family == 6:
+            return socket.inet_ntop(socket.AF_INET6, address), int(peer.port)
+        return None

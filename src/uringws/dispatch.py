@@ -1,0 +1,314 @@
+"""The dispatch loop: takes turns of the shim and calls the handler for their events. It decides nothing about when."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from typing import TYPE_CHECKING, Final
+
+from uringws.callbacks import came_out_of
+from uringws.connection import make_connection
+from uringws.core import EVENTS_MAX, slot_of
+from uringws.errors import ConnectionClosed, check
+from uringws.frames import CloseCode
+from uringws.shim import CData, ffi, lib
+from uringws.upgrade import Decision, Upgrade
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from uringws.callbacks import Callbacks
+    from uringws.commands import Commands
+    from uringws.connection import Connection
+    from uringws.core import Core
+    from uringws.message import Message
+    from uringws.sessions import Sessions
+    from uringws.upgrade import Upgrader
+
+__all__ = ["Dispatcher"]
+
+logger = logging.getLogger("uringws")
+
+# Looked up once: an attribute of the module costs as much as a small call.
+_turn_shim: Final = lib.urs_reactor_turn
+_EINTR: Final = 4
+_LOST_REASONS: Final = {0: "the peer closed the TCP connection without a close frame"}
+
+
+def _ignore(*_: object) -> None:
+    """Stand in for a callback that a handler lacks."""
+
+
+class Dispatcher:
+    """Hands the events of turns to a handler's callbacks."""
+
+    def __init__(
+        self,
+        core: Core,
+        message: Message,
+        *,
+        sessions: Sessions,
+        commands: Commands,
+        callbacks: Callbacks,
+        upgrader: Upgrader,
+    ) -> None:
+        self.attention = False
+        """Set to end `take_turns` after its present turn: there is more to look at than events."""
+        self._core = core
+        self._message = message
+        self._sessions = sessions
+        self._commands = commands
+        self._upgrader = upgrader
+        self._on_open = callbacks.on_open or _ignore
+        self._on_message = callbacks.on_frame or callbacks.on_message or _ignore
+        self._on_drain = callbacks.on_drain or _ignore
+        self._on_close = callbacks.on_close or _ignore
+        self._decided: tuple[int, Decision] | None = None  # what is being carried out, and for which session
+        targets = lib.urs_reactor_columns(core.handle).targets
+        self._targets = memoryview(ffi.buffer(targets, ffi.sizeof("int32_t") * EVENTS_MAX)).cast("i")
+        self._events: CData = lib.urs_reactor_events(core.handle)
+
+    # ---- turns
+
+    def take_turns(self, timeout: float | None, *, echo: bool = False, once: bool = False) -> int:
+        """Take turns for as long as they bring events and nothing asks for attention; return the last one's events."""
+        milliseconds = -1 if timeout is None else int(timeout * 1000 + 0.999)
+        handle, handled = self._core.handle, self._core.handled
+        targets, message, waiting = self._targets, self._message, self._commands.waiting
+        on_message = _ignore if echo else self._on_message  # the shim echoes
+        if message._index != EVENTS_MAX:
+            self._note_handled()
+        while True:
+            count: int = _turn_shim(handle, milliseconds, echo)
+            if count > 0:
+                first = handled[0]
+                self._dispatch(enumerate(targets[first:count].tolist(), first), on_message)
+                handled[0] = count
+                message._index = EVENTS_MAX
+            elif count < 0:
+                if count != -_EINTR:
+                    check(count, f"{self._core.opened.name} turn")
+                count = 0
+            if waiting:
+                self._commands.run()
+            if once or not count or self.attention:
+                return count
+
+    def _note_handled(self) -> None:
+        """Tell the shim where an exception got out of the dispatch: it returns the rest of the turn's events again.
+
+        An event is handled once its callback is called. For a message that is when it becomes the current one: between
+        the two nothing can raise. Events of other kinds are noted as their callbacks are called.
+        """
+        index = self._message._index
+        handled = self._core.handled
+        handled[0] = max(handled[0], index + (self._targets[index] >= 0))
+        self._message._index = EVENTS_MAX
+
+    def _dispatch(self, batch: Iterator[tuple[int, int]], on_message: Callable[..., object]) -> None:
+        """Hand a batch of events to the handler, and log what its callbacks raise. All else gets out (a
+        KeyboardInterrupt, what a signal handler raises between two callbacks); the events after it wait for the next
+        turn.
+        """
+        message = self._message
+        connections = self._sessions.by_slot
+        connection: Connection | None = None
+        while True:
+            try:
+                for message._index, slot in batch:
+                    connection = connections[slot]
+                    if connection is None:
+                        if slot < 0:
+                            self._on_other()
+                        else:
+                            assert slot in self._sessions.ending, f"slot {slot} has no connection"  # noqa: S101
+                        continue
+                    message._connection = connection
+                    on_message(connection, message)
+                    view = message._view
+                    if view is not None:  # Turn._release, written out: the call would cost more than all of it
+                        message._view = None
+                        try:  # noqa: SIM105 - as there
+                            view.release()
+                        except BufferError:
+                            pass
+                return
+            except Exception as error:
+                if connection is None or on_message is _ignore or not came_out_of(on_message, error):
+                    raise
+                self._log_failure(connection, error)
+            finally:
+                message._connection = None
+                if message._view is not None:
+                    message._release()
+
+    # ---- events that are no messages
+
+    def _on_other(self) -> None:
+        """Handle the current event, which is no message."""
+        message = self._message
+        index = message._index
+        event = self._events[index]
+        try:
+            message._connection = None
+            message._hide()
+            message._index = index + 1  # this event is applied before what its handler asks for
+            self._on_event(event.slot, event.item)
+            self._core.handled[0] = index + 1
+        finally:  # no calls here: a signal handler could raise in them
+            message._index = index
+            message._offsets, message._lengths, message._opcodes = message._columns
+
+    def _on_event(self, slot: int, item: CData) -> None:
+        """Call back for what is no message. Callbacks of the application that fail are dealt with here."""
+        kind = item.kind
+        if kind == lib.URS_EVENT_UPGRADE:
+            self._on_upgrade(slot, item)
+        elif kind == lib.URS_EVENT_DRAIN:
+            connection = self._sessions.by_slot[slot]
+            if connection is not None:
+                self._call(connection, self._on_drain, connection)
+        elif kind == lib.URS_ITEM_CLOSE:
+            reason = ffi.unpack(ffi.cast("char *", item.payload), item.bytes).decode() if item.bytes else ""
+            self._end(slot, item.close_code, reason)
+        elif kind == lib.URS_ITEM_FAILED:
+            self._end(slot, item.close_code, ffi.string(lib.urs_engine_error_text(item.error)).decode())
+        elif kind == lib.URS_EVENT_LOST:
+            self._end(slot, item.close_code or CloseCode.ABNORMAL, _lost_reason(item.error))
+
+    def _end(self, slot: int, code: int, reason: str) -> None:
+        """Call on_close, once: events of sessions that never opened, or have ended, find no connection."""
+        sessions = self._sessions
+        by_slot, ending, close_codes = sessions.by_slot, sessions.ending, sessions.close_codes
+        closing = ending.get(slot)
+        connection = closing
+        if closing is None and slot < len(by_slot):
+            connection = by_slot[slot]
+        if connection is None:
+            return
+        code = int(code)
+        count = close_codes[code] + 1
+        # No call from here to the callback, in which a signal handler could raise.
+        close_codes[code] = count
+        if closing is not None:
+            del ending[slot]
+        else:
+            by_slot[slot] = None
+        if self._message._index < EVENTS_MAX:
+            self._core.handled[0] = self._message._index
+        try:
+            self._on_close(connection, code, reason)
+        except Exception:
+            logger.exception("on_close of %r failed", connection)
+
+    def end_all(self) -> None:
+        """Tell the handler of every connection that `close` cuts, and then raise the first thing that got out of it."""
+        got_out: BaseException | None = None
+        for slot in range(len(self._sessions.by_slot)):
+            try:
+                self._end(slot, CloseCode.ABNORMAL, "the reactor was closed")
+            except BaseException as error:  # noqa: BLE001 - raised below
+                got_out = error if got_out is None else got_out
+        if got_out is not None:
+            raise got_out
+
+    # ---- sessions that begin
+
+    def _on_upgrade(self, slot: int, item: CData) -> None:
+        core = self._core
+        identity = int(lib.urs_reactor_id(core.handle, slot))
+        connection = self._sessions.get(identity)  # there already, if an exception came before on_open was called
+        if connection is None and lib.urs_session_state(core.handle, identity) == lib.URS_SESSION_AWAIT_VERDICT:
+            connection = self._decide(Upgrade(identity, item, core.peer(identity)))
+        if connection is not None:
+            self._call(connection, self._on_open, connection)
+
+    def _decide(self, upgrade: Upgrade) -> Connection | None:
+        """Decide on a request, and return its connection if it has become one. What got out of it is raised then."""
+        identity = upgrade.identity
+        error = connection = None
+        if self._decided is not None and self._decided[0] == identity:
+            decision = self._decided[1]  # an exception came before it was carried out
+        else:
+            decision, error = self._upgrader.decide(upgrade)
+            self._decided = identity, decision
+        if decision.accepted:
+            connection = self._open(identity, decision)
+        else:
+            handle, rejected = self._core.handle, self._sessions.rejected
+            reason, response, size = decision.reason, decision.response, len(decision.response)
+            count = 0 if reason is None else rejected[reason] + 1
+            if reason is not None:
+                rejected[reason] = count  # no call after it but the next
+            lib.urs_session_reject(handle, identity, response, size)
+        self._decided = None
+        if error is not None:
+            raise error
+        return connection
+
+    def _open(self, identity: int, decision: Decision) -> Connection | None:
+        """Accept a request; return its connection, or None if the peer has left."""
+        sessions, handle = self._sessions, self._core.handle
+        connection = self._make_connection(identity, decision.subprotocol, decision.data)
+        slot, response, size = slot_of(identity), decision.response, len(decision.response)
+        # No call between these, in which a signal handler could raise: a session opens with its connection.
+        sessions.by_slot[slot] = connection
+        sessions.made += 1
+        if lib.urs_session_accept(handle, identity, response, size) < 0:
+            sessions.by_slot[slot] = None
+            sessions.made -= 1
+            return None
+        return connection
+
+    def _make_connection(self, identity: int, subprotocol: str | None, data: object) -> Connection:
+        """Make a connection, and room for it; it is not among the others yet."""
+        self._sessions.make_room(identity)
+        return make_connection(self._message, identity, subprotocol, data)
+
+    def adopt(self, descriptor: int, prefix: memoryview | bytes, subprotocol: str | None, data: object) -> Connection:
+        """Make a session of an upgraded socket; `prefix` is what was read from it past the request.
+
+        The caller holds the lock of the core, and calls `open_adopted` once it has given up the socket.
+        """
+        identity = ffi.new("uint64_t *")
+        with ffi.from_buffer("uint8_t[]", prefix) as buffer:  # no exception may keep it: see Connection._send_any
+            result = lib.urs_reactor_adopt(self._core.handle, descriptor, 0, buffer, len(prefix), identity)
+        check(result, "add_session")
+        connection = self._make_connection(int(identity[0]), subprotocol, data)
+        self._sessions.by_slot[slot_of(connection.id)] = connection
+        self._sessions.made += 1
+        return connection
+
+    def open_adopted(self, connection: Connection) -> None:
+        """Call on_open for a session that `adopt` made."""
+        self._call(connection, self._on_open, connection)
+
+    # ---- callbacks
+
+    def _call(self, connection: Connection, callback: Callable[..., object], *arguments: object) -> None:
+        if self._message._index < EVENTS_MAX:
+            self._core.handled[0] = self._message._index  # counts as handled from here on
+        try:
+            callback(*arguments)
+        except Exception as error:  # noqa: BLE001 - logged
+            self._log_failure(connection, error)
+
+    def _log_failure(self, connection: Connection, error: Exception) -> None:
+        """A callback raised: log it, and close its connection with 1011."""
+        if isinstance(error, ConnectionClosed) and not connection.is_open:
+            # It sent to a peer that has left meanwhile: no fault of the handler's, and on_close is to come.
+            logger.debug("%r ended before it was answered", connection)
+            return
+        logger.error("the handler of %r failed; it is closed with 1011", connection, exc_info=error)
+        if connection.is_open:
+            with contextlib.suppress(Exception):
+                connection.close(CloseCode.INTERNAL_ERROR, "internal error")
+
+
+def _lost_reason(error: int) -> str:
+    if error in _LOST_REASONS:
+        return _LOST_REASONS[error]
+    if error > -4096:
+        return os.strerror(-error)
+    return str(ffi.string(lib.urs_engine_error_text(error)).decode())

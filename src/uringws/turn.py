@@ -1,0 +1,127 @@
+"""The turn that Python handles: its events, which of them is current, and where that one's payload lies. No callbacks.
+
+What `Message` and `Connection` know of their reactor, they know from here.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from uringws.core import EVENTS_MAX
+from uringws.shim import ffi, lib
+
+if TYPE_CHECKING:
+    from uringws.connection import Connection
+    from uringws.core import Core
+    from uringws.sessions import Sessions
+    from uringws.shim import CData
+
+__all__ = ["INVALID", "IN_BLOCK", "Turn"]
+
+IN_BLOCK: Final = 0xFFFFFFFF
+"""The offset of a payload that lies in a block of its own, not in the receive pool."""
+INVALID: Final = "a message is valid until its handler returns: copy what is to be kept"
+
+_NO_COLUMN: Final = memoryview(b"")
+
+
+class Turn:
+    """The events of the present turn. One object per reactor, used for all its turns.
+
+    The shim writes a turn's events in columns, the dispatch loop moves `_index` along them, and `Connection` marks in
+    `_echo_flags` which messages are to be sent back. Names begin with an underscore because `Message`, which
+    applications hold, inherits them; outside of this layer (tests/test_structure.py) nothing uses them.
+    """
+
+    __slots__ = (
+        "_address",
+        "_columns",
+        "_connection",
+        "_core",
+        "_echo_flags",
+        "_events",
+        "_handle",
+        "_index",
+        "_lengths",
+        "_memory",
+        "_offsets",
+        "_opcodes",
+        "_pool",
+        "_sessions",
+        "_view",
+    )
+
+    def __init__(self, core: Core, sessions: Sessions) -> None:
+        """Only the reactor makes it."""
+        self._core = core
+        self._sessions = sessions
+        self._handle: CData = core.handle  # NULL from where `close` begins: no connection can be used then
+        self._address = int(ffi.cast("uintptr_t", core.handle))  # the handle for `fast_send`
+        self._pool = core.pool
+        self._memory = core.memory  # a slice of it is a copy, without a view in between
+        self._echo_flags = core.echo_flags
+        self._events: CData = lib.urs_reactor_events(core.handle)
+        columns = lib.urs_reactor_columns(core.handle)
+        self._columns = (
+            memoryview(ffi.buffer(columns.offsets, 4 * EVENTS_MAX)).cast("I"),
+            memoryview(ffi.buffer(columns.lengths, 4 * EVENTS_MAX)).cast("I"),
+            memoryview(ffi.buffer(columns.opcodes, EVENTS_MAX)),
+        )
+        self._show()
+        self._index = EVENTS_MAX  # no event yet
+        self._connection: Connection | None = None
+        """The one whose message is being handled, while it can be echoed."""
+        self._view: memoryview | None = None
+        """Of the current payload, once a handler has asked for it."""
+
+    def _show(self) -> None:
+        """Let the payload at the index be read."""
+        self._offsets, self._lengths, self._opcodes = self._columns
+
+    def _hide(self) -> None:
+        """Let nothing be read: the current event is no message, and the index may already be that of the next event."""
+        self._offsets = self._lengths = self._opcodes = _NO_COLUMN
+
+    def _release(self) -> None:
+        """End the view of the message that was handled."""
+        view, self._view = self._view, None
+        if view is not None:
+            try:  # noqa: SIM105 - suppress() costs more than all else that a message costs
+                view.release()
+            except BufferError:
+                pass  # The handler keeps a slice: it will show whatever the pool holds then, but nothing freed.
+
+    def _block_view(self) -> memoryview:
+        """View a payload that lies in a block: the view shares the block, which so outlives the turn if need be."""
+        item = self._events[self._index].item
+        block = item.block
+        if block == ffi.NULL:
+            raise RuntimeError(INVALID)
+        lib.urs_block_share(block)
+        # ffi.buffer keeps the pointer alive, the pointer its share of the block.
+        payload = ffi.gc(item.payload, partial(lib.urs_block_drop_for, block), self._lengths[self._index])
+        return memoryview(ffi.buffer(payload, item.bytes))
+
+    def _events_before_close(self, connection: Connection | None) -> int:
+        """Return how many events must be applied before a close frame on a connection (None: on all of them): those
+        before the current one and, if that is a message to be echoed on the connection, this message too.
+        """
+        index = self._index
+        is_concerned = self._connection is not None and (connection is None or connection is self._connection)
+        if not is_concerned or not self._echo_flags[index]:
+            return index
+        if self._view is None and self._offsets[index] == IN_BLOCK:
+            self._view = self._block_view()  # the echo takes the block along, and the handler may still read it
+        return index + 1
+
+    def _begin_closing(self, connection: Connection) -> None:
+        """Deliver no more messages of a connection whose close handshake has begun."""
+        self._sessions.begin_closing(connection)
+        if self._connection is connection:
+            self._connection = None  # too late to echo its message
+
+    def _close_connections(self) -> None:
+        """Let every call of every connection raise ConnectionClosed: what it sent would never leave."""
+        self._handle = ffi.NULL
+        self._address = 0
