@@ -8,6 +8,7 @@
 #define _GNU_SOURCE
 #include "peer.h"
 
+#include <fcntl.h>
 #include <time.h>
 
 #include "core.h"
@@ -67,6 +68,10 @@ struct world {
     bool broken;                         /* the backend reported that it is unusable */
     bool abandon;                        /* at the end the reactor is closed while it still has sessions */
     bool cut;                            /* at the end the sessions are cut */
+    int pipe[2];                         /* the descriptor that the reactor watches is the first */
+    bool filled;                         /* a byte is in the pipe */
+    uint64_t watch;                      /* 0: it is not watched */
+    uint32_t reports;                    /* how often the watch was reported */
 };
 
 static uint8_t payload[PAYLOAD_BYTES_MAX];
@@ -306,6 +311,15 @@ static void check_held(const struct world *world)
     }
 }
 
+/* Only a watch that was not ended is reported. */
+static void take_watches(struct world *world)
+{
+    uint64_t ids[4];
+    uint32_t count = urs_reactor_take_watches(world->reactor, ids, URS_COUNT(ids));
+    CHECK(count == 0 || (count == 1 && ids[0] == world->watch));
+    world->reports += count;
+}
+
 /* Returns the number of events. */
 static uint32_t turn(struct world *world, uint32_t seed)
 {
@@ -314,6 +328,7 @@ static uint32_t turn(struct world *world, uint32_t seed)
     int count = urs_reactor_turn(world->reactor, 0, world->echo);
     check_gone(world);
     check_held(world);
+    take_watches(world);
     if (count < 0) {
         CHECK(world->faulty || count == -EINTR);
         world->broken = count != -EINTR;
@@ -347,6 +362,17 @@ static void settle(struct world *world, uint32_t seed)
         quiet = moved > 0 || stats->bytes_in + stats->bytes_out != before ? 0 : quiet + 1;
         before = stats->bytes_in + stats->bytes_out;
     }
+}
+
+/* A watch is reported in each turn while there is something to read, and in no other. */
+static void check_watch(struct world *world)
+{
+    turn(world, QUIET);                  /* a report may still be on its way */
+    uint32_t before = world->reports;
+    turn(world, QUIET);
+    bool delayed = world->watch != 0 && world->reactor->watches.all[(uint32_t)world->watch].state == URS_WATCH_DELAYED;
+    if (!world->broken && !delayed)
+        CHECK(world->reports - before == (world->watch != 0 && world->filled));
 }
 
 /* After settling: all written items must have been found, and all expected frames received. */
@@ -438,9 +464,30 @@ static void plan_fault(struct input *input)
     }
 }
 
+/* Watches the pipe, ends the watch, or fills or empties the pipe. */
+static void change_watch(struct world *world, uint8_t choice)
+{
+    char byte = 0;
+    if (choice % 4 == 0 && world->watch == 0 && !world->broken) {
+        CHECK(urs_reactor_watch(world->reactor, world->pipe[0], false, &world->watch) == 0 || world->faulty);
+    } else if (choice % 4 == 1 && world->watch != 0) {
+        CHECK(urs_reactor_unwatch(world->reactor, world->watch) == 0);
+        CHECK(urs_reactor_unwatch(world->reactor, world->watch) == URS_ERROR_STALE);
+        world->watch = 0;
+    } else if (choice % 4 == 2 && !world->filled) {
+        CHECK(write(world->pipe[1], &byte, 1) == 1);
+        world->filled = true;
+    } else if (choice % 4 == 3 && world->filled) {
+        CHECK(read(world->pipe[0], &byte, 1) == 1);
+        world->filled = false;
+    }
+}
+
 static void end_some(struct world *world, uint8_t choice)
 {
-    if (choice % 4 == 0) {
+    if (choice >= 128) {
+        change_watch(world, choice);
+    } else if (choice % 4 == 0) {
         urs_reactor_stop_listening(world->reactor);
     } else if (choice % 4 == 1) {
         urs_reactor_drain(world->reactor, world->index, URS_CLOSE_GOING_AWAY);
@@ -521,6 +568,7 @@ static void act_as_server(struct world *world, struct peer *peer, enum operation
         end_faults();
         settle(world, take_16(input));
         check_settled(world);
+        check_watch(world);
         break;
     default:
         end_some(world, take_byte(input));
@@ -645,6 +693,7 @@ static void begin(struct world *world)
 
     world->address.sun_family = AF_UNIX;
     world->address_bytes = sizeof world->address;
+    CHECK(pipe2(world->pipe, O_CLOEXEC) == 0);
     world->listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     CHECK(bind(world->listener, (struct sockaddr *)&world->address, sizeof world->address.sun_family) == 0);
     CHECK(getsockname(world->listener, (struct sockaddr *)&world->address, &world->address_bytes) == 0);
@@ -693,6 +742,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
         check_end(&world);
     urs_reactor_close(world.reactor);
     close(world.listener);
+    close(world.pipe[0]);
+    close(world.pipe[1]);
     for (size_t index = 0; index < PEERS; index++)
         peer_reset(&world.peers[index]);
     free(world.options.pool_memory);

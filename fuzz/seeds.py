@@ -74,6 +74,7 @@ TURN, TIME, COMMAND, FAULT, NO_MEMORY, END, SETTLE, ANSWER_PING = range(8, 16)
 # What a handler does by COMMAND, and what END does.
 SEND, BURST, PAUSE, RESUME, CLOSE_IT, ABORT = 0, 2, 3, 4, 5, 6
 DRAIN, CUT, WAKE = 1, 2, 3
+WATCH, UNWATCH, FILL, EMPTY = 128, 129, 130, 131  # a pipe that the reactor is not told to read
 
 
 def do(operation: int, *arguments: int, peer: int = 0) -> bytes:
@@ -121,6 +122,8 @@ LIVES = (
     opened() + FRAMES * 8 + TURNED + SETTLED + command(BURST) + TURNED + SETTLED,
     opened() + FRAMES + TURNED + do(FAULT, 4, 0) + TURNED + command(SEND, 30) + TURNED + SETTLED,
     opened() + LARGE * 9 + command(CLOSE_IT, 1) + (TURNED + LARGE * 9) * 9 + SETTLED,
+    do(END, WATCH) + do(END, FILL) + SETTLED + opened() + FRAMES + SETTLED + do(END, EMPTY) + SETTLED,
+    do(END, FILL) + do(END, WATCH) + TURNED + do(END, UNWATCH) + do(END, WATCH) + SETTLED + opened() + SETTLED,
     b"".join(opened(peer) for peer in range(16)) + do(END, CUT) + TURNED + do(END, WAKE) + TURNED,
 )
 

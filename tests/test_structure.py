@@ -34,7 +34,7 @@ C_LAYERS = (
     {"core", "reactor"},
     {"invariants"},
     {"fast_engine", "fast_send"},
-    {"admission", "budget", "deadline", "intake", "lifecycle", "turn", "zero_copy"},
+    {"admission", "budget", "deadline", "intake", "lifecycle", "turn", "watch", "zero_copy"},
 )
 
 PYTHON_LAYERS = (
@@ -54,6 +54,7 @@ PYTHON_LAYERS = (
         "sockets",
         "stats",
         "timers",
+        "watches",
     },
     {"backend", "engine", "handshake", "http", "metrics", "proxy_protocol", "refusals"},
     {"core"},

@@ -64,6 +64,32 @@ struct urs_listener {
     uint8_t rules;                       /* the index of the rules of its sessions */
 };
 
+enum urs_watch_state {
+    URS_WATCH_FREE = 0,
+    URS_WATCH_QUIET = 1,                 /* not known to be ready */
+    URS_WATCH_READY = 2,                 /* on the list of ready watches, which Python takes */
+    URS_WATCH_DELAYED = 3,               /* the backend could not watch: retried after URS_DELAY_MS */
+    URS_WATCH_STOPPING = 4,              /* cancelled; the backend has not been told yet */
+    URS_WATCH_STOPPED = 5                /* cancelled; the last completion is still to come */
+};
+
+struct urs_watch {
+    int fd;                              /* a duplicate: it names the same open file whatever the caller does with the
+                                            number it gave */
+    uint32_t generation;                 /* odd while in use; completions carry its low 24 bits */
+    uint8_t state;                       /* enum urs_watch_state */
+    bool armed;                          /* a completion is still to come */
+    bool writable;
+};
+
+struct urs_watches {
+    struct urs_watch *all;               /* by slot */
+    uint32_t *ready;                     /* slots in the order in which they became ready; room for all */
+    uint32_t room;
+    uint32_t ready_count;
+    bool due;                            /* a watch must be armed or stopped before the next wait */
+};
+
 struct urs_reactor {
     struct urs_io *io;
     struct urs_pool pool;
@@ -111,6 +137,8 @@ struct urs_reactor {
     uint32_t silent_last;
     uint32_t silent_turn;                /* the turn in which completions were last searched for the first bytes of
                                             silent sessions */
+
+    struct urs_watches watches;
 
     struct urs_listener *listeners;
     uint32_t listener_room;
@@ -291,6 +319,20 @@ struct urs_session *urs_zero_copy_sent(struct urs_reactor *reactor, const struct
 
 /* Handles the kernel's notification that it no longer reads the bytes of a loan. */
 void urs_zero_copy_release(struct urs_reactor *reactor, const struct urs_completion *completion);
+
+/* watch.c */
+
+/* Arms the watches that are not armed, and stops those that were cancelled. */
+void urs_watch_arm(struct urs_reactor *reactor);
+
+/* URS_DELAY_MS have passed since a watch could not be armed: it is armed again. */
+void urs_watch_retry(struct urs_reactor *reactor);
+
+/* Handles a completion of kind URS_IO_WATCH. */
+void urs_watch_completed(struct urs_reactor *reactor, const struct urs_completion *completion);
+
+/* Frees all watches. The backend must be closed already. */
+void urs_watch_close(struct urs_reactor *reactor);
 
 /* admission.c */
 

@@ -29,7 +29,8 @@ enum urs_fault_point {
     URS_FAULT_GROW = 10,                 /* growing the array of completions that wait to be handled */
     URS_FAULT_POLL_FIRST = 11,           /* io_uring: any fault here makes a receive miss a reset that has arrived
                                             already, as it may whenever data and a reset arrive together */
-    URS_FAULT_POINTS = 12
+    URS_FAULT_WATCH = 12,                /* watching a descriptor of others */
+    URS_FAULT_POINTS = 13
 };
 
 /* Makes `count` calls of `point` fail with `fault`, from the `from`-th call on (counted from 1, beginning now). `fault`

@@ -131,6 +131,23 @@ static void check_lists(const struct urs_reactor *reactor)
         URS_ASSERT(urs_core_session(reactor, reactor->dead.slots[index])->state == URS_SESSION_AWAIT_REQUESTS);
 }
 
+/* A ready watch is on the list once, and a watch that is in use has a descriptor. */
+static void check_watches(const struct urs_watches *watches)
+{
+    uint32_t ready = 0;
+    for (uint32_t slot = 0; slot < watches->room; slot++) {
+        const struct urs_watch *watch = &watches->all[slot];
+        bool free = watch->state == URS_WATCH_FREE;
+        URS_ASSERT((watch->fd < 0) == free && (watch->generation & 1) == !free);
+        URS_ASSERT(!free || !watch->armed);
+        URS_ASSERT(watch->state < URS_WATCH_STOPPING || watch->armed);
+        ready += watch->state == URS_WATCH_READY;
+    }
+    URS_ASSERT(ready == watches->ready_count);
+    for (uint32_t index = 0; index < watches->ready_count; index++)
+        URS_ASSERT(watches->all[watches->ready[index]].state == URS_WATCH_READY);
+}
+
 void urs_invariants_check(const struct urs_reactor *reactor)
 {
     URS_ASSERT(reactor->sends == 0 && reactor->vector_count == 0);
@@ -144,6 +161,7 @@ void urs_invariants_check(const struct urs_reactor *reactor)
     if (reactor->sessions.slots > SESSIONS_EACH_CALL && reactor->turn % CALLS_SKIPPED != 0)
         return;
     check_sessions(reactor);
+    check_watches(&reactor->watches);
     check_lists(reactor);
     check_queue(reactor, &reactor->lively);
     check_queue(reactor, &reactor->heavy);

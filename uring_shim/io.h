@@ -20,8 +20,10 @@ enum urs_io_kind {
     URS_IO_WAKE = 5,                     /* urs_io_operations.wake was called, once or several times */
     URS_IO_SEND_ZC = 6,                  /* like URS_IO_SEND, for a zero-copy send; `more` means that URS_IO_RELEASE
                                             will follow */
-    URS_IO_RELEASE = 7                   /* the bytes of a zero-copy send may be reused; result 1: the kernel copied
+    URS_IO_RELEASE = 7,                  /* the bytes of a zero-copy send may be reused; result 1: the kernel copied
                                             them */
+    URS_IO_WATCH = 8                     /* a watched descriptor is ready or has failed. result -errno: it could not be
+                                            watched, retry later */
 };
 
 /* The action that a completion requires from the reactor. */
@@ -122,6 +124,13 @@ struct urs_io_operations {
     /* Requests one URS_IO_WRITABLE. Works whether or not a receive is armed. At most one may be outstanding per
      * socket. */
     int (*writable)(struct urs_io *io, uint32_t slot, uint32_t generation, int fd);
+
+    /* Watches a descriptor that is no socket of a session: URS_IO_WATCH completions while it is readable (`writable`:
+     * writable), until one comes with more == false. One descriptor has one watch. Returns 0 or -errno. */
+    int (*watch)(struct urs_io *io, uint32_t slot, uint32_t generation, int fd, bool writable);
+
+    /* Ends a watch; its last completion follows. */
+    int (*unwatch)(struct urs_io *io, uint32_t slot, uint32_t generation, int fd);
 
     /* Forgets a descriptor that is about to be closed. Nothing may be armed on it. */
     void (*forget)(struct urs_io *io, uint32_t slot, int fd);

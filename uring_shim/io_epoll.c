@@ -282,6 +282,27 @@ static int epoll_writable(struct urs_io *io, uint32_t slot, uint32_t generation,
     return watch(of(io), watched, watched->interest | EPOLLOUT);
 }
 
+static int epoll_watch(struct urs_io *io, uint32_t slot, uint32_t generation, int fd, bool writable)
+{
+    struct epoll_event event = {
+        .events = writable ? EPOLLOUT : EPOLLIN, .data.u64 = urs_io_pack(URS_IO_WATCH, generation, slot)};
+    if (urs_fault_errno(urs_fault(URS_FAULT_ARM)) || epoll_ctl(of(io)->fd, EPOLL_CTL_ADD, fd, &event) != 0)
+        return -errno;
+    return 0;
+}
+
+static int epoll_unwatch(struct urs_io *io, uint32_t slot, uint32_t generation, int fd)
+{
+    int error = reserve(of(io));
+    if (error != 0)
+        return error;
+    epoll_ctl(of(io)->fd, EPOLL_CTL_DEL, fd, NULL);
+    push(of(io), (struct urs_completion){
+        .kind = URS_IO_WATCH, .slot = slot, .generation = generation & 0xffffff, .result = -ECANCELED,
+        .buffer = URS_IO_NO_BUFFER});
+    return 0;
+}
+
 static void epoll_forget(struct urs_io *io, uint32_t slot, int fd)
 {
     (void)fd;
@@ -398,6 +419,17 @@ static int ready_wake(struct epoll *epoll)
     return 0;
 }
 
+static int ready_watch(struct epoll *epoll, const struct epoll_event *event)
+{
+    struct urs_completion completion = {
+        .result = urs_fault(URS_FAULT_WATCH), .more = true, .buffer = URS_IO_NO_BUFFER};
+    if (reserve(epoll) != 0)
+        return 0;
+    urs_io_unpack(event->data.u64, &completion);
+    push(epoll, completion);
+    return 0;
+}
+
 static int ready_event(struct epoll *epoll, const struct epoll_event *event, bool receive)
 {
     struct urs_completion identity = {0};
@@ -406,6 +438,8 @@ static int ready_event(struct epoll *epoll, const struct epoll_event *event, boo
         return ready_wake(epoll);
     if (identity.kind == URS_IO_ACCEPT)
         return ready_accept(epoll, identity.slot, (int)identity.generation);
+    if (identity.kind == URS_IO_WATCH)
+        return ready_watch(epoll, event);
     return ready_session(epoll, event, receive);
 }
 
@@ -513,6 +547,8 @@ const struct urs_io_operations urs_io_epoll = {
     .receive_stop = epoll_receive_stop,
     .send = epoll_send,
     .writable = epoll_writable,
+    .watch = epoll_watch,
+    .unwatch = epoll_unwatch,
     .forget = epoll_forget,
     .submit = epoll_submit,
     .collect = epoll_collect,

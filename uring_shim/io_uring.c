@@ -383,6 +383,27 @@ static int uring_writable(struct urs_io *io, uint32_t slot, uint32_t generation,
     return 0;
 }
 
+static int uring_watch(struct urs_io *io, uint32_t slot, uint32_t generation, int fd, bool writable)
+{
+    uint64_t data = urs_io_pack(URS_IO_WATCH, generation, slot);
+    if (urs_io_fail_at_once(&of(io)->faults, data, urs_fault(URS_FAULT_WATCH)))
+        return 0;
+    struct io_uring_sqe *sqe = take_sqe(of(io));
+    if (sqe == NULL)
+        return -EBUSY;
+    /* One completion per request. A multishot poll reports only changes: a descriptor that was not read empty would
+     * stay silent. A new request looks at the descriptor again. */
+    io_uring_prep_poll_add(sqe, fd, writable ? POLLOUT : POLLIN);
+    io_uring_sqe_set_data64(sqe, data);
+    return 0;
+}
+
+static int uring_unwatch(struct urs_io *io, uint32_t slot, uint32_t generation, int fd)
+{
+    (void)fd;
+    return cancel(of(io), urs_io_pack(URS_IO_WATCH, generation, slot));
+}
+
 static void uring_forget(struct urs_io *io, uint32_t slot, int fd)
 {
     (void)io;
@@ -515,6 +536,8 @@ const struct urs_io_operations urs_io_uring = {
     .send = uring_send,
     .send_zero_copy = uring_send_zero_copy,
     .writable = uring_writable,
+    .watch = uring_watch,
+    .unwatch = uring_unwatch,
     .forget = uring_forget,
     .submit = uring_submit,
     .collect = uring_collect,

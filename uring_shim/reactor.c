@@ -33,6 +33,7 @@ static void free_all(struct urs_reactor *reactor)
     urs_memory_clear(&reactor->memory);
     urs_rules_clear(&reactor->rules);
     urs_sessions_close(&reactor->sessions);
+    urs_watch_close(reactor);
     free(reactor->dirty.slots);
     free(reactor->ready.slots);
     free(reactor->delayed.slots);
@@ -121,7 +122,7 @@ static void disown(struct urs_reactor *reactor)
 static void close_unseen(struct urs_reactor *reactor)
 {
     struct urs_completion batch[64];
-    uint32_t seen, count;
+    uint32_t news, count;
     close_accepted(reactor->completions + reactor->completion_next,
                    reactor->completion_count - reactor->completion_next);
     if (!reactor->started)
@@ -130,9 +131,13 @@ static void close_unseen(struct urs_reactor *reactor)
     do {
         /* This also delivers completions that overflowed the ring, now that there is room. */
         reactor->io->operations->wait(reactor->io, 0);
-        for (seen = 0; (count = reactor->io->operations->collect(reactor->io, batch, URS_COUNT(batch))) > 0; seen += count)
+        for (news = 0; (count = reactor->io->operations->collect(reactor->io, batch, URS_COUNT(batch))) > 0;) {
             close_accepted(batch, count);
-    } while (seen > 0);
+            /* A watched descriptor that stays ready is reported each time. */
+            for (uint32_t index = 0; index < count; index++)
+                news += batch[index].kind != URS_IO_WATCH;
+        }
+    } while (news > 0);
 }
 
 void urs_reactor_close(struct urs_reactor *reactor)

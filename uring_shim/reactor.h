@@ -152,6 +152,23 @@ void urs_reactor_forked(struct urs_reactor *reactor);
 void urs_reactor_wake(struct urs_reactor *reactor);
 int urs_reactor_wake_descriptor(struct urs_reactor *reactor);
 
+enum urs_watch_limit { URS_WATCHES_MAX = 1024 };
+
+/* Watches a descriptor that is no session's socket: each turn in which it is readable (`writable`: writable) ends at
+ * once, and urs_reactor_take_watches names it. The reactor keeps a duplicate of the descriptor, and so the open file,
+ * until the watch ends. Returns 0 with *id set, URS_ERROR_LIMIT at URS_WATCHES_MAX, or -errno. */
+int urs_reactor_watch(struct urs_reactor *reactor, int fd, bool writable, uint64_t *id);
+
+/* Ends a watch: urs_reactor_take_watches never names it again. Returns 0, or URS_ERROR_STALE if it has ended. */
+int urs_reactor_unwatch(struct urs_reactor *reactor, uint64_t id);
+
+/* Points to the number of ready watches that were not taken yet. Valid until the reactor is closed. */
+const uint32_t *urs_reactor_watches_ready(struct urs_reactor *reactor);
+
+/* Copies at most `room` ids of ready watches to `ids`, in the order in which they became ready, and takes them off the
+ * list: the next turn looks at their descriptors again. Returns how many. */
+uint32_t urs_reactor_take_watches(struct urs_reactor *reactor, uint64_t *ids, uint32_t room);
+
 /* Takes over a connected socket whose upgrade is done; the session is open at once, and is served by the set of rules
  * with the index `rules`. `prefix` holds bytes that were already read from the socket. Returns 0 with *id set. On a
  * negative result the caller keeps the descriptor. */

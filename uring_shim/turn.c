@@ -716,6 +716,9 @@ static void dispatch(struct urs_reactor *reactor)
         case URS_IO_RELEASE:
             urs_zero_copy_release(reactor, completion);
             break;
+        case URS_IO_WATCH:
+            urs_watch_completed(reactor, completion);
+            break;
         default:
             break;
         }
@@ -729,6 +732,7 @@ static void dispatch(struct urs_reactor *reactor)
 
 static void rearm(struct urs_reactor *reactor)
 {
+    urs_watch_arm(reactor);
     urs_intake_serve(reactor);
     urs_intake_find_resets(reactor);
     if (reactor->delayed_until_ms == 0 || reactor->now_ms < reactor->delayed_until_ms)
@@ -743,6 +747,7 @@ static void rearm(struct urs_reactor *reactor)
         urs_turn_dirty(reactor, session);
     }
     urs_admission_arm(reactor);
+    urs_watch_retry(reactor);
 }
 
 /* Frees the sessions that have ended, except sessions that are still on a list or named by an undelivered event: the
