@@ -25,8 +25,8 @@ MUTANTS = (
     Mutant(
         "run-echo-refuse-binary",
         "uring_shim/engine.c",
-        "if (first == BINARY && !rules->refuse_binary)",
-        "if (first == BINARY)",
+        "(first == BINARY && !rules->refuse_binary)",
+        "(first == BINARY)",
         "`refuse_binary` holds for `run_echo` too",
         ("tests/test_limits.py::test_a_type_of_message_may_be_refused",),
     ),
@@ -41,8 +41,8 @@ MUTANTS = (
     Mutant(
         "frames-continuation-utf8",
         "uring_shim/engine.c",
-        "if (message_opcode == URS_OPCODE_TEXT && !text_ok(engine, payload, bytes, header->fin))",
-        "if (header->opcode == URS_OPCODE_TEXT && !text_ok(engine, payload, bytes, header->fin))",
+        "int error = accept_payload(engine, message_opcode, payload, bytes, header->fin);",
+        "int error = accept_payload(engine, header->opcode, payload, bytes, header->fin);",
         "Text is valid UTF-8 in every fragment that `on_frame` is given",
         ("tests/test_messages.py::test_text_is_utf8_in_every_fragment",),
     ),

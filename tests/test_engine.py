@@ -14,6 +14,7 @@ import pytest
 
 from codec import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, Frame, decode
 from uringws import CloseCode, ConnectionClosed, EngineMessage, Opcode, OutboundSegment, ServerEngine
+from uringws.shim import ffi, lib
 
 KEY = b"\x37\xfa\x21\x3d"
 
@@ -806,3 +807,45 @@ def test_an_engine_in_a_cycle_is_collected_with_the_message_that_it_holds() -> N
         cycle.append(cycle)
         del engine, cycle
         gc.collect()
+
+
+# The shim's engine, which takes either side's frames
+
+
+def shim_items(data: bytes, frame_rules: int, *, echo: bool = False) -> list[tuple[int, int]]:
+    """What the shim's engine finds in `data`: the kind of each item, and its opcode or its error."""
+    engine, memory, taken, item = (
+        ffi.new(f"struct {name} *") for name in ("urs_engine", "urs_memory", "urs_input", "urs_item")
+    )
+    rules = ffi.new("struct urs_engine_rules *", {"message_bytes_max": 1000})
+    engine.frame_rules = frame_rules
+    found = []
+    with ffi.from_buffer("uint8_t[]", bytearray(data)) as buffer:
+        taken.next, taken.end = buffer, buffer + len(data)
+        while True:
+            kind = lib.urs_engine_echo(engine, rules, taken, item) if echo else lib.URS_ITEM_NONE
+            kind = kind or lib.urs_engine_next(engine, rules, memory, taken, item)
+            if kind == lib.URS_ITEM_NONE:
+                break
+            found.append((kind, int(item.error or item.opcode)))
+            lib.urs_block_drop(item.block)
+    lib.urs_engine_clear(engine)
+    lib.urs_memory_clear(memory)
+    return found
+
+
+@pytest.mark.parametrize("echo", [False, True], ids=["items", "echo"])
+def test_an_engine_whose_peer_is_a_server_takes_only_frames_without_a_mask(*, echo: bool) -> None:
+    frames = Frame(TEXT, b"a"), Frame(BINARY, b"b", fin=False), Frame(PING, b"p"), Frame(CONTINUATION, b"c")
+    unmasked = b"".join(frame.encode() for frame in frames)
+    found = [(lib.URS_ITEM_MESSAGE, TEXT), (lib.URS_ITEM_PING, PING), (lib.URS_ITEM_MESSAGE, BINARY)]
+    assert shim_items(unmasked, lib.URS_FRAME_FROM_SERVER, echo=echo) == found
+    assert shim_items(wire(*frames), lib.URS_FRAME_FROM_SERVER, echo=echo) == [
+        (lib.URS_ITEM_FAILED, lib.URS_ERROR_MASKED)
+    ]
+
+
+@pytest.mark.parametrize("rules", [0, lib.URS_FRAME_FROM_CLIENT])
+def test_an_engine_whose_peer_is_a_client_takes_only_frames_with_a_mask(rules: int) -> None:
+    assert shim_items(wire(Frame(TEXT, b"a")), rules) == [(lib.URS_ITEM_MESSAGE, TEXT)]
+    assert shim_items(Frame(TEXT, b"a").encode(), rules) == [(lib.URS_ITEM_FAILED, lib.URS_ERROR_UNMASKED)]

@@ -134,10 +134,24 @@ static int begin_data(struct urs_engine *engine, const struct urs_engine_rules *
     return 0;
 }
 
-/* Returns true if the text so far, extended by `bytes` bytes, is valid UTF-8 and, with `fin`, may end there. */
-static bool text_ok(struct urs_engine *engine, const uint8_t *data, size_t bytes, bool fin)
+/* Every payload of a text or binary message passes through here, unmasked and in the order of the wire: a whole
+ * message, a fragment, or the part of one that a read brought. `ends` says that the message ends with it. Returns 0, or
+ * the error for which the connection fails. */
+static inline int accept_payload(struct urs_engine *engine, uint8_t message_opcode, const uint8_t *data, size_t bytes,
+                                 bool ends)
 {
-    return urs_utf8_feed(&engine->utf8, data, bytes) < 0 && (!fin || urs_utf8_complete(&engine->utf8));
+    URS_ASSERT(message_opcode == URS_OPCODE_TEXT || message_opcode == URS_OPCODE_BINARY);
+    if (message_opcode != URS_OPCODE_TEXT)
+        return 0;
+    bool valid = urs_utf8_feed(&engine->utf8, data, bytes) < 0 && (!ends || urs_utf8_complete(&engine->utf8));
+    return valid ? 0 : URS_ERROR_UTF8;
+}
+
+/* The rules for the headers of the peer's frames. */
+static inline int frame_rules(const struct urs_engine *engine)
+{
+    URS_ASSERT((engine->frame_rules & URS_FRAME_RSV1_ALLOWED) == 0);  /* accept_payload cannot inflate */
+    return engine->frame_rules != 0 ? engine->frame_rules : URS_FRAME_FROM_CLIENT;
 }
 
 /* Reads the header of the next frame, from the input or from the bytes kept from an earlier read and the input. Returns
@@ -148,7 +162,7 @@ static int take_header(struct urs_engine *engine, struct urs_input *input, struc
 {
     *in_place = engine->header_have == 0;
     if (URS_LIKELY(*in_place)) {
-        int size = urs_frame_parse(input->next, (size_t)(input->end - input->next), URS_FRAME_FROM_CLIENT, header);
+        int size = urs_frame_parse(input->next, (size_t)(input->end - input->next), frame_rules(engine), header);
         if (size != 0) {
             input->next += size > 0 ? size : 0;
             return size;
@@ -156,7 +170,7 @@ static int take_header(struct urs_engine *engine, struct urs_input *input, struc
     }
     while (input->next < input->end) {
         engine->header[engine->header_have++] = *input->next++;
-        int size = urs_frame_parse(engine->header, engine->header_have, URS_FRAME_FROM_CLIENT, header);
+        int size = urs_frame_parse(engine->header, engine->header_have, frame_rules(engine), header);
         if (size != 0) {
             *in_place = false;
             engine->header_have = 0;
@@ -211,8 +225,9 @@ static int continue_data(struct urs_engine *engine, const struct urs_engine_rule
         return fail(engine, input, item, error);
     bool frame_done = engine->frame_left == 0;
     bool message_done = frame_done && engine->frame_fin;
-    if (engine->message_opcode == URS_OPCODE_TEXT && !text_ok(engine, chunk, taken, message_done))
-        return fail(engine, input, item, URS_ERROR_UTF8);
+    error = accept_payload(engine, engine->message_opcode, chunk, taken, message_done);
+    if (error != 0)
+        return fail(engine, input, item, error);
     engine->phase = frame_done ? URS_ENGINE_AWAIT_HEADER : URS_ENGINE_AWAIT_PAYLOAD;
     if (!frame_done || !(message_done || rules->frames))
         return URS_ITEM_NONE;
@@ -255,8 +270,9 @@ static int whole_frame(struct urs_engine *engine, const struct urs_engine_rules 
         return take_control(engine, input, item, header->opcode);
 
     uint8_t message_opcode = engine->message_opcode != 0 ? engine->message_opcode : header->opcode;
-    if (message_opcode == URS_OPCODE_TEXT && !text_ok(engine, payload, bytes, header->fin))
-        return fail(engine, input, item, URS_ERROR_UTF8);
+    int error = accept_payload(engine, message_opcode, payload, bytes, header->fin);
+    if (error != 0)
+        return fail(engine, input, item, error);
     engine->message_opcode = header->fin ? 0 : message_opcode;
     item->kind = rules->frames ? URS_ITEM_FRAME : URS_ITEM_MESSAGE;
     item->opcode = header->opcode;
@@ -328,13 +344,18 @@ int urs_engine_next(struct urs_engine *engine, const struct urs_engine_rules *ru
     return URS_ITEM_NONE;
 }
 
-/* Unmasks the payload of a whole text message and moves it to `target`. If the text is invalid, returns false with the
- * bytes masked again: urs_engine_next then reports it. */
-static bool move_text(struct urs_engine *engine, uint8_t *target, uint8_t *payload, size_t bytes, const uint8_t *key)
+/* Unmasks the payload of a whole message and moves it to `target`. If it is not accepted, returns false with the bytes
+ * masked again: urs_engine_next then reports the error. */
+static inline bool move_payload(struct urs_engine *engine, uint8_t opcode, uint8_t *target, uint8_t *payload,
+                                size_t bytes, const uint8_t *key)
 {
+    if (opcode == URS_OPCODE_BINARY) {
+        urs_mask_move(target, payload, bytes, key, 0);
+        return accept_payload(engine, opcode, target, bytes, true) == 0;  /* a binary message is always accepted */
+    }
     urs_mask_move(payload, payload, bytes, key, 0);
     engine->utf8.state = 0;
-    if (!text_ok(engine, payload, bytes, true)) {
+    if (accept_payload(engine, opcode, payload, bytes, true) != 0) {
         urs_mask_move(payload, payload, bytes, key, 0);
         return false;
     }
@@ -351,7 +372,8 @@ int urs_engine_echo(struct urs_engine *engine, const struct urs_engine_rules *ru
     uint8_t *start = frame + HEADER - ANSWER;
     uint8_t *target = start;
     uint32_t count = 0;
-    if (engine->phase != URS_ENGINE_AWAIT_HEADER || engine->header_have > 0 || engine->message_opcode != 0)
+    if (engine->phase != URS_ENGINE_AWAIT_HEADER || engine->header_have > 0 || engine->message_opcode != 0
+        || frame_rules(engine) != URS_FRAME_FROM_CLIENT)
         return URS_ITEM_NONE;
     for (; input->end - frame >= HEADER; count++) {
         uint8_t first = frame[0];
@@ -359,10 +381,9 @@ int urs_engine_echo(struct urs_engine *engine, const struct urs_engine_rules *ru
         bool small = (frame[1] & URS_FRAME_MASKED) != 0 && bytes <= bytes_max;
         if (!small || (size_t)(input->end - frame) < HEADER + bytes)
             break;
-        if (first == BINARY && !rules->refuse_binary)
-            urs_mask_move(target + ANSWER, frame + HEADER, bytes, frame + ANSWER, 0);
-        else if (first != TEXT || rules->refuse_text
-                 || !move_text(engine, target + ANSWER, frame + HEADER, bytes, frame + ANSWER))
+        bool taken = (first == BINARY && !rules->refuse_binary) || (first == TEXT && !rules->refuse_text);
+        uint8_t opcode = first == BINARY ? URS_OPCODE_BINARY : URS_OPCODE_TEXT;
+        if (!taken || !move_payload(engine, opcode, target + ANSWER, frame + HEADER, bytes, frame + ANSWER))
             break;
         target[0] = first;
         target[1] = (uint8_t)bytes;

@@ -1,5 +1,5 @@
-/* The server side of the protocol for one connection, RFC 6455 sections 5 to 8: bytes in, items out, one at a time. No
- * I/O, no clock, no descriptor, no Python. outbound.h writes the replies that items require. */
+/* The receiving side of the protocol for one connection, RFC 6455 sections 5 to 8: bytes in, items out, one at a time.
+ * No I/O, no clock, no descriptor, no Python. outbound.h writes the replies that items require. */
 #ifndef URS_ENGINE_H
 #define URS_ENGINE_H
 
@@ -29,7 +29,7 @@ enum urs_item_kind {
                                             replies */
 };
 
-/* The rules for every connection of a server. */
+/* The limits for the messages of a connection. Many connections share one set. */
 struct urs_engine_rules {
     uint64_t message_bytes_max;          /* of a whole message, all its fragments together */
     bool frames;                         /* deliver each fragment as it arrives instead of whole messages */
@@ -52,6 +52,9 @@ struct urs_engine {
     uint8_t frame_opcode;
     bool frame_fin;
     uint8_t key_offset;                  /* the index in the masking key for the next payload byte */
+    uint8_t frame_rules;                 /* enum urs_frame_rule, or-ed: the role of the peer, and the reserved bits of
+                                            the extensions in use. 0 stands for URS_FRAME_FROM_CLIENT. Set it before the
+                                            first input */
 };
 
 /* Bytes received from the peer. The engine writes into them (it unmasks in place) and moves `next` forward. */
@@ -82,8 +85,8 @@ int urs_engine_next(struct urs_engine *engine, const struct urs_engine_rules *ru
                     struct urs_input *input, struct urs_item *item);
 
 /* For an echo: if the input begins with whole messages of at most 125 bytes, turns all of them into their replies,
- * contiguous and in place, and returns URS_ITEM_ANSWERS; the payload consists of these frames. Otherwise leaves the
- * input unchanged and returns URS_ITEM_NONE: urs_engine_next must take the next item. */
+ * contiguous and in place, and returns URS_ITEM_ANSWERS; the payload consists of these frames. Otherwise, and if the
+ * peer is no client or an extension is in use, leaves the input unchanged and returns URS_ITEM_NONE: urs_engine_next must take the next item. */
 int urs_engine_echo(struct urs_engine *engine, const struct urs_engine_rules *rules, struct urs_input *input,
                     struct urs_item *item);
 
