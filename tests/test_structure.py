@@ -86,6 +86,7 @@ FUNCTION = re.compile(
 )
 C_FUNCTION_LINES_MAX = 45
 PYTHON_FUNCTION_LINES_MAX = 50
+FILE_LINES_MAX = 600
 
 # Idioms that an engineer who learned English as a second language stumbles over, each with a plainer wording.
 PLAINER = {
@@ -115,6 +116,9 @@ PLAINER = {
 }
 PLAINER_PATTERN = re.compile("|".join(rf"(?:\b|^)(?:{pattern})\b" for pattern in PLAINER), re.IGNORECASE)
 C_TOKEN = re.compile(r'"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])*\'|(?P<comment>/\*.*?\*/|//[^\n]*)', re.DOTALL)
+
+# An attribute for its own class only. Those of a named tuple are public: its fields may not begin with an underscore.
+PRIVATE = re.compile(r"_(?!_|(fields|replace|asdict|make)$)\w+")
 
 SOURCE_SUFFIXES = {".c", ".h", ".js", ".mjs", ".py", ".sh"}
 SOURCE_DIRECTORIES = ("bench", "examples", "fuzz", "src", "tests", "uring_shim")
@@ -218,6 +222,31 @@ def wordy(text: str) -> list[str]:
         for line, words in c_comments(text)
         for found in PLAINER_PATTERN.finditer(words)
     ]
+
+
+def own_attributes(tree: ast.Module) -> set[str]:
+    """The private attributes that a file's classes have: methods, slots, fields, and what is assigned to `self`."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, FUNCTIONS):
+            names.add(node.name)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and is_self(node.value):
+            names.add(node.attr)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            names.add(node.value)  # of __slots__
+    return {name for name in names if PRIVATE.fullmatch(name)}
+
+
+def is_self(node: ast.AST) -> bool:
+    """Whether `node` names the object, or the class, that a method belongs to."""
+    return isinstance(node, ast.Name) and node.id in ("self", "cls")
+
+
+def private_uses(tree: ast.Module) -> Iterator[str]:
+    """The private attributes of other objects that a file uses."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and PRIVATE.fullmatch(node.attr) and not is_self(node.value):
+            yield node.attr
 
 
 def source_files() -> list[Path]:
@@ -327,6 +356,28 @@ def test_imports_go_one_way() -> None:
     for path in PYTHON_FILES:
         graph.setdefault(module_name(path), set()).update(own_imports(path) - {"_shim"})
     assert_one_way(graph, PYTHON_LAYERS)
+
+
+@pytest.mark.parametrize("path", PYTHON_FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_private_attributes_stay_in_their_layer(path: Path) -> None:
+    layer = PYTHON_LAYERS[layer_of(module_name(path), PYTHON_LAYERS)]
+    friends = [other for other in PYTHON_FILES if module_name(other) in layer]
+    known = {name for other in friends for name in own_attributes(ast.parse(other.read_text()))}
+    assert set(private_uses(ast.parse(path.read_text()))) - known == set()
+
+
+def test_private_attributes_are_found() -> None:
+    tree = ast.parse(
+        "class A:\n    __slots__ = ('_a',)\n    def _b(self): self._c = self._x\n"
+        "def use(a): a._a, a._b(), a._c, a._d, a.__e__, a._fields"
+    )
+    assert own_attributes(tree) == {"_a", "_b", "_c"}
+    assert sorted(private_uses(tree)) == ["_a", "_b", "_c", "_d"]
+
+
+@pytest.mark.parametrize("path", PYTHON_FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_python_files_are_short(path: Path) -> None:
+    assert len(path.read_text().splitlines()) < FILE_LINES_MAX
 
 
 @pytest.mark.parametrize("path", PYTHON_FILES, ids=lambda path: str(path.relative_to(PACKAGE)))

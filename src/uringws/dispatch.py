@@ -202,8 +202,19 @@ class Dispatcher:
         except Exception:
             logger.exception("on_close of %r failed", connection)
 
+    def begin_drain(self, code: int) -> None:
+        """Begin the close handshake of every connection, after what the current event's handler sent and echoed."""
+        message = self._message
+        lib.urs_reactor_drain(self._core.handle, message._events_before_close(None), code)
+        for connection in [connection for connection in self._sessions.by_slot if connection is not None]:
+            message._begin_closing(connection)
+
+    def close(self) -> None:
+        """Let nothing be sent or read any more: what on_close sent, to any connection, would never leave."""
+        self._message._close()
+
     def end_all(self) -> None:
-        """Tell the handler of every connection that `close` cuts, and then raise the first thing that got out of it."""
+        """Call on_close for every connection, and then raise the first exception that got out of it."""
         got_out: BaseException | None = None
         for slot in range(len(self._sessions.by_slot)):
             try:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from uringws.backend import Backend
 from uringws.callbacks import look_up
 from uringws.commands import Commands
-from uringws.core import EVENTS_MAX, Core
+from uringws.core import Core
 from uringws.dispatch import Dispatcher
 from uringws.draining import Drain
 from uringws.errors import ReactorStateError
@@ -82,11 +82,10 @@ class Reactor:
         self._commands: Final = Commands(self._core, self.options.sender_commands_max)
         self._timers: Final = Timers(self._core.check_thread)
         self._drain: Final = Drain(self._core)
-        self._message: Final = Message(self._core, self._sessions)
         upgrader = Upgrader(self._core, self.options, callbacks, self.stats)
         self._dispatcher: Final = Dispatcher(
             self._core,
-            self._message,
+            Message(self._core, self._sessions),
             sessions=self._sessions,
             commands=self._commands,
             callbacks=callbacks,
@@ -193,16 +192,14 @@ class Reactor:
         seconds (None: `Options.drain_seconds_max`) when the rest are cut. Called outside of `run` it does all that
         before it returns.
         """
-        core, message = self._core, self._message
+        core = self._core
         core.check_lasting()
         core.check_thread()
         number, _ = check_close(code, "")
         check_seconds(timeout)
         core.start()
-        lib.urs_reactor_drain(core.handle, message._events_before_close(None), number)
+        self._dispatcher.begin_drain(number)
         self._listeners.close()  # else the kernel would go on completing connections that nobody takes
-        for connection in [connection for connection in self._sessions.by_slot if connection is not None]:
-            message._begin_closing(connection)
         self._drain.begin(self.options.drain_seconds_max if timeout is None else timeout)
         self._dispatcher.attention = True
         if not self._is_running:
@@ -296,8 +293,7 @@ class Reactor:
             if not is_inherited:
                 self._check_may_close()
                 core.become(RunState.CLOSING)  # on_close, called by it, may close it again
-        # From here on all connections are closed: what on_close sent, to whomever, would never leave.
-        self._message._close_connections()
+        self._dispatcher.close()
         try:
             if not is_inherited:
                 self._dispatcher.end_all()
@@ -315,7 +311,6 @@ class Reactor:
 
     def _free(self) -> None:
         """Give back all that the reactor has: the second half of `close`."""
-        self._message._index = EVENTS_MAX  # nothing of it is there to be read any more
         self._listeners.close()
         self._core.free()
         self._timers.clear()

@@ -121,7 +121,8 @@ class Turn:
         if self._connection is connection:
             self._connection = None  # too late to echo its message
 
-    def _close_connections(self) -> None:
-        """Let every call of every connection raise ConnectionClosed: what it sent would never leave."""
+    def _close(self) -> None:
+        """Let every call of every connection raise ConnectionClosed, and of the message RuntimeError."""
         self._handle = ffi.NULL
         self._address = 0
+        self._index = EVENTS_MAX
