@@ -128,7 +128,7 @@ void urs_reactor_stop_listening(struct urs_reactor *reactor);
  * returns that number again: no event is lost if an exception kept Python from handling it. A completed turn sets
  * options.handled to 0. With `echo`, messages are sent back without Python. Returns the number of events (0 also on
  * time-out and wake-up), -EINTR if a signal came first, or -errno if the backend is unusable. The target of event i is
- * the slot of its session for a message (or frame), and URS_TARGET_OTHER for every other event. */
+ * the slot of its session for a message (or frame) that may be echoed, and URS_TARGET_OTHER for every other event. */
 int urs_reactor_turn(struct urs_reactor *reactor, int64_t timeout_ms, bool echo);
 
 struct urs_event *urs_reactor_events(struct urs_reactor *reactor);

@@ -48,6 +48,9 @@ struct urs_rules {
     uint32_t close_ms;
     uint32_t session_ms;
     bool proxy_protocol;                 /* a PROXY header may come in front of a request */
+    bool deliver_pongs;                  /* each pong is an event, also one that answers our own ping */
+    bool deliver_while_closing;          /* messages that come between our close frame and the peer's are events; with
+                                            deliver_pongs, pongs too */
     bool tcp_nodelay;                    /* for adopted sockets; accepted ones inherit it from their listener */
     struct urs_answer refusals[6];       /* by enum urs_refusal; their memory is the caller's and must stay until the
                                             reactor is closed */

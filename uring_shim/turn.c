@@ -489,6 +489,23 @@ bool urs_turn_receive_once(struct urs_reactor *reactor, struct urs_session *sess
     return true;
 }
 
+/* Takes a pong, or a message that came after our close frame. Returns true if the rules ask for it as an event;
+ * otherwise the item is dropped. */
+static bool is_asked_for(struct urs_reactor *reactor, struct urs_session *session, struct urs_item *item)
+{
+    const struct urs_rules *rules = urs_core_rules(reactor, session);
+    bool open = session->state == URS_SESSION_OPEN;
+    bool pong = item->kind == URS_ITEM_PONG;
+    URS_ASSERT(pong || session->state == URS_SESSION_AWAIT_CLOSE);
+    if (pong)
+        urs_deadline_pong(reactor, session, item);
+    if ((pong && !rules->deliver_pongs) || (!open && !rules->deliver_while_closing)) {
+        urs_block_drop(item->block);
+        return false;
+    }
+    return true;
+}
+
 /* Turns bytes into events. If they lie in `block` (held input), the events keep it alive; otherwise they lie in a
  * receive buffer. Stops when the events of the turn, or the session's share of them, are used up. */
 static void feed(struct urs_reactor *reactor, struct urs_session *session, struct urs_input *input,
@@ -500,7 +517,8 @@ static void feed(struct urs_reactor *reactor, struct urs_session *session, struc
     uint32_t until = (uint32_t)urs_min(first + share, URS_MESSAGES_MAX);
     URS_ASSERT(session->turn == (uint16_t)reactor->turn);
     URS_ASSERT(session->turn_messages <= rules->session_turn_messages_max);
-    bool echo = reactor->echo && session->state == URS_SESSION_OPEN;
+    bool open = session->state == URS_SESSION_OPEN;
+    bool echo = reactor->echo && open;
     while (reactor->event_count < until) {
         uint32_t index = reactor->event_count;
         struct urs_event *event = &reactor->events[index];
@@ -511,19 +529,14 @@ static void feed(struct urs_reactor *reactor, struct urs_session *session, struc
         if (kind == URS_ITEM_NONE)
             break;
         bool message = kind == URS_ITEM_MESSAGE || kind == URS_ITEM_FRAME || kind == URS_ITEM_ANSWERS;
-        if (kind == URS_ITEM_PONG)
-            urs_deadline_pong(reactor, session, item);
-        /* After our close frame no message is delivered. */
-        if (kind == URS_ITEM_PONG || (message && session->state != URS_SESSION_OPEN)) {
-            urs_block_drop(item->block);
+        if (URS_UNLIKELY(kind == URS_ITEM_PONG || (message && !open)) && !is_asked_for(reactor, session, item))
             continue;
-        }
         if (block != NULL && item->block == NULL) {
             urs_block_hold(block);
             item->block = block;
         }
         event->slot = session->slot;
-        reactor->targets[index] = message ? (int32_t)session->slot : URS_TARGET_OTHER;
+        reactor->targets[index] = message && open ? (int32_t)session->slot : URS_TARGET_OTHER;
         reactor->offsets[index] = item->block == NULL ? (uint32_t)(item->payload - reactor->pool.memory) : UINT32_MAX;
         reactor->lengths[index] = (uint32_t)item->bytes;
         reactor->opcodes[index] = item->opcode;

@@ -23,6 +23,7 @@ class Callbacks(NamedTuple):
     on_message: Callable[..., object] | None
     on_frame: Callable[..., object] | None
     on_drain: Callable[..., object] | None
+    on_pong: Callable[..., object] | None
     on_close: Callable[..., object] | None
 
 
@@ -33,6 +34,7 @@ _ARGUMENTS: Final = {
     "on_message": ("conn", "message"),
     "on_frame": ("conn", "frame"),
     "on_drain": ("conn",),
+    "on_pong": ("conn", "payload"),
     "on_close": ("conn", "code", "reason"),
 }
 """What the reactor calls each callback with, by position."""

@@ -180,17 +180,18 @@ class Connection:
     def ping(self, payload: Payload = b"") -> SendResult:
         """Send a ping of at most 125 bytes (RFC 6455 5.5.2). See `send`.
 
-        Its pong is not reported: `latency_seconds` goes by pings of its own.
+        Its pong, which has the same payload, goes to the handler's `on_pong`, if it defines one. `latency_seconds` goes
+        by pings of its own.
         """
         return self.send(_PING, payload)
 
     def close(self, code: int | None = CloseCode.NORMAL, reason: str = "") -> None:
         """Begin the close handshake (RFC 6455 7.1.2), after all that was sent and echoed so far.
 
-        No message is delivered any more; `on_close` comes when the peer has answered, or `Options.close_seconds_max`
-        later. `code` is 1000 to 1003, 1007 to 1014 or 3000 to 4999 (RFC 6455 7.4), or None for a close frame without
-        one; `reason` is at most 123 bytes of UTF-8 and needs a code. Raises ValueError or TypeError for what cannot be
-        sent, ConnectionClosed if it had begun already, WrongThread.
+        No message is delivered any more, unless `Options.deliver_while_closing` asks for it; `on_close` comes when the
+        peer has answered, or `Options.close_seconds_max` later. `code` is 1000 to 1003, 1007 to 1014 or 3000 to 4999
+        (RFC 6455 7.4), or None for a close frame without one; `reason` is at most 123 bytes of UTF-8 and needs a code.
+        Raises ValueError or TypeError for what cannot be sent, ConnectionClosed if it had begun already, WrongThread.
         """
         number, encoded = check_close(code, reason)
         turn = self._turn
@@ -206,7 +207,7 @@ class Connection:
         `on_close` follows with 1006. Raises ConnectionClosed if it is gone already, WrongThread.
         """
         check(lib.urs_session_abort(self._turn._handle, self.id), "abort")
-        self._turn._begin_closing(self)
+        self._turn._begin_closing(self, aborted=True)
 
     def pause_reading(self) -> None:
         """Stop taking the peer's bytes: they wait in its socket and, once that is full, with the peer.

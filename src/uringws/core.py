@@ -39,8 +39,11 @@ def slot_of(identity: int) -> int:
 class Core:
     """The shim's reactor. Any thread may wake it and read its state; the rest is for the thread that owns it."""
 
-    def __init__(self, backend: Backend, options: Options, *, frames: bool) -> None:
-        """Open it; `frames` asks for frames in place of whole messages. Raises as `Reactor` says."""
+    def __init__(self, backend: Backend, options: Options, *, frames: bool, pongs: bool) -> None:
+        """Open it; `frames` asks for frames in place of whole messages, `pongs` for pongs as events.
+
+        Raises as `Reactor` says.
+        """
         pool_bytes = lib.urs_pool_bytes(options.receive_buffers, options.receive_buffer_bytes)
         # Python owns this memory: a view that a handler keeps shows stale bytes, never freed memory.
         self.memory = mmap.mmap(-1, pool_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -55,6 +58,7 @@ class Core:
         rules = ffi.new("struct urs_rules *")
         self._refusals = encode_refusals(rules, options.server_header)
         rules.engine.frames = frames
+        rules.deliver_pongs = pongs
         copy_rules(options, rules)
         self._sessions_max = options.sessions_max
         self.state = RunState.NEW

@@ -52,6 +52,7 @@ class Dispatcher:
         commands: Commands,
         callbacks: Callbacks,
         upgrader: Upgrader,
+        deliver_while_closing: bool,
     ) -> None:
         self.attention = False
         """Set to end `take_turns` after its present turn: there is more to look at than events."""
@@ -63,7 +64,9 @@ class Dispatcher:
         self._on_open = callbacks.on_open or _ignore
         self._on_message = callbacks.on_frame or callbacks.on_message or _ignore
         self._on_drain = callbacks.on_drain or _ignore
+        self._on_pong = callbacks.on_pong or _ignore
         self._on_close = callbacks.on_close or _ignore
+        self._deliver_while_closing = deliver_while_closing
         self._decided: tuple[int, Decision] | None = None  # what is being carried out, and for which session
         targets = lib.urs_reactor_columns(core.handle).targets
         self._targets = memoryview(ffi.buffer(targets, ffi.sizeof("int32_t") * EVENTS_MAX)).cast("i")
@@ -122,7 +125,7 @@ class Dispatcher:
                         if slot < 0:
                             self._on_other()
                         else:
-                            assert slot in self._sessions.ending, f"slot {slot} has no connection"  # noqa: S101
+                            self._on_late_message(slot)
                         continue
                     message._connection = connection
                     on_message(connection, message)
@@ -143,10 +146,35 @@ class Dispatcher:
                 if message._view is not None:
                     message._release()
 
+    # ---- what comes while a connection is closing
+
+    def _receiver(self, slot: int) -> Connection | None:
+        """Return the connection to which a message or a pong is to be delivered; None if it has begun to close."""
+        connection = self._sessions.by_slot[slot]
+        if connection is None and self._deliver_while_closing and slot not in self._sessions.aborted:
+            connection = self._sessions.ending.get(slot)
+        return connection
+
+    def _on_late_message(self, slot: int) -> None:
+        """Deliver the current message, of a connection that has begun to close, if the options ask for it."""
+        message = self._message
+        connection = self._receiver(slot)
+        if connection is None or self._core.echo_flags[message._index]:  # flagged by the shim, in run_echo
+            return
+        message._connection = None  # too late to echo it
+        self._core.handled[0] = message._index + 1
+        try:
+            self._on_message(connection, message)
+        except Exception as error:  # noqa: BLE001 - logged
+            self._log_failure(connection, error)
+        finally:
+            if message._view is not None:
+                message._release()
+
     # ---- events that are no messages
 
     def _on_other(self) -> None:
-        """Handle the current event, which is no message."""
+        """Handle the current event, which is no message that could be echoed."""
         message = self._message
         index = message._index
         event = self._events[index]
@@ -154,7 +182,13 @@ class Dispatcher:
             message._connection = None
             message._hide()
             message._index = index + 1  # this event is applied before what its handler asks for
-            self._on_event(event.slot, event.item)
+            kind = event.item.kind
+            if kind == lib.URS_ITEM_MESSAGE or kind == lib.URS_ITEM_FRAME:
+                message._index = index
+                message._show()
+                self._on_late_message(event.slot)
+            else:
+                self._on_event(event.slot, event.item)
             self._core.handled[0] = index + 1
         finally:  # no calls here: a signal handler could raise in them
             message._index = index
@@ -169,6 +203,10 @@ class Dispatcher:
             connection = self._sessions.by_slot[slot]
             if connection is not None:
                 self._call(connection, self._on_drain, connection)
+        elif kind == lib.URS_ITEM_PONG:
+            connection = self._receiver(slot)
+            if connection is not None:
+                self._call(connection, self._on_pong, connection, bytes(ffi.buffer(item.payload, item.bytes)))
         elif kind == lib.URS_ITEM_CLOSE:
             reason = ffi.unpack(ffi.cast("char *", item.payload), item.bytes).decode() if item.bytes else ""
             self._end(slot, item.close_code, reason)
@@ -187,6 +225,7 @@ class Dispatcher:
             connection = by_slot[slot]
         if connection is None:
             return
+        sessions.aborted.discard(slot)
         code = int(code)
         count = close_codes[code] + 1
         # No call from here to the callback, in which a signal handler could raise.

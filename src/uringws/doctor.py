@@ -173,7 +173,7 @@ def try_backends() -> dict[str, Trial]:
 def _try(backend: Backend) -> Trial:
     opened = None
     try:
-        core = Core(backend, Options(), frames=False)
+        core = Core(backend, Options(), frames=False, pongs=False)
         opened = core.opened
         try:
             core.start()

@@ -58,6 +58,11 @@ class Handler:
     A handler that defines `on_frame(conn, frame)` is given the fragments of messages as they come, each a `Message` of
     one frame whose `opcode` is CONTINUATION after the first and whose `fin` is True for the last; whole messages too
     (`fin` is True). `on_message` is not called then.
+
+    A handler that defines `on_pong(conn, payload)` is given the payload, bytes, of every pong: of those that answer
+    `conn.ping(payload)`, of those that nobody asked for (RFC 6455 5.5.3), and of those that answer the pings of
+    `Options.ping_interval_seconds`, whose payload is the library's own. A peer may answer only the latest of several
+    pings.
     """
 
     def on_upgrade(self, request: Request, /) -> Accept | Reject | None:

@@ -72,6 +72,11 @@ class Options:
     refuse_binary: bool = False
     """Answer binary messages with close code 1003."""
 
+    deliver_while_closing: bool = False
+    """Give `on_message` (`on_frame`, `on_pong`) also what the peer sent before it saw our close frame: all that comes
+    between our close frame and the peer's. Nothing can be sent any more, and `pause_reading` has no effect, because the
+    peer's close frame must be found; `close_seconds_max` bounds it. In `run_echo` such messages are dropped."""
+
     # Backpressure, per session
 
     backlog_bytes_max: Annotated[int, _Bytes] = 32 * MIB
@@ -331,6 +336,7 @@ def copy_rules(options: Options, rules: Any) -> None:
     rules.ping_timeout_ms = milliseconds(options.ping_timeout_seconds)
     rules.close_ms = milliseconds(options.close_seconds_max)
     rules.session_ms = milliseconds(options.session_seconds_max)
+    rules.deliver_while_closing = options.deliver_while_closing
     rules.proxy_protocol = bool(options.proxy_protocol_from)
     rules.tcp_nodelay = options.tcp_nodelay
 

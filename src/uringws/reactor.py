@@ -76,7 +76,9 @@ class Reactor:
         self._signal: int | None = None  # one that came, and was not acted on yet
 
         # Here, so that __del__ finds it as soon as there is something to free.
-        self._core: Final = Core(backend, self.options, frames=callbacks.on_frame is not None)
+        self._core: Final = Core(
+            backend, self.options, frames=callbacks.on_frame is not None, pongs=callbacks.on_pong is not None
+        )
         self._listeners: Final = Listeners(self._core, self.options)
         self._sessions: Final = Sessions()
         self._commands: Final = Commands(self._core, self.options.sender_commands_max)
@@ -90,6 +92,7 @@ class Reactor:
             commands=self._commands,
             callbacks=callbacks,
             upgrader=upgrader,
+            deliver_while_closing=self.options.deliver_while_closing,
         )
         _reactors.add(self)
 

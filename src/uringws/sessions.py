@@ -22,7 +22,9 @@ class Sessions:
         """Those that take messages. The last element stays None: index -1, the target of every event that is not a
         message, finds no connection."""
         self.ending: dict[int, Connection] = {}
-        """By slot, those whose only event to come is `on_close`."""
+        """By slot, those that have begun to close and await `on_close`."""
+        self.aborted: set[int] = set()
+        """The slots of those among them of which no message is delivered any more, whatever the options say."""
         self.made = 0
         self.rejected: Counter[RejectReason] = Counter()
         self.close_codes: Counter[int] = Counter()
@@ -39,9 +41,11 @@ class Sessions:
         while len(self.by_slot) <= slot_of(identity) + 1:
             self.by_slot.append(None)
 
-    def begin_closing(self, connection: Connection) -> None:
-        """Deliver no more messages of a connection whose close handshake has begun; `on_close` is to come."""
+    def begin_closing(self, connection: Connection, *, aborted: bool) -> None:
+        """Note that a connection has begun to close, or was aborted; `on_close` is to come."""
         slot = slot_of(connection.id)
         if self.by_slot[slot] is connection:
             self.by_slot[slot] = None
             self.ending[slot] = connection
+        if aborted and self.ending.get(slot) is connection:
+            self.aborted.add(slot)

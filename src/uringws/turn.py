@@ -115,9 +115,9 @@ class Turn:
             self._view = self._block_view()  # the echo takes the block along, and the handler may still read it
         return index + 1
 
-    def _begin_closing(self, connection: Connection) -> None:
-        """Deliver no more messages of a connection whose close handshake has begun."""
-        self._sessions.begin_closing(connection)
+    def _begin_closing(self, connection: Connection, *, aborted: bool = False) -> None:
+        """Deliver no more messages of a connection whose close handshake has begun, or which was aborted."""
+        self._sessions.begin_closing(connection, aborted=aborted)
         if self._connection is connection:
             self._connection = None  # too late to echo its message
 
