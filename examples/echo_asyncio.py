@@ -103,7 +103,9 @@ async def serve(host: str, port: int, tls: ssl.SSLContext | None) -> None:
     try:
         server = await asyncio.start_server(connected, host, port, ssl=tls, limit=OPTIONS.header_bytes_max)
     except (OSError, OverflowError) as error:
-        raise OSError(f"cannot listen on {host}:{port}: {getattr(error, 'strerror', None) or error}") from None
+        # asyncio puts the address in front of the reason, which is told here already.
+        reason = (getattr(error, "strerror", None) or str(error)).rpartition(": ")[2]
+        raise OSError(f"cannot listen on {host}:{port}: {reason}") from None
     host, port = server.sockets[0].getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     print(f"listening on {'wss' if tls else 'ws'}://{shown}:{port} (asyncio)", flush=True)

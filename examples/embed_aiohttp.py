@@ -160,8 +160,10 @@ async def serve(arguments: argparse.Namespace) -> None:
         try:
             await web.TCPSite(runner, arguments.host, arguments.port).start()
         except (OSError, OverflowError) as error:
+            # asyncio puts the address in front of the reason, which is told here already.
+            reason = (getattr(error, "strerror", None) or str(error)).rpartition(": ")[2]
             where = f"{arguments.host}:{arguments.port}"
-            raise OSError(f"cannot listen on {where}: {getattr(error, 'strerror', None) or error}") from None
+            raise OSError(f"cannot listen on {where}: {reason}") from None
         host, port = runner.addresses[0][:2]
         shown = f"[{host}]" if ":" in host else host
         print(f"listening on ws://{shown}:{port} ({thread.reactor.backend}, and aiohttp for HTTP)", flush=True)

@@ -158,7 +158,7 @@ class Pusher(threading.Thread):
                         if not sender.send(conn.id, Opcode.BINARY, payload):
                             break
                         counts[visitor] += 1
-                    sender.call(lambda v=visitor, c=conn, n=counts[visitor]: self._note(v, c, n))  # type: ignore[misc]
+                    sender.call(self._note, visitor, conn, counts[visitor])
         except BaseException as error:  # noqa: BLE001 - told at the end of the round
             self.error = error
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Final, overload
 
-from uringws.errors import ConnectionClosed, UringWSError, check
+from uringws.errors import ConnectionClosed, UringWSError, WrongThread, check
 from uringws.frames import CloseCode, Opcode
 from uringws.sending import ABSENT, check_close, check_send, name_opcode
 from uringws.shim import fast_send, fast_send_event, ffi, lib
@@ -230,7 +230,11 @@ class Connection:
             return f"<Connection {self.id}>"
 
     def _cannot_echo(self) -> Exception:
-        if not self.is_open:
+        try:
+            is_open = self.is_open
+        except WrongThread:
+            return WrongThread(f"echo on connection {self.id}: it belongs to the thread that runs its reactor")
+        if not is_open:
             return ConnectionClosed(f"echo on connection {self.id}: the connection is closing")
         return RuntimeError("echo() is for the connection whose message is being handled, while it is")
 

@@ -35,7 +35,7 @@ class Listeners:
         """Whether it listens anywhere."""
         return bool(self._sockets)
 
-    def bind(self, host: str, port: int, *, reuse_port: bool) -> tuple[str, int]:
+    def bind(self, host: str, port: int | None, *, reuse_port: bool) -> tuple[str, int]:
         """See `Reactor.bind`."""
         self._check()
         listener = listen_tcp(host, port, reuse_port=reuse_port)

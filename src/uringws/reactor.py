@@ -113,7 +113,7 @@ class Reactor:
         """Where it listens, in the order of the bind calls. A drained or closed reactor still names its addresses."""
         return list(self._listeners.addresses)
 
-    def bind(self, host: str, port: int, *, reuse_port: bool = False) -> tuple[str, int]:
+    def bind(self, host: str, port: int | None = None, *, reuse_port: bool = False) -> tuple[str, int]:
         """Listen on a TCP port, 0 to 65535; return (host, port) with the port that a 0 was turned into.
 
         `host` is an IPv4 or IPv6 address or a name (its first address is taken; "" is all of IPv4, "::" all of IPv6).
@@ -353,9 +353,9 @@ class Reactor:
 
         Return a handle to cancel it by. It is called while `run` or `run_once` runs, never early, and late by as much
         as the callbacks before it take. What it raises is logged. A timer keeps no reactor running: `run` ends without
-        calling it when there is no listening socket, session and Sender left. Raises WrongThread (from other threads:
-        `sender.call(lambda: reactor.call_later(...))`), ReactorStateError once closed, TypeError or ValueError for no
-        time and no function.
+        calling it when there is no listening socket, session and Sender left. Raises WrongThread (other threads write
+        `sender.call(reactor.call_later, seconds, function)`), ReactorStateError once closed, TypeError or ValueError
+        for wrong arguments.
         """
         self._core.check_lasting()
         timer = self._timers.add(seconds, None, function, arguments)

@@ -8,6 +8,7 @@ import threading
 import time
 import warnings
 from concurrent.futures import Future, wait
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self, overload
 
 from uringws.errors import ConnectionClosed, ReactorStateError
@@ -93,17 +94,17 @@ class Sender:
         )
         return self.close_connection(id, *arguments, **options)
 
-    def call(self, function: Callable[[], object], *, timeout: float | None = None) -> None:
-        """Have a function called on the reactor's thread, between two turns. What it raises is logged.
+    def call(self, function: Callable[..., object], *arguments: Any, timeout: float | None = None) -> None:
+        """Have `function(*arguments)` called on the reactor's thread, between two turns. What it raises is logged.
 
-        Raises SenderFull and ReactorStateError as `send`.
+        Raises SenderFull and ReactorStateError as `send`, TypeError for anything but a plain function.
         """
         if not callable(function):
-            raise TypeError(f"call takes a function without arguments, not {type(function).__name__}")
+            raise TypeError(f"call takes a function and its arguments, not {type(function).__name__}")
         if inspect.iscoroutinefunction(function):
             raise TypeError("call takes a plain function, not `async def`: a reactor has no event loop to run it")
         self._check_live()
-        self._commands.put(function, timeout)
+        self._commands.put(partial(function, *arguments) if arguments else function, timeout)
 
     def add_session(
         self,

@@ -37,8 +37,12 @@ _BIND_HINTS: Final = {
 _FAMILIES: Final = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
 
 
-def listen_tcp(host: str, port: int, *, reuse_port: bool) -> socket.socket:
-    """Return a socket bound to a TCP port. Raises as `Reactor.bind` says."""
+def listen_tcp(host: object, port: object, *, reuse_port: bool) -> socket.socket:
+    """Return a socket bound to a TCP port, whatever the caller gave for one. Raises as `Reactor.bind` says."""
+    if isinstance(host, tuple):
+        raise TypeError(f"bind takes the host and the port as two arguments, not a tuple: bind(*{host!r})")
+    if port is None:
+        raise TypeError(f"bind takes a host and a port, not {host!r} alone")
     if not isinstance(host, str) or isinstance(port, bool) or not isinstance(port, int):
         raise TypeError(f"bind takes a host as str and a port as int, not {host!r} and {port!r}")
     if not 0 <= port <= _PORT_MAX:  # getaddrinfo would take it modulo 65536
@@ -107,8 +111,35 @@ def listen_unix(name: str, mode: int | None) -> tuple[socket.socket, BoundPath |
         if bound is not None:
             bound.remove()
         listener.close()
-        raise OSError(error.errno, f"bind {shown}: {error.strerror}") from None
+        raise OSError(error.errno, f"bind {shown}: {error.strerror}{_unix_hint(name, error.errno)}") from None
     return listener, bound
+
+
+def _unix_hint(name: str, error: int | None) -> str:
+    """Return what to do about an errno of bind(2) for a Unix socket."""
+    if name.startswith("\0"):
+        return _BIND_HINTS[errno.EADDRINUSE] if error == errno.EADDRINUSE else ""
+    directory = Path(name).absolute().parent
+    hints = {
+        errno.EADDRINUSE: _taken_hint(name),
+        errno.EACCES: f"; this user may not create a file in {directory}, which takes write and search permission",
+        errno.ENOENT: f"; {directory} does not exist: create it first",
+        errno.ENOTDIR: f"; {directory} is not a directory",
+    }
+    return hints.get(error or 0, "")
+
+
+def _taken_hint(path: str) -> str:
+    """Return what lies at a path that bind(2) found taken, and what to do about it."""
+    try:
+        mode = os.lstat(path).st_mode
+    except OSError:
+        return ""
+    if stat.S_ISDIR(mode):
+        return "; that is a directory: give the path of a socket in it, such as " + str(Path(path) / "uringws.sock")
+    if stat.S_ISSOCK(mode):
+        return "; another program listens there: stop it, or choose another path"
+    return "; a file that is no socket lies there: remove it, or choose another path"
 
 
 def _check_unix_name(name: str, mode: int | None) -> None:
@@ -149,6 +180,8 @@ def check_listener(sock: socket.socket) -> None:
     """Raise TypeError or ValueError for what cannot be listened on."""
     if not isinstance(sock, socket.socket) or isinstance(sock, ssl.SSLSocket):
         raise TypeError(f"bind_socket takes a plain socket.socket, not {type(sock).__name__}")
+    if sock.fileno() < 0:
+        raise ValueError("bind_socket takes an open socket, and this one is closed")
     if sock.type != socket.SOCK_STREAM or sock.family not in _FAMILIES:
         raise ValueError("bind_socket takes a TCP or Unix stream socket")
 

@@ -75,6 +75,8 @@ class Timers:
         Raises TypeError or ValueError for no time and no function.
         """
         self._check()
+        if callable(seconds):
+            raise TypeError("a timer takes the seconds first and then the function, with its arguments after it")
         if seconds is None:
             raise TypeError("a timer takes a number of seconds, not None")
         check_seconds(seconds)
