@@ -296,7 +296,7 @@ class Clock:
 
 def test_the_delays_of_a_repeated_timer_do_not_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
-    timers = Timers(lambda: None)
+    timers = Timers(lambda: None, print)
     calls: list[float] = []
     timers.add(1.0, 1.0, lambda: calls.append(clock.now), ())
     for late in (0.0, 0.25, 0.5, 0.75):  # by how much each call comes too late
@@ -313,7 +313,7 @@ def test_a_timer_that_is_added_by_another_waits_for_the_next_turn_however_soon_i
 ) -> None:
     """Also where the clock has not moved in between."""
     Clock(monkeypatch)
-    timers = Timers(lambda: None)
+    timers = Timers(lambda: None, print)
     calls: list[int] = []
 
     def again() -> None:

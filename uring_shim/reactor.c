@@ -230,6 +230,18 @@ void urs_reactor_stop_listening(struct urs_reactor *reactor)
     }
 }
 
+int urs_reactor_flush_handled(struct urs_reactor *reactor)
+{
+    int refused = urs_core_check(reactor);
+    if (refused != 0)
+        return refused;
+    urs_turn_apply(reactor, *reactor->options.handled, URS_NO_EVENT);
+    int error = urs_turn_flush(reactor);
+    if (error == 0)
+        urs_outbox_reset(&reactor->outbox);
+    return error;
+}
+
 struct urs_event *urs_reactor_events(struct urs_reactor *reactor) { return reactor->events; }
 
 struct urs_event_columns urs_reactor_columns(struct urs_reactor *reactor)

@@ -131,6 +131,10 @@ void urs_reactor_stop_listening(struct urs_reactor *reactor);
  * the slot of its session for a message (or frame) that may be echoed, and URS_TARGET_OTHER for every other event. */
 int urs_reactor_turn(struct urs_reactor *reactor, int64_t timeout_ms, bool echo);
 
+/* Sends what the events handled so far (options.handled) and the calls since then require, without ending the turn: for
+ * callers that handle a turn's events in several parts. Returns 0 or -errno. */
+int urs_reactor_flush_handled(struct urs_reactor *reactor);
+
 struct urs_event *urs_reactor_events(struct urs_reactor *reactor);
 
 /* Columns of the messages among the events: the offset of the payload in the memory of the pool (UINT32_MAX: the

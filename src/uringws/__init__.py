@@ -35,10 +35,12 @@ from uringws.http import Headers, Request, Response, encode_refusal, encode_resp
 from uringws.message import Message
 from uringws.options import Options
 from uringws.reactor import Reactor
+from uringws.reactor_thread import ReactorThread
 from uringws.sender import Sender
 from uringws.stats import Stats
 from uringws.timers import Timer
 from uringws.version import __version__
+from uringws.watches import Watch
 
 __all__ = [
     "Accept",
@@ -65,6 +67,7 @@ __all__ = [
     "ProtocolError",
     "Reactor",
     "ReactorStateError",
+    "ReactorThread",
     "Reject",
     "Request",
     "Response",
@@ -77,6 +80,7 @@ __all__ = [
     "UnavailableReason",
     "UringUnavailable",
     "UringWSError",
+    "Watch",
     "WrongThread",
     "__version__",
     "check_upgrade",

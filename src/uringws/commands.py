@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import threading
 import time
 from collections import deque
@@ -18,8 +17,6 @@ if TYPE_CHECKING:
     from uringws.core import Core
 
 __all__ = ["Commands"]
-
-logger = logging.getLogger("uringws")
 
 _CLOSED = "the reactor was closed, or its thread ended, before it came to the command"
 
@@ -89,9 +86,9 @@ class Commands:
                     function()
                 elif future.set_running_or_notify_cancel():
                     future.set_result(function())
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - reported
                 if future is None:
-                    logger.exception("a command of a Sender failed")
+                    self._core.report(error, "a command of a Sender failed")
                 else:
                     _fail(future, error)
             except BaseException:

@@ -5,6 +5,7 @@ Everybody who calls the shim takes the handle from here. No callbacks and no pol
 
 from __future__ import annotations
 
+import logging
 import mmap
 import socket
 import threading
@@ -20,9 +21,14 @@ from uringws.run_state import MAY_FOLLOW, RunState
 from uringws.shim import CData, ffi, lib
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from uringws.connection import Connection
     from uringws.http import Peer
 
 __all__ = ["EVENTS_MAX", "Core", "slot_of"]
+
+logger = logging.getLogger("uringws")
 
 EVENTS_MAX: Final[int] = lib.URS_EVENTS_MAX
 """The most events of one turn, and the index that stands for "no event"."""
@@ -62,6 +68,8 @@ class Core:
         copy_rules(options, rules)
         self._sessions_max = options.sessions_max
         self.state = RunState.NEW
+        self.on_failure: Callable[[str, Exception, Connection | None], object] | None = None
+        """Gets what callbacks raise, with a sentence about it, in place of the log."""
         self.owner: Final = Owner()
         self.renew_lock()
         self.opened: Final = open_core(backend, shim, rules)
@@ -141,6 +149,13 @@ class Core:
         if self.state is not RunState.CLOSED:
             self.become(RunState.INHERITED)
             lib.urs_reactor_forked(self.handle)
+
+    def report(self, error: Exception, message: str, *arguments: object, connection: Connection | None = None) -> None:
+        """Tell of an exception that a callback raised: to the event loop that runs the reactor, else in the log."""
+        if self.on_failure is None:
+            logger.error(message, *arguments, exc_info=error)
+        else:
+            self.on_failure(message % arguments, error, connection)
 
     # ---- what the shim knows
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import time
+from enum import IntEnum
 from typing import TYPE_CHECKING, Final
 
 from uringws.callbacks import came_out_of
@@ -25,8 +27,9 @@ if TYPE_CHECKING:
     from uringws.message import Message
     from uringws.sessions import Sessions
     from uringws.upgrade import Upgrader
+    from uringws.watches import Watches
 
-__all__ = ["Dispatcher"]
+__all__ = ["Dispatcher", "TurnOutcome"]
 
 logger = logging.getLogger("uringws")
 
@@ -34,6 +37,21 @@ logger = logging.getLogger("uringws")
 _turn_shim: Final = lib.urs_reactor_turn
 _EINTR: Final = 4
 _LOST_REASONS: Final = {0: "the peer closed the TCP connection without a close frame"}
+
+
+_PART_EVENTS: Final = 16
+"""How many events a bounded turn hands out between two looks at the clock."""
+
+
+class TurnOutcome(IntEnum):
+    """What a bounded turn did."""
+
+    IDLE = 0
+    """The time was over, a watched descriptor became ready, or a signal came."""
+    BUSY = 1
+    """It called back, and no event is left."""
+    CUT_SHORT = 2
+    """It called back until its time was over: the next turn hands out the events that are left."""
 
 
 def _ignore(*_: object) -> None:
@@ -56,6 +74,8 @@ class Dispatcher:
     ) -> None:
         self.attention = False
         """Set to end `take_turns` after its present turn: there is more to look at than events."""
+        self.watches: Watches | None = None
+        """Set once there is one."""
         self._core = core
         self._message = message
         self._sessions = sessions
@@ -95,8 +115,44 @@ class Dispatcher:
                 count = 0
             if waiting:
                 self._commands.run()
+            if self.watches is not None and self.watches:
+                self.watches.run_ready()
             if once or not count or self.attention:
                 return count
+
+    def take_bounded_turn(self, timeout: float | None, seconds: float) -> TurnOutcome:
+        """Take one turn, or go on with the events that are left of the last one; call back for about `seconds`.
+
+        What the handlers sent has left if events are left over, and leaves with the next turn otherwise.
+        """
+        milliseconds = -1 if timeout is None else int(timeout * 1000 + 0.999)
+        handle, handled, message = self._core.handle, self._core.handled, self._message
+        if message._index != EVENTS_MAX:
+            self._note_handled()
+        count: int = _turn_shim(handle, milliseconds, False)
+        if count < 0:
+            if count != -_EINTR:
+                check(count, f"{self._core.opened.name} turn")
+            count = 0
+        outcome = TurnOutcome.IDLE
+        if count > 0:
+            outcome = TurnOutcome.BUSY
+            first, until = handled[0], time.monotonic() + seconds
+            while first < count:
+                last = min(count, first + _PART_EVENTS)
+                self._dispatch(enumerate(self._targets[first:last].tolist(), first), self._on_message)
+                first = handled[0] = last
+                message._index = EVENTS_MAX
+                if first < count and time.monotonic() >= until:
+                    check(lib.urs_reactor_flush_handled(handle), f"{self._core.opened.name} flush")
+                    outcome = TurnOutcome.CUT_SHORT
+                    break
+        if self._commands.waiting:
+            self._commands.run()
+            outcome = max(outcome, TurnOutcome.BUSY)
+        if self.watches is not None and self.watches:
+            self.watches.run_ready()
+        return outcome
 
     def _note_handled(self) -> None:
         """Tell the shim where an exception got out of the dispatch: it returns the rest of the turn's events again.
@@ -238,8 +294,8 @@ class Dispatcher:
             self._core.handled[0] = self._message._index
         try:
             self._on_close(connection, code, reason)
-        except Exception:
-            logger.exception("on_close of %r failed", connection)
+        except Exception as error:  # noqa: BLE001 - reported
+            self._core.report(error, "on_close of %r failed", connection, connection=connection)
 
     def begin_drain(self, code: int) -> None:
         """Begin the close handshake of every connection, after what the current event's handler sent and echoed."""
@@ -350,7 +406,7 @@ class Dispatcher:
             # It sent to a peer that has left meanwhile: no fault of the handler's, and on_close is to come.
             logger.debug("%r ended before it was answered", connection)
             return
-        logger.error("the handler of %r failed; it is closed with 1011", connection, exc_info=error)
+        self._core.report(error, "the handler of %r failed; it is closed with 1011", connection, connection=connection)
         if connection.is_open:
             with contextlib.suppress(Exception):
                 connection.close(CloseCode.INTERNAL_ERROR, "internal error")

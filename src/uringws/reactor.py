@@ -38,6 +38,7 @@ from uringws.sockets import Address, check_stream, show_address
 from uringws.stats import Stats, stats_of
 from uringws.timers import Timer, Timers
 from uringws.upgrade import Upgrader
+from uringws.watches import Watch, Watches
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -82,7 +83,7 @@ class Reactor:
         self._listeners: Final = Listeners(self._core, self.options)
         self._sessions: Final = Sessions()
         self._commands: Final = Commands(self._core, self.options.sender_commands_max)
-        self._timers: Final = Timers(self._core.check_thread)
+        self._timers: Final = Timers(self._core.check_thread, self._core.report)
         self._drain: Final = Drain(self._core)
         upgrader = Upgrader(self._core, self.options, callbacks, self.stats)
         self._dispatcher: Final = Dispatcher(
@@ -317,6 +318,8 @@ class Reactor:
         self._listeners.close()
         self._core.free()
         self._timers.clear()
+        if self._dispatcher.watches is not None:
+            self._dispatcher.watches.clear()
         self._commands.drop_all()
 
     def __del__(self) -> None:
@@ -372,6 +375,28 @@ class Reactor:
         timer = self._timers.add(seconds, seconds, function, arguments)
         self._dispatcher.attention = True
         return timer
+
+    # ---- descriptors of others
+
+    def watch(self, descriptor: Any, callback: Callable[[], object], *, writable: bool = False) -> Watch:
+        """Call `callback()` after each turn in which a descriptor was readable (`writable`: writable); return a handle
+        to cancel it by.
+
+        For everything that shares the reactor's thread and is no WebSocket: a pipe, a database client, another event
+        loop. `descriptor` is a number, or an object with `fileno()`; all that poll(2) can wait for can be watched, from
+        any turn's start on. A descriptor that is not read empty is reported again by the next turn, one that has failed
+        or was hung up too. Each direction has a watch of its own. It is called while `run` or `run_once` runs, on the
+        reactor's thread; what it raises is logged. A watch keeps no reactor running.
+
+        The reactor keeps the open file until a turn after `Watch.cancel`: cancel before you close the descriptor.
+        Raises WrongThread, ReactorStateError once closed, ValueError for a closed descriptor and for one that is always
+        ready (a regular file), LimitReached with more than 1,024 watches, TypeError, and OSError of the system.
+        """
+        self._core.check_lasting()
+        dispatcher = self._dispatcher
+        if dispatcher.watches is None:
+            dispatcher.watches = Watches(self._core)
+        return dispatcher.watches.add(descriptor, callback, writable=writable)
 
     # ---- sessions from elsewhere
 

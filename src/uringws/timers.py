@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import heapq
 import inspect
-import logging
 import time
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,8 +13,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = ["Timer", "Timers"]
-
-logger = logging.getLogger("uringws")
 
 _INTERVAL_SECONDS_MIN: Final = 0.001  # a turn waits whole milliseconds
 _CANCELLED_MIN: Final = 64
@@ -56,10 +53,13 @@ class Timer:
 
 
 class Timers:
-    """The timers of one reactor. `check` raises in a thread that may not touch them."""
+    """The timers of one reactor. `check` raises in a thread that may not touch them, `report` tells what functions
+    raise (`Core.report`).
+    """
 
-    def __init__(self, check: Callable[[], object]) -> None:
+    def __init__(self, check: Callable[[], object], report: Callable[..., object]) -> None:
         self._check = check
+        self._report = report
         self._heap: list[tuple[float, int, Timer]] = []
         self._numbers = 0
         self._cancelled = 0
@@ -116,7 +116,7 @@ class Timers:
         return max(0.0, self._heap[0][0] - time.monotonic()) if self._heap else None
 
     def run_due(self) -> None:
-        """Call the functions of the timers that are due now, in the order of their times; log what they raise.
+        """Call the functions of the timers that are due now, in the order of their times; report what they raise.
 
         What is no error (KeyboardInterrupt) gets out, and the other timers stay for the next call. One that is added
         meanwhile waits for the next call, however soon it is due.
@@ -140,8 +140,8 @@ class Timers:
             self._push(timer, due + (missed + 1) * timer._interval)
         try:
             function(*arguments)  # type: ignore[misc]
-        except Exception:
-            logger.exception("the function of a timer failed: %r", function)
+        except Exception as error:  # noqa: BLE001 - reported
+            self._report(error, "the function of a timer failed: %r", function)
 
     def _push(self, timer: Timer, due: float) -> None:
         self._numbers += 1

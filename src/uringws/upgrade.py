@@ -5,7 +5,6 @@ Bytes in and out; the dispatch loop carries the decision out.
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
     from uringws.stats import Stats
 
 __all__ = ["Decision", "Upgrade", "Upgrader"]
-
-logger = logging.getLogger("uringws")
 
 _ACCEPT = Accept()
 _ALLOWED = Response(204, {"Allow": "GET, HEAD, OPTIONS"})  # RFC 9110 9.3.7
@@ -83,8 +80,8 @@ class Upgrader:
             came_from_elsewhere = error
         try:
             return self._decide(upgrade), came_from_elsewhere
-        except Exception:
-            logger.exception("an opening request could not be answered; it is answered 500")
+        except Exception as error:  # noqa: BLE001 - reported
+            self._core.report(error, "an opening request could not be answered; it is answered 500")
             return self._internal_error(), None
 
     def _internal_error(self) -> Decision:
@@ -154,7 +151,7 @@ class Upgrader:
             if response is not None and not isinstance(response, Response):
                 raise TypeError(f"on_request returns a Response or None, not {type(response).__name__}")
         except Exception as error:
-            logger.exception("on_request for %s failed; it is answered 500", request.target)
+            self._core.report(error, "on_request for %s failed; it is answered 500", request.target)
             raise refusal("handler") from error
         return _ALLOWED if response is None and asks_options else response
 
@@ -175,6 +172,6 @@ class Upgrader:
             offered = request.subprotocols if returned.subprotocol is not None else ()
             response = encode_accept(key, returned, offered=offered, server_header=options.server_header)
         except Exception as error:
-            logger.exception("on_upgrade for %s failed; it is answered 500", request.target)
+            self._core.report(error, "on_upgrade for %s failed; it is answered 500", request.target)
             raise refusal("handler") from error
         return Decision(response, accepted=True, subprotocol=returned.subprotocol, data=returned.data)

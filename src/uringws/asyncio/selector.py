@@ -1,0 +1,96 @@
+"""The selector of the event loop: its `select` is one turn of a reactor. No coroutines, no policy of the loop."""
+
+from __future__ import annotations
+
+import math
+import selectors
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+from uringws.dispatch import TurnOutcome
+from uringws.driver import Driver
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from uringws.reactor import Reactor
+    from uringws.watches import Watch
+
+__all__ = ["ReactorSelector"]
+
+_CALLBACK_SECONDS: Final = 0.001
+"""About how long one turn may call back: timers and tasks of the loop wait for it."""
+
+
+class ReactorSelector(selectors.BaseSelector):
+    """A selector whose `select` takes one turn of a reactor, and so calls the handlers of its sessions.
+
+    The file objects that are registered here stand in an epoll of their own. The reactor watches its descriptor, so
+    that their readiness ends the turn. `close` leaves the reactor open.
+    """
+
+    def __init__(self, reactor: Reactor) -> None:
+        """The reactor is not touched before the first `select`, which may be another thread's."""
+        self._reactor = reactor
+        self._driver = Driver(reactor)
+        self._others = selectors.EpollSelector()
+        self._others_ready = False
+        self._watch: Watch | None = None
+
+    def _note_others(self) -> None:
+        self._others_ready = True
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        """Take a turn; return the keys that are ready, as `selectors.BaseSelector` says.
+
+        Also returns, with an empty list, once the turn has called back. A signal whose handler raises nothing does not
+        end the wait (PEP 475).
+        """
+        if self._watch is None:
+            self._watch = self._reactor.watch(self._others.fileno(), self._note_others)
+        until = None
+        if timeout is not None:
+            # Rounded up, as EpollSelector does: a wait that ends before the timer is due would be repeated at once.
+            timeout = max(0.0, math.ceil(timeout * 1000) / 1000)
+            until = time.monotonic() + timeout
+        while True:
+            outcome = self._driver.take_turn(timeout, _CALLBACK_SECONDS)
+            if self._others_ready or outcome is TurnOutcome.CUT_SHORT:
+                # Looked at once: the next turn reports again what stays ready. A turn that only goes on with the events
+                # of the last one reports nothing.
+                self._others_ready = False
+                return self._others.select(0)
+            if outcome is TurnOutcome.BUSY:
+                return []
+            if until is not None:
+                timeout = until - time.monotonic()
+                if timeout <= 0:
+                    return []
+
+    def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
+        """Register a file object, as `selectors.BaseSelector` says."""
+        return self._others.register(fileobj, events, data)
+
+    def unregister(self, fileobj: Any) -> selectors.SelectorKey:
+        """Unregister a file object, as `selectors.BaseSelector` says."""
+        return self._others.unregister(fileobj)
+
+    def modify(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
+        """Change what a file object is registered for, as `selectors.BaseSelector` says."""
+        return self._others.modify(fileobj, events, data)
+
+    def get_key(self, fileobj: Any) -> selectors.SelectorKey:
+        """Return the key of a file object, as `selectors.BaseSelector` says."""
+        return self._others.get_key(fileobj)
+
+    def get_map(self) -> Mapping[Any, selectors.SelectorKey]:
+        """Return the keys by file object, as `selectors.BaseSelector` says."""
+        return self._others.get_map()
+
+    def close(self) -> None:
+        """Watch no more, and forget all file objects. Twice is fine."""
+        try:
+            if self._watch is not None:
+                self._watch.cancel()
+        finally:
+            self._others.close()
