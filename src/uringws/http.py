@@ -36,6 +36,7 @@ __all__ = [
     "encode_response",
     "has_token",
     "list_elements",
+    "parse_fields",
     "parse_request",
 ]
 
@@ -266,7 +267,7 @@ def parse_request(head: bytes, *, header_count_max: int, peer: Peer = None) -> R
     if head.count(b"\n") - 2 > header_count_max:
         raise HandshakeError(431, "too many header fields")
     method, target, version = _parse_request_line(head)
-    fields = _parse_fields(head)
+    fields = parse_fields(head)
     headers = Headers(fields)
     _refuse_body(headers)
     host = _parse_host(headers, version)
@@ -287,7 +288,8 @@ def _parse_request_line(head: bytes) -> tuple[str, str, str]:
     return method, target, version
 
 
-def _parse_fields(head: bytes) -> list[tuple[bytes, bytes]]:
+def parse_fields(head: bytes) -> list[tuple[bytes, bytes]]:
+    """Return the field lines of a whole head, in their order. Raises HandshakeError (400) for a malformed one."""
     collector = _Collector()
     try:
         httptools.HttpRequestParser(collector).feed_data(head)

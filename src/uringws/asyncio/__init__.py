@@ -1,5 +1,39 @@
-"""asyncio on uringws: an event loop whose iterations are turns of a reactor."""
+"""Coroutines on uringws: an event loop on a reactor, and `serve` with the surface of `websockets.asyncio.server`."""
 
+from uringws.asyncio.auth import basic_auth
+from uringws.asyncio.broadcast import broadcast
+from uringws.asyncio.connection import ServerConnection
+from uringws.asyncio.exceptions import (
+    ConcurrencyError,
+    ConnectionClosed,
+    ConnectionClosedError,
+    ConnectionClosedOK,
+    InvalidHandshake,
+    NegotiationError,
+    WebSocketException,
+)
 from uringws.asyncio.loop import EventLoop, new_event_loop, run
+from uringws.asyncio.router import Router, route, unix_route
+from uringws.asyncio.server import Server, serve, unix_serve
 
-__all__ = ["EventLoop", "new_event_loop", "run"]
+__all__ = [
+    "ConcurrencyError",
+    "ConnectionClosed",
+    "ConnectionClosedError",
+    "ConnectionClosedOK",
+    "EventLoop",
+    "InvalidHandshake",
+    "NegotiationError",
+    "Router",
+    "Server",
+    "ServerConnection",
+    "WebSocketException",
+    "basic_auth",
+    "broadcast",
+    "new_event_loop",
+    "route",
+    "run",
+    "serve",
+    "unix_route",
+    "unix_serve",
+]

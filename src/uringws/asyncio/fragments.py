@@ -1,0 +1,45 @@
+"""Fragmented messages: pieces to be sent checked, and pieces received decoded one by one. No I/O."""
+
+from __future__ import annotations
+
+import codecs
+from typing import TYPE_CHECKING, Any, Final
+
+from uringws.asyncio.inbox import Fragment
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable
+
+__all__ = ["FRAGMENTS_MAX", "Fragment", "Fragments", "each", "fragment_payload"]
+
+FRAGMENTS_MAX: Final = 4096
+"""Fragments of one message that `recv` puts together: empty ones would cost memory that `max_size` does not count."""
+
+
+async def each(chunks: Iterable[Any]) -> AsyncIterator[Any]:
+    """Return an asynchronous iterator over an iterable."""
+    for chunk in chunks:
+        yield chunk
+
+
+def fragment_payload(chunk: Any, *, is_str: bool) -> bytes | bytearray | memoryview:
+    """Return the payload of one piece. Raises TypeError if it is not of the type of the first one."""
+    if isinstance(chunk, str):
+        if is_str:
+            return chunk.encode()
+    elif isinstance(chunk, bytes | bytearray | memoryview) and not is_str:
+        return chunk
+    raise TypeError("the fragments of a message must be all str or all bytes-like")
+
+
+class Fragments:
+    """Decodes the fragments of one message as they come: a character may be split between two."""
+
+    def __init__(self, *, decode: bool) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")() if decode else None
+
+    def take(self, fragment: Fragment) -> str | bytes:
+        """Return a fragment as the application is given it. Raises UnicodeDecodeError."""
+        if self._decoder is None:
+            return fragment.data
+        return self._decoder.decode(fragment.data, fragment.fin)

@@ -1,0 +1,57 @@
+"""The queue of what has come in on a connection: messages and fragments, oldest first.
+
+A plain list while it is short, as it is for as long as `max_queue` counts: a deque takes 600 bytes, which an idle
+connection should not. One that has grown long moves into a deque.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any, ClassVar, NamedTuple, TypeAlias
+
+__all__ = ["Discarding", "Fragment", "Inbox", "Item", "as_inbox", "put_back"]
+
+
+class Fragment(NamedTuple):
+    """One frame of a fragmented message."""
+
+    opcode: int
+    """TEXT or BINARY of the first, CONTINUATION of the others."""
+    data: bytes
+    fin: bool
+
+
+Item: TypeAlias = str | bytes | Fragment
+"""A text message, a binary message, or a fragment."""
+
+
+class Inbox(deque[Item]):
+    """A long queue, with the two methods of a list that a connection calls."""
+
+    LONG: ClassVar[int] = 1024
+    """Items above which a list is replaced."""
+
+    def pop(self, index: int = 0) -> Item:
+        """Remove and return the oldest item; `index` is 0."""
+        return self.popleft()
+
+
+class Discarding(list[Item]):
+    """A queue that takes nothing more: the handler has returned, so that nothing reads."""
+
+    def append(self, item: Any) -> None:
+        """Forget the item."""
+
+
+def as_inbox(queue: list[Item] | Inbox) -> list[Item] | Inbox:
+    """Return the queue in the form that suits its length."""
+    return Inbox(queue) if len(queue) > Inbox.LONG and not isinstance(queue, Inbox) else queue
+
+
+def put_back(queue: list[Item] | Inbox, items: list[Fragment]) -> list[Item] | Inbox:
+    """Put items that were taken, oldest first, back in front of the queue."""
+    if isinstance(queue, Inbox):
+        queue.extendleft(reversed(items))
+    else:
+        queue[:0] = items
+    return as_inbox(queue)

@@ -1,0 +1,130 @@
+"""How a task waits for a message: an awaitable that is used again and again, and the list of those to be resumed.
+
+A future per message would cost a callback of the event loop each. Here one callback resumes all tasks that became ready
+in one turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+    from contextvars import Context
+
+__all__ = ["Waiter", "Wakeups"]
+
+
+class _State(IntEnum):
+    IDLE = 0
+    WAITING = 1
+    WOKEN = 2
+    """On the list of its `Wakeups`."""
+    CANCELLED = 3
+    """Likewise; the task is to be resumed with CancelledError."""
+
+
+_IDLE: Final = _State.IDLE
+_WAITING: Final = _State.WAITING
+_WOKEN: Final = _State.WOKEN
+_CANCELLED: Final = _State.CANCELLED
+
+
+class Wakeups:
+    """The waiters of one event loop whose tasks its next iteration resumes, in order."""
+
+    __slots__ = ("_loop", "_waiters")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._waiters: list[Waiter] = []
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The event loop of the tasks."""
+        return self._loop
+
+    def add(self, waiter: Waiter) -> None:
+        """Resume the task of a waiter, which must not be on the list yet."""
+        waiters = self._waiters
+        if not waiters:
+            self._loop.call_soon(self._resume)
+        waiters.append(waiter)
+
+    def _resume(self) -> None:
+        waiters, self._waiters = self._waiters, []
+        iterator = iter(waiters)
+        try:
+            for waiter in iterator:
+                waiter.resume()
+        finally:
+            # Only what is no error, KeyboardInterrupt for example, gets out of a task's step. The others still wait.
+            left = list(iterator)
+            if left:
+                if not self._waiters:
+                    self._loop.call_soon(self._resume)
+                self._waiters[:0] = left
+
+
+class Waiter:
+    """An awaitable for one task at a time, which may wait on it any number of times.
+
+    To the task it is a future (asyncio's protocol of `_asyncio_future_blocking`), except that its callback runs from
+    `Wakeups` and not from a handle of its own. Its creator wakes it through `Wakeups.add`, after `is_waiting`.
+    """
+
+    __slots__ = ("_asyncio_future_blocking", "_callback", "_context", "_message", "_state", "_wakeups")
+
+    def __init__(self, wakeups: Wakeups) -> None:
+        self._asyncio_future_blocking = False
+        self._wakeups = wakeups
+        self._state: _State = _IDLE
+        self._callback: Callable[[Any], object] | None = None
+        self._context: Context | None = None
+        self._message: object = None
+
+    def __await__(self) -> Generator[Waiter, None, None]:
+        self._asyncio_future_blocking = True
+        self._state = _WAITING
+        yield self
+
+    def wake(self) -> None:
+        """Resume the task in the next iteration, if it waits and is not being resumed already."""
+        if self._state is _WAITING:
+            self._state = _WOKEN
+            self._wakeups.add(self)
+
+    def resume(self) -> None:
+        """Run the task's next step. Only for `Wakeups`."""
+        callback, context = self._callback, self._context
+        self._callback = self._context = None
+        if callback is not None and context is not None:
+            context.run(callback, self)
+
+    # ---- what a task asks of a future
+
+    def get_loop(self) -> asyncio.AbstractEventLoop:
+        """Return the loop whose tasks may wait on it; a task of another loop is told so by asyncio."""
+        return self._wakeups.loop
+
+    def add_done_callback(self, callback: Callable[[Any], object], *, context: Context) -> None:
+        """Keep the task's way to be resumed."""
+        self._callback = callback
+        self._context = context
+
+    def cancel(self, msg: object = None) -> bool:
+        """Resume the task with CancelledError; False if it is being resumed already."""
+        if self._state is not _WAITING:
+            return False
+        self._state = _CANCELLED
+        self._message = msg
+        self._wakeups.add(self)
+        return True
+
+    def result(self) -> None:
+        """Raise CancelledError if it was cancelled."""
+        if self._state is _CANCELLED:
+            message, self._message = self._message, None
+            raise asyncio.CancelledError() if message is None else asyncio.CancelledError(message)
