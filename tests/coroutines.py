@@ -10,7 +10,7 @@ from typing import Any, Self, TypeVar
 import pytest
 import uvloop
 
-from uringws.asyncio import Server, ServerConnection
+from uringws.asyncio import Server, ServerConnection, serve
 from wire import Address, Frame, Peer, close_frame, upgrade_request
 
 T = TypeVar("T")
@@ -117,6 +117,19 @@ async def ask(server: Server, request: bytes | None = None) -> tuple[int, dict[s
         if response.status != 101:
             await wire.eof()
         return response.status, response.headers, response.body
+
+
+async def echo(connection: ServerConnection) -> None:
+    async for message in connection:
+        await connection.send(message)
+
+
+async def hold(connection: ServerConnection) -> None:
+    await connection.wait_closed()
+
+
+def listen(handler: Any = hold, **settings: Any) -> Server:
+    return serve(handler, "127.0.0.1", 0, **settings)
 
 
 each_loop = pytest.mark.parametrize("loop", LOOPS)

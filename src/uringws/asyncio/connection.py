@@ -10,12 +10,11 @@ import asyncio
 import random
 import struct
 import time
-import uuid
-import weakref
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from logging import LoggerAdapter
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, cast, overload
 
+from uringws.asyncio.attributes import Attributes
 from uringws.asyncio.classes import (
     CLOSED,
     CLOSING,
@@ -24,15 +23,13 @@ from uringws.asyncio.classes import (
     Close,
     ConcurrencyError,
     ConnectionClosed,
-    ConnectionClosedError,
     ConnectionClosedOK,
     ProtocolError,
     State,
 )
-from uringws.asyncio.facades import ProtocolFacade
-from uringws.asyncio.fragments import FRAGMENTS_MAX, Fragment, Fragments, each, fragment_payload
-from uringws.asyncio.inbox import Discarding, Inbox, as_inbox, put_back
-from uringws.asyncio.opening import make_request, parse_head, parse_response, plain_answer, to_response
+from uringws.asyncio.ending import Ending
+from uringws.asyncio.inbox import Discarding, Fragment, as_inbox, put_back, queue_marks
+from uringws.asyncio.payloads import FRAGMENTS_MAX, Fragments, control_payload, each, fragment_payload
 from uringws.asyncio.waiters import Waiter
 from uringws.errors import ConnectionClosed as LinkClosed
 from uringws.errors import WrongThread
@@ -42,9 +39,8 @@ from uringws.sending import check_close
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from uringws.asyncio.classes import Request, Response
-    from uringws.asyncio.inbox import Item
-    from uringws.asyncio.link import Link, Mode
+    from uringws.asyncio.inbox import Inbox, Item
+    from uringws.asyncio.link import Link
     from uringws.asyncio.server import Server
 
     Data = str | bytes
@@ -66,31 +62,7 @@ _HEADERS_MAX: Final = 1_000_000  # the head was parsed once already
 _RECV_RUNS: Final = "cannot call {} while another coroutine is already running recv or recv_streaming"
 
 
-class Ending:
-    """What is known of a connection's end. Made when it begins, so that an open connection is small."""
-
-    __slots__ = ("cause", "has_failed", "received", "received_first", "sent")
-
-    def __init__(self) -> None:
-        self.sent: Close | None = None
-        self.received: Close | None = None
-        self.received_first: bool | None = None
-        self.cause: BaseException | None = None
-        self.has_failed = False
-        """This side failed the connection: what the peer still sends does not count (RFC 6455 7.1.7)."""
-
-    def error(self) -> ConnectionClosed:
-        """Return the exception that says so."""
-        sent, received = self.sent, self.received
-        is_ok = sent is not None and received is not None and {sent.code, received.code} <= _OK_CODES
-        kind = ConnectionClosedOK if is_ok else ConnectionClosedError
-        order = self.received_first if sent is not None and received is not None else None
-        error: ConnectionClosed = kind(received, sent, order)
-        error.__cause__ = self.cause
-        return error
-
-
-class ServerConnection:
+class ServerConnection(Attributes):
     """One connection of a `Server`, given to its handler.
 
     `async for message in connection` ends when the connection is closed with code 1000, 1001 or none, and raises
@@ -102,25 +74,10 @@ class ServerConnection:
     """
 
     # Defaults that most connections never change: they take no memory in the object.
-    subprotocol: str | None = None
-    """The subprotocol that the opening handshake agreed on; None for none."""
-    username: str
-    """The user that `basic_auth` has let in."""
-    handler: Any
-    handler_kwargs: Any
-    """What `route` found for the request's path."""
-    _ending: Ending | None = None
     _pings: dict[bytes, tuple[asyncio.Future[float], float]] | None = None
     _sending: asyncio.Future[None] | None = None
     _closed_waiters: list[asyncio.Future[None]] | None = None
     _drain_waiters: list[asyncio.Future[None]] | None = None
-    _head: bytes = b""
-    _answer: bytes = b""
-    _request: Request | None = None
-    _response: Response | None = None
-    _id: uuid.UUID | None = None
-    _logger: Logger | None = None
-    _latency: float = 0.0
     _reads_paused = False
     _writes_paused = False
     _send: Callable[[Any], object]
@@ -147,106 +104,6 @@ class ServerConnection:
         self._high, self._low = server.queue_marks if max_queue is server.max_queue else queue_marks(max_queue)
         self._waiter = Waiter(server.wakeups)
         self._is_reading = False
-
-    # ---- attributes
-
-    @property
-    def mode(self) -> Mode:
-        """Where the connection's bytes go: "ring" on the loop of `uringws.asyncio`, else "transport"."""
-        return self._link.mode
-
-    @property
-    def loop(self) -> asyncio.AbstractEventLoop:
-        """The event loop that the connection belongs to."""
-        return self._waiter.get_loop()
-
-    @property
-    def id(self) -> uuid.UUID:
-        """A unique number of the connection, for logs."""
-        if self._id is None:
-            self._id = uuid.uuid4()
-        return self._id
-
-    @property
-    def logger(self) -> Logger:
-        """The server's logger, whose records have the connection as their attribute `websocket`."""
-        if self._logger is None:
-            self._logger = LoggerAdapter(self.server.logger, {"websocket": weakref.proxy(self)})
-        return self._logger
-
-    @property
-    def transport(self) -> Any:
-        """The asyncio transport; on the ring an object with those of its methods that make sense there."""
-        return self._link.transport
-
-    @property
-    def protocol(self) -> ProtocolFacade:
-        """The attributes of `websockets`' sans-I/O protocol object: `state`, `extensions`, `close_code` and so on."""
-        return ProtocolFacade(self)
-
-    @property
-    def local_address(self) -> Any:
-        """This side's address as socket.getsockname returns it."""
-        return self.transport.get_extra_info("sockname")
-
-    @property
-    def remote_address(self) -> Any:
-        """The peer's address as socket.getpeername returns it."""
-        return self.transport.get_extra_info("peername")
-
-    @property
-    def latency(self) -> float:
-        """Seconds that the last ping took to its pong; 0.0 before the first pong."""
-        return self._latency or self._link.latency
-
-    @property
-    def state(self) -> State:
-        """CONNECTING, OPEN, CLOSING or CLOSED. Rather call `recv` or `send` and handle ConnectionClosed."""
-        return self._state
-
-    @property
-    def close_code(self) -> int | None:
-        """The peer's close code (1005: its frame had none; 1006: no frame came); None until all is closed."""
-        if self._state is not CLOSED:
-            return None
-        received = self._ending.received if self._ending is not None else None
-        return 1006 if received is None else int(received.code)
-
-    @property
-    def close_reason(self) -> str | None:
-        """The peer's close reason; None until the connection is closed."""
-        if self._state is not CLOSED:
-            return None
-        received = self._ending.received if self._ending is not None else None
-        return "" if received is None else received.reason
-
-    @property
-    def request(self) -> Request | None:
-        """The opening request; None before it has come."""
-        if self._request is None and self._head:
-            self._request = make_request(parse_head(self._head, header_count_max=_HEADERS_MAX))
-            self._head = b""
-        return self._request
-
-    @property
-    def response(self) -> Response | None:
-        """The answer to the opening request; None before it is made."""
-        if self._response is None and self._answer:
-            self._response = parse_response(self._answer)
-            self._answer = b""
-        return self._response
-
-    @response.setter
-    def response(self, response: Response | None) -> None:
-        self._response = response
-
-    def __repr__(self) -> str:
-        """Name it for a log."""
-        return f"<{type(self).__name__} {self._link.mode} {self._state.name}>"
-
-    def respond(self, status: int, text: str) -> Response:
-        """Return a plain text answer, for `process_request` or `process_response` to return; its headers may change."""
-        return to_response(plain_answer(status, text))
 
     # ---- receiving
 
@@ -496,7 +353,7 @@ class ServerConnection:
         The pong of a later ping completes it too. Raises ConnectionClosed, as the future does; ConcurrencyError if a
         ping with the same data waits for its pong.
         """
-        payload = None if data is None else _control_payload(data)
+        payload = None if data is None else control_payload(data)
         if self._state is not OPEN:
             await self._refuse()
         if self._pings is None:
@@ -512,7 +369,7 @@ class ServerConnection:
 
     async def pong(self, data: DataLike = b"") -> None:
         """Send a pong that nobody asked for, of at most 125 bytes. Raises ConnectionClosed."""
-        await self._write(_PONG, _control_payload(data))
+        await self._write(_PONG, control_payload(data))
 
     # ---- closing
 
@@ -582,7 +439,7 @@ class ServerConnection:
         if self._state is OPEN:
             self._state = CLOSING
             if self.close_timeout is not None:
-                self.server.closings.start(self, self.close_timeout)
+                self.server.clocks.closings.start(self, self.close_timeout)
         return ending
 
     def _note_cause(self, error: BaseException | None) -> None:
@@ -688,7 +545,7 @@ class ServerConnection:
             return
         self._note_cause(error)
         self._state = CLOSED
-        self.server.closings.stop(self)
+        self.server.clocks.closings.stop(self)
         if self._is_reading:
             self._waiter.wake()
         self._end_pings()
@@ -729,38 +586,3 @@ class _Messages:
 
     async def aclose(self) -> None:
         """Do nothing: it holds nothing that must be given back."""
-
-
-def queue_marks(max_queue: int | tuple[int | None, int | None] | None) -> tuple[int, int | None]:
-    """Return above how many frames reading pauses, and at how many it resumes (None: it never pauses).
-
-    Raises ValueError or TypeError.
-    """
-    high, low = max_queue if isinstance(max_queue, tuple) else (max_queue, None)
-    for mark in (high, low):
-        if mark is not None and (isinstance(mark, bool) or not isinstance(mark, int)):
-            raise TypeError(f"max_queue is an int, a (high, low) tuple of them, or None, not {max_queue!r}")
-    if high is None:
-        if low is None:
-            return Inbox.LONG, None
-        high = low * 4
-    if low is None:
-        low = high // 4
-    if low < 0:
-        raise ValueError("low must be positive or equal to zero")
-    if high < low:
-        raise ValueError("high must be greater than or equal to low")
-    return high, low
-
-
-def _control_payload(data: Any) -> bytes:
-    """Return the payload of a ping or pong. Raises TypeError, and ProtocolError for more than 125 bytes."""
-    if isinstance(data, str):
-        payload = data.encode()
-    elif isinstance(data, _BYTES_LIKE):
-        payload = bytes(data)
-    else:
-        raise TypeError("data must be str or bytes-like")
-    if len(payload) > _CONTROL_BYTES_MAX:
-        raise ProtocolError("control frame too long")
-    return payload

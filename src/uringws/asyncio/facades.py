@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from uringws.asyncio.ending import Ending
+
 if TYPE_CHECKING:
     import uuid
 
+    from uringws.asyncio.attributes import Attributes, Logger
     from uringws.asyncio.classes import Close, ConnectionClosed, State
-    from uringws.asyncio.connection import Logger, ServerConnection
 
 __all__ = ["ProtocolFacade"]
 
@@ -18,7 +20,7 @@ class ProtocolFacade:
 
     __slots__ = ("_connection",)
 
-    def __init__(self, connection: ServerConnection) -> None:
+    def __init__(self, connection: Attributes) -> None:
         self._connection = connection
 
     @property
@@ -71,4 +73,4 @@ class ProtocolFacade:
     @property
     def close_exc(self) -> ConnectionClosed:
         """The exception that a closed connection raises."""
-        return self._connection._closed_error()
+        return (self._connection._ending or Ending()).error()

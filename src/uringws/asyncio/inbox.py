@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 
-__all__ = ["Discarding", "Fragment", "Inbox", "Item", "as_inbox", "put_back"]
+__all__ = ["Discarding", "Fragment", "Inbox", "Item", "as_inbox", "put_back", "queue_marks"]
 
 
 class Fragment(NamedTuple):
@@ -55,3 +55,25 @@ def put_back(queue: list[Item] | Inbox, items: list[Fragment]) -> list[Item] | I
     else:
         queue[:0] = items
     return as_inbox(queue)
+
+
+def queue_marks(max_queue: int | tuple[int | None, int | None] | None) -> tuple[int, int | None]:
+    """Return above how many frames reading pauses, and at how many it resumes (None: it never pauses).
+
+    Raises ValueError or TypeError.
+    """
+    high, low = max_queue if isinstance(max_queue, tuple) else (max_queue, None)
+    for mark in (high, low):
+        if mark is not None and (isinstance(mark, bool) or not isinstance(mark, int)):
+            raise TypeError(f"max_queue is an int, a (high, low) tuple of them, or None, not {max_queue!r}")
+    if high is None:
+        if low is None:
+            return Inbox.LONG, None
+        high = low * 4
+    if low is None:
+        low = high // 4
+    if low < 0:
+        raise ValueError("low must be positive or equal to zero")
+    if high < low:
+        raise ValueError("high must be greater than or equal to low")
+    return high, low

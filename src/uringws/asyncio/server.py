@@ -18,9 +18,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, cast
 
 from uringws.asyncio.classes import OPEN
-from uringws.asyncio.connection import ServerConnection, queue_marks
+from uringws.asyncio.connection import ServerConnection
 from uringws.asyncio.deadlines import Deadlines
 from uringws.asyncio.decoder import DecoderShared
+from uringws.asyncio.inbox import queue_marks
 from uringws.asyncio.opening import SERVER, OpeningRules
 from uringws.asyncio.transport import TransportLink
 from uringws.asyncio.waiters import Wakeups
@@ -37,6 +38,23 @@ if TYPE_CHECKING:
 __all__ = ["Server", "serve", "unix_serve"]
 
 _TOKEN: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110 5.6.2
+
+
+class Clocks:
+    """The deadlines of all connections of a server, each kind behind one timer of the event loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.openings: Final = Deadlines(loop, TransportLink.open_timed_out)
+        self.pings: Final = Deadlines(loop, TransportLink.ping_due)
+        self.pongs: Final = Deadlines(loop, TransportLink.pong_due)
+        self.closings: Final = Deadlines(loop, ServerConnection._close_timed_out)
+
+    def close(self) -> None:
+        """Forget them all, and their timers."""
+        self.openings.close()
+        self.pings.close()
+        self.pongs.close()
+        self.closings.close()
 
 
 class Server:
@@ -82,14 +100,10 @@ class Server:
             max_queue=max_queue,
             write_limit=write_limit,
         )
-        self.server: asyncio.Server
-        """The asyncio server that has the listening sockets. There once this is awaited."""
+        self.server: asyncio.Server  # made when this is awaited; it has the listening sockets
         self.wakeups: Final = Wakeups(self.loop)
         self.decoders: Final = DecoderShared(self.message_bytes_max)
-        self.openings: Final = Deadlines(self.loop, TransportLink.open_timed_out)
-        self.pings: Final = Deadlines(self.loop, TransportLink.ping_due)
-        self.pongs: Final = Deadlines(self.loop, TransportLink.pong_due)
-        self.closings: Final = Deadlines(self.loop, ServerConnection._close_timed_out)
+        self.clocks: Final = Clocks(self.loop)
         self.links: Final[set[Link]] = set()
         """All connections that are not closed, those whose opening handshake goes on included."""
         self._handled: set[ServerConnection] = set()
@@ -160,8 +174,7 @@ class Server:
         while self.links or self._handled or self._tasks - {me}:
             self._emptied = self.loop.create_future()
             await self._emptied
-        for deadlines in (self.openings, self.pings, self.pongs, self.closings):
-            deadlines.close()
+        self.clocks.close()
         if not self._closed.done():
             self._closed.set_result(None)
         self.logger.info("server closed")
@@ -322,33 +335,20 @@ def serve(
 ) -> Server:
     """Return a server that calls `await handler(connection)` for each WebSocket connection. Await it to listen.
 
-    The arguments have the names, the defaults and the meaning that they have in `websockets.asyncio.server`:
+    The arguments have the names, defaults and meaning that they have in `websockets.asyncio.server`. Of `settings`,
+    `open_timeout`, `ping_interval`, `ping_timeout` and `close_timeout` are seconds (None: none); `max_size` is bytes of
+    a message, or (of a message, of a fragment); `max_queue` is frames that may wait for the handler before reading
+    pauses, and `write_limit` bytes that may wait for the peer before `send` waits, each also as (high, low);
+    `create_connection` makes the connections. `options` is ours: `Options` for what has no argument here. All others go
+    to loop.create_server: `ssl`, `sock`, `backlog`, `reuse_port`, `start_serving` and so on. No extension is
+    negotiated, `compression` included.
 
-    - `host`, `port`: where to listen, as for loop.create_server. Other keyword arguments go there, too: `ssl`, `sock`,
-      `backlog`, `reuse_port`, `start_serving` and so on.
-    - `origins`: values of Origin that are let in, strings or compiled patterns; None among them lets in requests
-      without one. Others get 403.
-    - `subprotocols`, `select_subprotocol`: those that the server speaks, the preferred one first, or a function of
-      (connection, offered) that selects one.
-    - `process_request(connection, request)`, `process_response(connection, request, response)`: functions or
-      coroutine functions. A Response that they return is sent instead.
-    - `server_header`: the value of Server in answers; None for none.
-    - `open_timeout`, `ping_interval`, `ping_timeout`, `close_timeout`: seconds; None for none.
-    - `max_size`: bytes of a message, or (of a message, of a fragment). `max_queue`: frames that may wait for the
-      handler before reading pauses, or (high, low). `write_limit`: bytes that may wait for the peer before `send`
-      waits, or (high, low).
-    - `create_connection`: ServerConnection, or a subclass or factory with its arguments.
-    - `compression`, `extensions`: taken, but none is negotiated.
-
-    `options` is ours: `Options` for what has no argument above, such as `header_bytes_max`.
-
-    Raises TypeError or ValueError for a wrong argument, RuntimeError outside of an event loop; awaiting the server
+    Raises TypeError or ValueError for a wrong argument, RuntimeError outside of an event loop; to await the server
     raises OSError where it cannot listen.
     """
     _check_handler(handler)
     _check_subprotocols(subprotocols)
-    if compression not in ("deflate", None):
-        raise ValueError(f"unsupported compression: {compression}")
+    _check_extensions(compression, extensions)
     rules = OpeningRules(
         origins=origins,
         subprotocols=subprotocols,
@@ -358,21 +358,27 @@ def serve(
         server_header=server_header,
     )
     own, others = _split(settings)
+    return Server(handler, functools.partial(_create_server, host, port, others), opening=rules, logger=logger, **own)
+
+
+def _check_extensions(compression: object, extensions: object) -> None:
+    if compression not in ("deflate", None):
+        raise ValueError(f"unsupported compression: {compression}")
     if extensions:
-        (logger or logging.getLogger("websockets.server")).warning("extensions are not supported: none is negotiated")
-    if others.get("ssl") is not None:
-        others.setdefault("ssl_handshake_timeout", own.get("open_timeout", 10))
-        others.setdefault("ssl_shutdown_timeout", own.get("close_timeout", 10))
+        logging.getLogger("uringws").warning("serve(extensions=...): extensions are not supported, none is negotiated")
 
-    async def create_server(factory: Callable[[], TransportLink]) -> asyncio.Server:
-        loop: Any = asyncio.get_running_loop()
-        if others.pop("unix", False):
-            server = await loop.create_unix_server(factory, **others)
-        else:
-            server = await loop.create_server(factory, host, port, **others)
-        return cast("asyncio.Server", server)
 
-    return Server(handler, create_server, opening=rules, logger=logger, **own)
+async def _create_server(
+    host: Any, port: int | None, settings: dict[str, Any], factory: Callable[[], TransportLink]
+) -> asyncio.Server:
+    """Listen with asyncio's own means, which know all that may be asked of a listening socket."""
+    loop: Any = asyncio.get_running_loop()
+    is_unix = settings.pop("unix", False)
+    if is_unix:
+        server = await loop.create_unix_server(factory, **settings)
+    else:
+        server = await loop.create_server(factory, host, port, **settings)
+    return cast("asyncio.Server", server)
 
 
 _OWN_SETTINGS: Final = frozenset(
@@ -393,6 +399,9 @@ _OWN_SETTINGS: Final = frozenset(
 def _split(settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the settings of `Server`, and those of the event loop's create_server."""
     own = {name: settings.pop(name) for name in _OWN_SETTINGS & settings.keys()}
+    if settings.get("ssl") is not None:
+        settings.setdefault("ssl_handshake_timeout", own.get("open_timeout", 10))
+        settings.setdefault("ssl_shutdown_timeout", own.get("close_timeout", 10))
     return own, settings
 
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["TransportLink", "frame_header"]
 
 # Looked up once: an attribute of the module costs as much as a small call.
-_running_loop: Final = asyncio._get_running_loop
+_running_loop: Final = asyncio.get_running_loop
 _TEXT: Final = int(Opcode.TEXT)
 _BINARY: Final = int(Opcode.BINARY)
 _CLOSE: Final = int(Opcode.CLOSE)
@@ -112,7 +112,7 @@ class TransportLink(Link, asyncio.BufferedProtocol):
         if self._stage is _Stage.FRAMES:
             self._open()
         elif self._server.open_timeout is not None:
-            self._server.openings.start(self, self._server.open_timeout)
+            self._server.clocks.openings.start(self, self._server.open_timeout)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Return the buffer that all links of a server share: `buffer_updated` follows at once."""
@@ -152,9 +152,9 @@ class TransportLink(Link, asyncio.BufferedProtocol):
         """The transport is closed."""
         server = self._server
         server.links.discard(self)
-        server.openings.stop(self)
-        server.pings.stop(self)
-        server.pongs.stop(self)
+        server.clocks.openings.stop(self)
+        server.clocks.pings.stop(self)
+        server.clocks.pongs.stop(self)
         if self._stage is _Stage.HEAD:
             self._log_no_request(EOFError("connection closed while reading HTTP request line"))
         self._stage = _Stage.IGNORED
@@ -227,7 +227,7 @@ class TransportLink(Link, asyncio.BufferedProtocol):
     def _answer(self, answer: Answer, *, head_only: bool = False) -> None:
         """Send the answer to a request, and go on with frames if it is 101."""
         server = self._server
-        server.openings.stop(self)
+        server.clocks.openings.stop(self)
         if answer.status == 101 and not server.is_serving():
             answer = plain_answer(503, "Server is shutting down.\n")
         try:
@@ -246,14 +246,14 @@ class TransportLink(Link, asyncio.BufferedProtocol):
         self._stage = _Stage.IGNORED
         self._half_close()
         if server.close_timeout is not None:
-            server.openings.start(self, server.close_timeout)
+            server.clocks.openings.start(self, server.close_timeout)
 
     def _open(self) -> None:
         self._stage = _Stage.FRAMES
         self._decoder = Decoder(self._server.decoders)
         connection = self._connection
         if connection.ping_interval is not None:
-            self._server.pings.start(self, connection.ping_interval)
+            self._server.clocks.pings.start(self, connection.ping_interval)
         self._server.open_connection(connection)
         if self._is_reading_paused:
             self.resume_reading()
@@ -369,8 +369,8 @@ class TransportLink(Link, asyncio.BufferedProtocol):
     def _write_close(self, code: int | None, reason: bytes) -> None:
         payload = b"" if code is None else struct.pack("!H", code) + reason
         self._transport.write(frame_header(_FIN | _CLOSE, len(payload)) + payload)
-        self._server.pings.stop(self)
-        self._server.pongs.stop(self)
+        self._server.clocks.pings.stop(self)
+        self._server.clocks.pongs.stop(self)
 
     def end(self) -> None:
         """See `Link`."""
@@ -413,13 +413,13 @@ class TransportLink(Link, asyncio.BufferedProtocol):
         connection = self._connection
         if connection.state is not OPEN or connection.ping_interval is None:
             return
-        self._server.pings.start(self, connection.ping_interval)
+        self._server.clocks.pings.start(self, connection.ping_interval)
         if self._ping_sent:
             return  # that one's pong is still awaited
         self._ping_sent = time.monotonic()
         self._has_heard = False
         if connection.ping_timeout is not None:
-            self._server.pongs.start(self, connection.ping_timeout)
+            self._server.clocks.pongs.start(self, connection.ping_timeout)
         try:
             self.send_frame(_PING, struct.pack("!d", self._ping_sent))
         except (OSError, RuntimeError) as error:

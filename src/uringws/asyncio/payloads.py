@@ -1,16 +1,20 @@
-"""Fragmented messages: pieces to be sent checked, and pieces received decoded one by one. No I/O."""
+"""Payloads: fragments to be sent checked, those received decoded one by one, the data of pings. No I/O."""
 
 from __future__ import annotations
 
 import codecs
 from typing import TYPE_CHECKING, Any, Final
 
-from uringws.asyncio.inbox import Fragment
+from uringws.asyncio.classes import ProtocolError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
 
-__all__ = ["FRAGMENTS_MAX", "Fragment", "Fragments", "each", "fragment_payload"]
+    from uringws.asyncio.inbox import Fragment
+
+__all__ = ["FRAGMENTS_MAX", "Fragments", "control_payload", "each", "fragment_payload"]
+
+_CONTROL_BYTES_MAX: Final = 125
 
 FRAGMENTS_MAX: Final = 4096
 """Fragments of one message that `recv` puts together: empty ones would cost memory that `max_size` does not count."""
@@ -43,3 +47,16 @@ class Fragments:
         if self._decoder is None:
             return fragment.data
         return self._decoder.decode(fragment.data, fragment.fin)
+
+
+def control_payload(data: Any) -> bytes:
+    """Return the payload of a ping or pong. Raises TypeError, and ProtocolError for more than 125 bytes."""
+    if isinstance(data, str):
+        payload = data.encode()
+    elif isinstance(data, bytes | bytearray | memoryview):
+        payload = bytes(data)
+    else:
+        raise TypeError("data must be str or bytes-like")
+    if len(payload) > _CONTROL_BYTES_MAX:
+        raise ProtocolError("control frame too long")
+    return payload
