@@ -30,8 +30,7 @@ def new_event_loop() -> asyncio.AbstractEventLoop:
         loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
         return loop
     if LOOP == "uringws":
-        ring: asyncio.AbstractEventLoop = ours.new_event_loop()  # type: ignore[attr-defined]
-        return ring
+        return ours.new_event_loop()
     return asyncio.SelectorEventLoop()
 
 
