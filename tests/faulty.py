@@ -131,6 +131,19 @@ class FaultyServer:
         """Block the server's thread for a while, beginning now."""
         self._ask(hold=seconds)
 
+    def watch(self, *, wanted: bool = True) -> None:
+        """Watch a pipe from now on, or no more."""
+        self._ask(watch=wanted)
+
+    def ring(self, count: int) -> None:
+        """Write so many bytes to that pipe; its callback reads one at a time."""
+        self._ask(ring=count)
+
+    def rung(self) -> int:
+        """How many of them the callback has read."""
+        count: int = self._ask(rung=True)
+        return count
+
     def injected(self, point: int) -> int:
         """How many faults of the present plan have happened."""
         count: int = self.look()["injected"][point]

@@ -3,12 +3,15 @@
     faulty_server.py <directory of the build with faults> <backend> <mode> <control socket> <options as JSON>
 
 On the control socket each line is a JSON object, and so is its answer: {"plan": [point, from, count, fault]} plans a
-fault (fault.h), {"look": true} tells how the server is, {"hold": seconds} blocks its thread for a while.
+fault (fault.h), {"look": true} tells how the server is, {"hold": seconds} blocks its thread for a while,
+{"watch": true} watches a pipe from now on, {"watch": false} no more, {"ring": count} writes so many bytes to it, and
+{"rung": true} tells how many bytes the callback has read.
 """
 
 import dataclasses
 import functools
 import json
+import os
 import socket
 import sys
 import threading
@@ -21,7 +24,7 @@ from typing import Any
 
 sys.path.insert(0, sys.argv[1])
 
-from uringws import Connection, Handler, Message, Options, Reactor, Sender
+from uringws import Connection, Handler, Message, Options, Reactor, Sender, Watch
 from uringws.shim import lib
 
 SINK: list[Connection] = []
@@ -67,6 +70,25 @@ class Bookkeeper(Handler):
         self.codes[code] += 1
 
 
+class Bell:
+    """A pipe that the reactor watches on command, and how many bytes its callback has read."""
+
+    def __init__(self, reactor: Reactor) -> None:
+        self.reading, self.writing = os.pipe()
+        self.rung = 0
+        self._reactor = reactor
+        self._watch: Watch | None = None
+
+    def watch(self, wanted: bool) -> None:  # noqa: FBT001
+        if wanted:
+            self._watch = self._reactor.watch(self.reading, self._read)
+        elif self._watch is not None:
+            self._watch.cancel()
+
+    def _read(self) -> None:
+        self.rung += len(os.read(self.reading, 1))
+
+
 def look(reactor: Reactor, books: Bookkeeper) -> dict[str, Any]:
     return {
         "stats": dataclasses.asdict(reactor.stats()),
@@ -82,6 +104,7 @@ def look(reactor: Reactor, books: Bookkeeper) -> dict[str, Any]:
 
 def control(connection: socket.socket, reactor: Reactor, sender: Sender, books: Bookkeeper) -> None:
     """Carry out commands, each on the reactor's thread; the end of the stream stops the server."""
+    bell = Bell(reactor)
     for line in connection.makefile():
         command = json.loads(line)
         answer: Future[Any] = Future()
@@ -92,6 +115,13 @@ def control(connection: socket.socket, reactor: Reactor, sender: Sender, books: 
             elif "hold" in command:
                 answer.set_result(None)
                 time.sleep(command["hold"])
+            elif "watch" in command:
+                bell.watch(command["watch"])
+                answer.set_result(None)
+            elif "ring" in command:
+                answer.set_result(os.write(bell.writing, bytes(command["ring"])))
+            elif "rung" in command:
+                answer.set_result(bell.rung)
             else:
                 answer.set_result(look(reactor, books))
 

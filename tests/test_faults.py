@@ -29,11 +29,12 @@ from faulty import (
     SEND,
     SHUTDOWN,
     TASK_WORK,
+    WATCH,
     ZERO_COPY,
     FaultyServer,
     Talk,
 )
-from servers import ROOT, missing
+from servers import ROOT, missing, wait_until
 from uringws.backend import Backend
 from uringws.errors import REMEDIES, UnavailableReason
 from wire import BINARY, PING, TEXT, Frame, Peer, distinct_payloads, frame, upgrade_request
@@ -639,3 +640,30 @@ def test_nothing_is_lost_where_the_list_of_completions_cannot_grow(
             assert peer.shake_hands() == 1000
         stack.close()
         assert server.settle()["opened"] == sessions
+
+
+@pytest.mark.parametrize(
+    ("point", "fault"),
+    [(WATCH, errno.ENOMEM), (WATCH, errno.EBADF), (ARM, errno.ENOMEM), (ENTER, errno.EINTR)],
+    ids=["poll-ENOMEM", "poll-EBADF", "arm-ENOMEM", "enter-EINTR"],
+)
+def test_a_watched_descriptor_is_reported_however_watching_it_fails(
+    faulty_build: Path, tmp_path: Path, backend: Backend, point: int, fault: int
+) -> None:
+    with FaultyServer(faulty_build, tmp_path, backend) as server:
+        server.watch()
+        server.ring(1)
+        wait_until(lambda: server.rung() == 1)
+        server.plan(point, -fault, count=3)
+        server.ring(4)
+        wait_until(lambda: server.rung() == 5)
+        if point == WATCH:
+            assert server.injected(WATCH) == 3
+        server.clear()
+        server.plan(ARM, -errno.ENOMEM, count=2)
+        server.watch(wanted=False)
+        server.ring(1)
+        with Peer.connect(server.address) as peer:
+            assert peer.shake_hands() == 1000
+        assert server.rung() == 5
+        server.clear()
