@@ -205,11 +205,36 @@ MUTANTS = (
         "messages-after-on-full-close",
         "src/uringws/connection.py",
         """if result == SendResult.DROPPED and not self.is_open:  # on_full="close"
-            self._turn._begin_closing(self)
+            self._turn._begin_closing(self, self.closing or Closing())
         return""",
         "return",
         'No message is delivered after `on_full="close"` has struck',
         ("tests/test_backpressure.py::test_on_full_close_delivers_no_more_messages_of_the_same_turn_either",),
+    ),
+    # How a connection ended
+    Mutant(
+        "peer-closed-first-always",
+        "src/uringws/closing.py",
+        "    if so_far.sent is not None:\n        return replace(so_far, received=received)\n",
+        "",
+        "`closing` says which side closed first, and what it sent",
+        ("tests/test_closing.py::test_a_server_that_closes_first",),
+    ),
+    Mutant(
+        "abort-delivers-late-messages",
+        "src/uringws/sessions.py",
+        "            if aborted:\n                self.aborted.add(slot)\n",
+        "",
+        "Nothing is delivered after an abort",
+        ("tests/test_late_messages.py::test_nothing_is_delivered_after_an_abort",),
+    ),
+    Mutant(
+        "late-message-echoed",
+        "src/uringws/dispatch.py",
+        "        message._connection = None  # too late to echo it\n",
+        "        message._connection = connection\n",
+        "A message that comes after our close frame cannot be echoed",
+        ("tests/test_late_messages.py::test_nothing_can_be_sent_from_a_late_message",),
     ),
     # The drain
     Mutant(

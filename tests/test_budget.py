@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 import pytest
 
 from servers import EchoRecorder, ReactorThread, Recorder, connected, run_until, wait_until
-from uringws import Connection, Options, Reactor, Stats
+from uringws import Close, Closing, Connection, LimitReached, Options, Reactor, Stats
 from uringws.backend import Backend
 from wire import BINARY, CLOSE, CONTINUATION, TEXT, Frame, Peer, frame
 
@@ -126,6 +126,8 @@ def test_the_greediest_partial_message_is_closed_with_1009(backend: Backend) -> 
             begin_message(modest[-1], 200 * KIB, 300 * KIB)
             stats(server)
         assert recorder.of("close")[0][1:3] == (recorder.of("open")[1][1], 1009)
+        closed = recorder.connections[recorder.of("close")[0][1]]
+        assert closed.closing == Closing(sent=Close(1009, "server out of memory"), received_first=False)
         assert read_until_end(greedy) == 1009
         assert_alive(server, lively)
         assert len(recorder.of("close")) == 1, "and nobody else"
@@ -164,6 +166,9 @@ def test_the_greediest_backlog_is_cut_off(backend: Backend) -> None:
         recorder.wait_for("close")
         first = recorder.of("close")[0]
         assert first[1] == recorder.of("open")[1][1], "the one that was asked the most of"
+        closing = recorder.connections[first[1]].closing
+        assert closing is not None
+        assert isinstance(closing.error, LimitReached)
         assert first[2] == 1006, "bytes are missing from its stream: a close frame would be read as payload"
         assert_alive(server, lively)
         assert read_until_end(stalled[0]) is None

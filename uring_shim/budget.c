@@ -49,7 +49,7 @@ static void scan_sessions(const struct urs_reactor *reactor, struct scan *scan)
 /* Frees the memory that the session holds, and ends the session. */
 static void evict(struct urs_reactor *reactor, struct urs_session *session)
 {
-    static const char reason[] = "server out of memory";
+    const struct urs_close frame = urs_failure_close(URS_FAILURE_MEMORY);
     URS_ASSERT(session->state != URS_SESSION_FREE && session->fd >= 0);
     reactor->stats.evictions++;
     if (session->backlog != NULL || session->state != URS_SESSION_OPEN) {
@@ -60,12 +60,13 @@ static void evict(struct urs_reactor *reactor, struct urs_session *session)
     urs_session_drop_memory(session);
     if (session->told)
         return;  /* the session is ending already */
-    urs_outbound_close(&reactor->outbox, &session->outbound, URS_CLOSE_MESSAGE_TOO_BIG, (const uint8_t *)reason,
-                       sizeof reason - 1);
+    urs_outbound_close(&reactor->outbox, &session->outbound, frame.code, (const uint8_t *)frame.reason,
+                       strlen(frame.reason));
+    session->failure = URS_FAILURE_MEMORY;
     session->told = true;
     urs_turn_event(reactor, session->slot,
                    &(struct urs_item){.kind = URS_EVENT_LOST, .error = URS_ERROR_MEMORY_BUDGET,
-                                      .close_code = URS_CLOSE_MESSAGE_TOO_BIG});
+                                      .close_code = frame.code});
     urs_life_finish(reactor, session);
 }
 

@@ -385,7 +385,7 @@ int urs_life_close(struct urs_reactor *reactor, struct urs_session *session, uns
                    size_t bytes);
 
 /* Like urs_life_close, after a fault or at a limit: `code` is reported even if the peer never answers. */
-void urs_life_fail(struct urs_reactor *reactor, struct urs_session *session, unsigned code, const char *reason);
+void urs_life_fail(struct urs_reactor *reactor, struct urs_session *session, enum urs_failure failure);
 
 /* Allows no more bytes to be queued: flushes the queued ones, shuts down our side, and waits for the peer's end of
  * stream. */

@@ -225,10 +225,10 @@ static bool input_waits(struct urs_session *session)
     return waiting == URS_INPUT_WAITS || (waiting == URS_INPUT_ENDS && !again);
 }
 
-static void expire(struct urs_reactor *reactor, struct urs_session *session, const char *reason)
+static void expire(struct urs_reactor *reactor, struct urs_session *session, enum urs_failure failure)
 {
     reactor->stats.timeouts++;
-    urs_life_fail(reactor, session, URS_CLOSE_GOING_AWAY, reason);
+    urs_life_fail(reactor, session, failure);
 }
 
 /* Returns true if the session has ended because a pong, or any input at all, was missing. */
@@ -267,7 +267,7 @@ static bool judge_silence(struct urs_reactor *reactor, struct urs_session *sessi
         ping_answered(session);
     }
     if (idle_due)
-        expire(reactor, session, "idle");
+        expire(reactor, session, URS_FAILURE_IDLE);
     return idle_due;
 }
 
@@ -277,7 +277,7 @@ static void judge_open(struct urs_reactor *reactor, struct urs_session *session)
     if (!session->paused && judge_silence(reactor, session))
         return;
     if (rules->session_ms != 0 && until(reactor, session->opened_ms + rules->session_ms) == 0) {
-        expire(reactor, session, "session time is over");
+        expire(reactor, session, URS_FAILURE_AGE);
         return;
     }
     if (rules->ping_interval_ms != 0 && until(reactor, session->ping_due_ms) == 0) {

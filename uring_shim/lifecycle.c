@@ -151,10 +151,12 @@ int urs_life_close(struct urs_reactor *reactor, struct urs_session *session, uns
     return 0;
 }
 
-void urs_life_fail(struct urs_reactor *reactor, struct urs_session *session, unsigned code, const char *reason)
+void urs_life_fail(struct urs_reactor *reactor, struct urs_session *session, enum urs_failure failure)
 {
-    session->failed_code = (uint16_t)code;
-    urs_life_close(reactor, session, code, (const uint8_t *)reason, strlen(reason));
+    URS_ASSERT(failure != URS_FAILURE_NONE && session->failure == URS_FAILURE_NONE);
+    const struct urs_close frame = urs_failure_close(failure);
+    session->failure = (uint8_t)failure;
+    urs_life_close(reactor, session, frame.code, (const uint8_t *)frame.reason, strlen(frame.reason));
 }
 
 void urs_life_finish(struct urs_reactor *reactor, struct urs_session *session)
@@ -217,7 +219,7 @@ void urs_life_lose(struct urs_reactor *reactor, struct urs_session *session, int
         return;
     }
     session->told = true;
-    uint16_t code = session->failed_code != 0 ? session->failed_code : URS_CLOSE_ABNORMAL;
+    uint16_t code = urs_failure_close(session->failure).code;
     urs_turn_event(reactor, session->slot,
                    &(struct urs_item){.kind = URS_EVENT_LOST, .error = error, .close_code = code});
 }

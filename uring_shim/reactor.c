@@ -409,7 +409,7 @@ static int refuse_message(struct urs_reactor *reactor, struct urs_session *sessi
     if (rules->on_full == URS_ON_FULL_ERROR)
         return URS_ERROR_FULL;
     if (rules->on_full == URS_ON_FULL_CLOSE)
-        urs_life_fail(reactor, session, URS_CLOSE_POLICY_VIOLATION, "backlog full");
+        urs_life_fail(reactor, session, URS_FAILURE_BACKLOG);
     return URS_DROPPED;
 }
 
@@ -563,6 +563,13 @@ int urs_session_resume(struct urs_reactor *reactor, uint64_t id)
         urs_turn_receive(reactor, session);
     }
     return 0;
+}
+
+int urs_session_failure(struct urs_reactor *reactor, uint64_t id)
+{
+    struct urs_session *session;
+    int refused = find(reactor, id, &session);
+    return refused != 0 ? refused : session->failure;
 }
 
 int64_t urs_session_buffered(struct urs_reactor *reactor, uint64_t id)

@@ -224,6 +224,10 @@ int urs_session_abort(struct urs_reactor *reactor, uint64_t id);
 int urs_session_pause(struct urs_reactor *reactor, uint64_t id);
 int urs_session_resume(struct urs_reactor *reactor, uint64_t id);
 
+/* Returns the enum urs_failure for which the shim itself closed the session, or URS_ERROR_STALE. It stays readable
+ * while Python handles the event that ends the session. */
+int urs_session_failure(struct urs_reactor *reactor, uint64_t id);
+
 /* Returns the number of bytes that wait for the socket to take them, or URS_ERROR_STALE. */
 int64_t urs_session_buffered(struct urs_reactor *reactor, uint64_t id);
 

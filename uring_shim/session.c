@@ -44,6 +44,19 @@ void urs_session_set_state(struct urs_session *session, enum urs_session_state s
     session->state = (uint8_t)state;
 }
 
+struct urs_close urs_failure_close(enum urs_failure failure)
+{
+    static const struct urs_close closes[] = {
+        [URS_FAILURE_NONE] = {URS_CLOSE_ABNORMAL, ""},
+        [URS_FAILURE_BACKLOG] = {URS_CLOSE_POLICY_VIOLATION, "backlog full"},
+        [URS_FAILURE_IDLE] = {URS_CLOSE_GOING_AWAY, "idle"},
+        [URS_FAILURE_AGE] = {URS_CLOSE_GOING_AWAY, "session time is over"},
+        [URS_FAILURE_MEMORY] = {URS_CLOSE_MESSAGE_TOO_BIG, "server out of memory"},
+    };
+    URS_ASSERT(failure < URS_FAILURES);
+    return closes[failure];
+}
+
 static int add_slab(struct urs_sessions *sessions)
 {
     if ((sessions->slab_count & (sessions->slab_count - 1)) == 0) {

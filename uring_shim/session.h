@@ -24,12 +24,32 @@ enum urs_session_state {
     URS_SESSION_AWAIT_REQUESTS = 7       /* both sides are shut down: the last completions of its requests */
 };
 
+/* The reasons for which the shim itself sends a close frame. A peer's violation is not one of them: URS_ITEM_FAILED
+ * reports it. */
+enum urs_failure {
+    URS_FAILURE_NONE = 0,
+    URS_FAILURE_BACKLOG = 1,             /* backlog_bytes_max, with URS_ON_FULL_CLOSE */
+    URS_FAILURE_IDLE = 2,                /* idle_ms */
+    URS_FAILURE_AGE = 3,                 /* session_ms */
+    URS_FAILURE_MEMORY = 4,              /* memory_bytes_max */
+    URS_FAILURES = 5
+};
+
+/* The contents of a close frame. */
+struct urs_close {
+    uint16_t code;
+    const char *reason;                  /* static text of at most 123 bytes */
+};
+
 /* The address of a session's peer. An IPv4 address is never stored as IPv6 (::ffff:a.b.c.d, RFC 4291 2.5.5.2). */
 struct urs_peer {
     uint8_t address[16];                 /* the first 4 for IPv4 */
     uint16_t port;
     uint8_t family;                      /* 4, 6, or 0 for a Unix socket or an unknown address */
 };
+
+/* Returns the close frame of a failure. */
+struct urs_close urs_failure_close(enum urs_failure failure);
 
 /* cdef: end */
 
@@ -68,7 +88,7 @@ struct urs_session {
     uint32_t turn_bytes;
     uint32_t peer_hash;                  /* hash of the address, for sessions_per_ip_max; 0: not counted */
     struct urs_peer peer;
-    uint16_t failed_code;                /* the close code with which we failed the session; 0: we did not */
+    uint8_t failure;                     /* enum urs_failure */
     uint8_t state;                       /* enum urs_session_state */
     uint8_t pongs;                       /* pongs added to the backlog since it was last found empty */
     uint8_t rules;                       /* the index of its rules in the reactor's table */

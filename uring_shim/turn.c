@@ -81,7 +81,7 @@ static bool has_room(struct urs_reactor *reactor, struct urs_session *session, u
         return true;
     reactor->stats.drops += count;
     if (rules->on_full != URS_ON_FULL_DROP)
-        urs_life_fail(reactor, session, URS_CLOSE_POLICY_VIOLATION, "backlog full");
+        urs_life_fail(reactor, session, URS_FAILURE_BACKLOG);
     return false;
 }
 

@@ -1,10 +1,10 @@
-"""How a connection ended: what each side's close frame said, and who began. Declarations only."""
+"""How a connection ended: what each side's close frame said, and who began. Declarations and pure functions."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-__all__ = ["Close", "Closing"]
+__all__ = ["Close", "Closing", "begin", "lost", "peer_closed", "peer_violated"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,4 +27,27 @@ class Closing:
     received_first: bool | None = None
     """Whether the peer's close frame came before ours was sent; None if neither side sent one."""
     error: Exception | None = None
-    """The OSError or TimeoutError that lost the connection; None if none did."""
+    """The OSError (or TimeoutError, or LimitReached of the memory) that lost the connection; None if none did. The
+    end of the peer's stream without a close frame is no error."""
+
+
+def begin(sent: Close | None) -> Closing:
+    """Return how far an ending has come after our close frame was sent."""
+    return Closing(sent=sent, received_first=None if sent is None else False)
+
+
+def peer_closed(so_far: Closing, received: Close) -> Closing:
+    """Return the end of a connection whose peer has sent a close frame, which the shim answers with the same code."""
+    if so_far.sent is not None:
+        return replace(so_far, received=received)
+    return replace(so_far, received=received, sent=Close(received.code), received_first=True)
+
+
+def peer_violated(so_far: Closing, violation: Close) -> Closing:
+    """Return the end of a connection whose peer broke the protocol or a limit, which the shim tells it."""
+    return begin(violation) if so_far.sent is None else so_far
+
+
+def lost(so_far: Closing, error: Exception | None) -> Closing:
+    """Return the end of a connection that was lost for an error, or (None) because the peer's stream ended."""
+    return so_far if so_far.error is not None else replace(so_far, error=error)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Final, overload
 
+from uringws.closing import Close, Closing, begin, lost
 from uringws.errors import ConnectionClosed, UringWSError, WrongThread, check
 from uringws.frames import CloseCode, Opcode
 from uringws.sending import ABSENT, check_close, check_send, name_opcode
@@ -90,6 +92,15 @@ class Connection:
         """
         waiting: int = lib.urs_session_buffered(self._turn._handle, self.id)
         return 0 if waiting == lib.URS_ERROR_STALE else check(waiting, "buffered_amount")
+
+    @property
+    def closing(self) -> Closing | None:
+        """How the connection ended, or how far its ending has come; None until either side has begun.
+
+        It is complete when `on_close` is called, and can be read at any time after that, from any thread. Earlier it
+        shows our own close frame, which a limit or a deadline may have sent too, and raises WrongThread elsewhere.
+        """
+        return self._turn._closing(self)
 
     @property
     def latency_seconds(self) -> float | None:
@@ -199,15 +210,18 @@ class Connection:
         result = lib.urs_session_close(turn._handle, self.id, events, number, encoded, len(encoded))
         if result < 0:
             raise self._error(result, "close")
-        turn._begin_closing(self)
+        turn._begin_closing(self, begin(Close(number or CloseCode.NO_STATUS.value, reason)))
 
     def abort(self) -> None:
         """End the connection at once, without a close frame; what waits is thrown away.
 
         `on_close` follows with 1006. Raises ConnectionClosed if it is gone already, WrongThread.
         """
-        check(lib.urs_session_abort(self._turn._handle, self.id), "abort")
-        self._turn._begin_closing(self, aborted=True)
+        turn = self._turn
+        so_far = turn._closing(self) or Closing()
+        check(lib.urs_session_abort(turn._handle, self.id), "abort")
+        error = ConnectionAbortedError(errno.ECONNABORTED, "the server aborted the connection")
+        turn._begin_closing(self, lost(so_far, error), aborted=True)
 
     def pause_reading(self) -> None:
         """Stop taking the peer's bytes: they wait in its socket and, once that is full, with the peer.
@@ -242,7 +256,7 @@ class Connection:
         if result < 0:
             raise self._error(result, "send")
         if result == SendResult.DROPPED and not self.is_open:  # on_full="close"
-            self._turn._begin_closing(self)
+            self._turn._begin_closing(self, self.closing or Closing())
         return SendResult(result)
 
     def _error(self, result: int, what: str) -> Exception:

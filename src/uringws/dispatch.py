@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import time
@@ -10,9 +11,10 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, Final
 
 from uringws.callbacks import came_out_of
+from uringws.closing import Close, Closing, begin, lost, peer_closed, peer_violated
 from uringws.connection import make_connection
 from uringws.core import EVENTS_MAX, slot_of
-from uringws.errors import ConnectionClosed, check
+from uringws.errors import ConnectionClosed, check, error_of
 from uringws.frames import CloseCode
 from uringws.shim import CData, ffi, lib
 from uringws.upgrade import Decision, Upgrade
@@ -36,6 +38,8 @@ logger = logging.getLogger("uringws")
 # Looked up once: an attribute of the module costs as much as a small call.
 _turn_shim: Final = lib.urs_reactor_turn
 _EINTR: Final = 4
+_MEMORY_CLOSE: Final = lib.urs_failure_close(lib.URS_FAILURE_MEMORY)
+_OUT_OF_MEMORY: Final = Close(int(_MEMORY_CLOSE.code), ffi.string(_MEMORY_CLOSE.reason).decode())
 _LOST_REASONS: Final = {0: "the peer closed the TCP connection without a close frame"}
 
 
@@ -265,14 +269,21 @@ class Dispatcher:
                 self._call(connection, self._on_pong, connection, bytes(ffi.buffer(item.payload, item.bytes)))
         elif kind == lib.URS_ITEM_CLOSE:
             reason = ffi.unpack(ffi.cast("char *", item.payload), item.bytes).decode() if item.bytes else ""
-            self._end(slot, item.close_code, reason)
+            self._end(slot, Close(int(item.close_code), reason), peer_closed)
         elif kind == lib.URS_ITEM_FAILED:
-            self._end(slot, item.close_code, ffi.string(lib.urs_engine_error_text(item.error)).decode())
+            reason = ffi.string(lib.urs_engine_error_text(item.error)).decode()
+            self._end(slot, Close(int(item.close_code), reason), peer_violated)
         elif kind == lib.URS_EVENT_LOST:
-            self._end(slot, item.close_code or CloseCode.ABNORMAL, _lost_reason(item.error))
+            number = int(item.error)
+            close = Close(int(item.close_code), _lost_reason(number))
+            self._end(slot, close, lambda closing, _: lost(closing, _error_of(number, closing)))
 
-    def _end(self, slot: int, code: int, reason: str) -> None:
-        """Call on_close, once: events of sessions that never opened, or have ended, find no connection."""
+    def _end(self, slot: int, close: Close, complete: Callable[[Closing, Close], Closing]) -> None:
+        """Call on_close, once: events of sessions that never opened, or have ended, find no connection.
+
+        `close` has the code and the reason that on_close is given; `complete` makes the whole account from it and from
+        how far the ending had come.
+        """
         sessions = self._sessions
         by_slot, ending, close_codes = sessions.by_slot, sessions.ending, sessions.close_codes
         closing = ending.get(slot)
@@ -282,7 +293,8 @@ class Dispatcher:
         if connection is None:
             return
         sessions.aborted.discard(slot)
-        code = int(code)
+        code, reason = close.code, close.reason
+        sessions.closings[connection] = complete(self._message._closing(connection) or Closing(), close)
         count = close_codes[code] + 1
         # No call from here to the callback, in which a signal handler could raise.
         close_codes[code] = count
@@ -301,19 +313,28 @@ class Dispatcher:
         """Begin the close handshake of every connection, after what the current event's handler sent and echoed."""
         message = self._message
         lib.urs_reactor_drain(self._core.handle, message._events_before_close(None), code)
-        for connection in [connection for connection in self._sessions.by_slot if connection is not None]:
-            message._begin_closing(connection)
+        closing = begin(Close(code))
+        for connection in self._sessions.receiving():
+            was_open = lib.urs_session_state(self._core.handle, connection.id) == lib.URS_SESSION_AWAIT_CLOSE
+            message._begin_closing(connection, message._closing(connection) or (closing if was_open else Closing()))
 
     def close(self) -> None:
         """Let nothing be sent or read any more: what on_close sent, to any connection, would never leave."""
-        self._message._close()
+        message, sessions = self._message, self._sessions
+        for connection in sessions.receiving():
+            closing = message._closing(connection)
+            if closing is not None:  # the shim began it, and will not be there to tell of it
+                sessions.closings[connection] = closing
+        message._close()
 
     def end_all(self) -> None:
         """Call on_close for every connection, and then raise the first exception that got out of it."""
         got_out: BaseException | None = None
+        close = Close(CloseCode.ABNORMAL.value, "the reactor was closed")
+        cause = ConnectionAbortedError(errno.ECONNABORTED, close.reason)
         for slot in range(len(self._sessions.by_slot)):
             try:
-                self._end(slot, CloseCode.ABNORMAL, "the reactor was closed")
+                self._end(slot, close, lambda closing, _: lost(closing, cause))
             except BaseException as error:  # noqa: BLE001 - raised below
                 got_out = error if got_out is None else got_out
         if got_out is not None:
@@ -418,3 +439,13 @@ def _lost_reason(error: int) -> str:
     if error > -4096:
         return os.strerror(-error)
     return str(ffi.string(lib.urs_engine_error_text(error)).decode())
+
+
+def _error_of(number: int, closing: Closing) -> Exception | None:
+    """Return the error that lost a connection; None if its peer ended the stream, or the shim has told it why."""
+    if number == 0 or (number == lib.URS_ERROR_MEMORY_BUDGET and closing.sent == _OUT_OF_MEMORY):
+        return None
+    if number == -errno.ETIMEDOUT:
+        missing = "a ping" if closing.sent is None else "our close frame"
+        return TimeoutError(errno.ETIMEDOUT, f"the peer did not answer {missing} in time")
+    return error_of(number, "connection")

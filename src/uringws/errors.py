@@ -33,6 +33,7 @@ __all__ = [
     "UringWSError",
     "WrongThread",
     "check",
+    "error_of",
 ]
 
 
@@ -237,10 +238,15 @@ def check(result: int, what: str) -> int:
     """
     if result >= 0:
         return result
+    raise error_of(result, what)
+
+
+def error_of(result: int, what: str) -> OSError | UringWSError:
+    """Return the exception that `check` raises for a negative result."""
     if result >= -_ERRNO_MAX:
         name = errno_names.errorcode.get(-result, "unknown errno")
-        raise OSError(-result, f"{what}: {os.strerror(-result)} [{name}]")
-    raise _library_error(result, what)
+        return OSError(-result, f"{what}: {os.strerror(-result)} [{name}]")
+    return _library_error(result, what)
 
 
 def _library_error(result: int, what: str) -> UringWSError:

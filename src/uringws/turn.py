@@ -8,10 +8,13 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from uringws.closing import Close, begin
 from uringws.core import EVENTS_MAX
+from uringws.errors import check
 from uringws.shim import ffi, lib
 
 if TYPE_CHECKING:
+    from uringws.closing import Closing
     from uringws.connection import Connection
     from uringws.core import Core
     from uringws.sessions import Sessions
@@ -115,9 +118,20 @@ class Turn:
             self._view = self._block_view()  # the echo takes the block along, and the handler may still read it
         return index + 1
 
-    def _begin_closing(self, connection: Connection, *, aborted: bool = False) -> None:
+    def _closing(self, connection: Connection) -> Closing | None:
+        """Return how a connection ended, or how far its ending has come; None if it has not begun."""
+        closing = self._sessions.closings.get(connection)
+        if closing is None:
+            failure = lib.urs_session_failure(self._handle, connection.id)
+            if failure == lib.URS_FAILURE_NONE or failure == lib.URS_ERROR_STALE:
+                return None
+            frame = lib.urs_failure_close(check(failure, "closing"))
+            closing = begin(Close(int(frame.code), ffi.string(frame.reason).decode()))
+        return closing
+
+    def _begin_closing(self, connection: Connection, closing: Closing, *, aborted: bool = False) -> None:
         """Deliver no more messages of a connection whose close handshake has begun, or which was aborted."""
-        self._sessions.begin_closing(connection, aborted=aborted)
+        self._sessions.begin_closing(connection, closing, aborted=aborted)
         if self._connection is connection:
             self._connection = None  # too late to echo its message
 
