@@ -109,20 +109,24 @@ def is_settled(reactor: Reactor, count: int) -> bool:
     return stats.accepted + sum(stats.rejected.values()) == count and stats.sessions == stats.handshakes == 0
 
 
-def test_an_exception_anywhere_loses_no_event(backend: Backend) -> None:
-    """A whole session, and one that is cut: the request, messages, the close frame, the end of the stream."""
+@pytest.mark.parametrize("handlers", [1, 2])
+def test_an_exception_anywhere_loses_no_event(backend: Backend, handlers: int) -> None:
+    """A whole session, and one that is cut: the request, messages, the close frame, the end of the stream.
+
+    With two handlers each session has its own.
+    """
     gc.collect()  # reactors of earlier tests: what is raised in a __del__ comes out nowhere
-    books = Books()
+    books_of = [Books() for _ in range(handlers)] * (3 - handlers)
     places: list[str] = []
-    with Reactor(books, QUIET, backend=backend) as reactor:
-        address = reactor.bind("127.0.0.1", 0)
+    with Reactor(books_of[0], QUIET, backend=backend) as reactor:
+        addresses = [reactor.bind("127.0.0.1", 0, handler=books) for books in books_of]
         reactor.run_once(0)
         point = refused = 0
         while point == len(places):
             point += 1
             error = (StopError, Alarm)[point % 2]
             names = (f"/whole{point}", f"/cut{point}")
-            with Peer.dial(address) as whole, Peer.dial(address) as cut:
+            with Peer.dial(addresses[0]) as whole, Peer.dial(addresses[1]) as cut:
                 for peer, path in zip((whole, cut), names, strict=True):
                     peer.write(upgrade_request(path), frame(TEXT, b"one"), frame(BINARY, b"two"))
                 whole.write(close_frame())
@@ -133,9 +137,9 @@ def test_an_exception_anywhere_loses_no_event(backend: Backend) -> None:
                     return is_settled(reactor, count)
 
                 places += turn(reactor, point, error, done)
-                first = {name: books.of_path(name) for name in names}
+                first = {name: books.of_path(name) for name, books in zip(names, books_of, strict=True)}
                 run_until(reactor, done)
-                for peer, path in zip((whole, cut), names, strict=True):
+                for peer, path, books in zip((whole, cut), names, books_of, strict=True):
                     where = (places[-1:], path, first[path], books.of_path(path))
                     assert books.of_path(path)["upgrade"] == 1, where
                     status = peer.read_response().status
@@ -146,8 +150,9 @@ def test_an_exception_anywhere_loses_no_event(backend: Backend) -> None:
                     assert status == 101, where
                     assert books.of_path(path) == {"upgrade": 1, "open": 1, "message": 2, "close": 1}, where
                     assert peer.read_frames(2) == [Frame(TEXT, b"one"), Frame(BINARY, b"two")], where
-            books.events.clear()
-            books.connections.clear()
+            for books in books_of:
+                books.events.clear()
+                books.connections.clear()
     assert len(places) > 50
     assert 0 < refused < len(places) / 5
 

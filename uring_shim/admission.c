@@ -316,6 +316,7 @@ static void admit(struct urs_reactor *reactor, int fd, const struct urs_listener
         return;
     }
     const struct urs_rules *rules = urs_core_rules(reactor, session);
+    session->listener = (uint32_t)(listener - reactor->listeners);
     urs_admission_peer(session);
     /* If proxies are in front, the address in the PROXY header is counted instead. */
     if (!rules->proxy_protocol && !urs_admission_count(reactor, session)) {

@@ -75,7 +75,7 @@ struct urs_item {
     uint8_t kind;                        /* enum urs_item_kind */
     uint8_t opcode;                      /* of the message or, under rules.frames, of the frame */
     bool fin;
-    uint32_t count;                      /* only in URS_ITEM_ANSWERS */
+    uint32_t count;                      /* only in URS_ITEM_ANSWERS, and in events that give it another meaning */
 };
 
 /* Takes the next item from the input and returns its kind; call it until it returns URS_ITEM_NONE. Bytes that do not

@@ -68,7 +68,7 @@ struct urs_session *urs_life_new(struct urs_reactor *reactor, int fd, bool local
 
 void urs_life_head(struct urs_reactor *reactor, struct urs_session *session, uint8_t *data, size_t bytes)
 {
-    struct urs_item item = {.kind = URS_EVENT_UPGRADE};
+    struct urs_item item = {.kind = URS_EVENT_UPGRADE, .count = session->listener};
     const struct urs_rules *rules = urs_core_rules(reactor, session);
     const struct urs_head_rules head_rules = {.bytes_max = rules->header_bytes_max,
                                               .proxy_protocol = rules->proxy_protocol};

@@ -18,7 +18,8 @@ enum urs_send_outcome { URS_SENT = 0, URS_QUEUED = 1, URS_DROPPED = 2 };
 
 /* Kinds of events in addition to enum urs_item_kind. */
 enum urs_event_kind {
-    URS_EVENT_UPGRADE = 16,              /* the payload is a request's head; error: 0, TOO_BIG or REQUEST */
+    URS_EVENT_UPGRADE = 16,              /* the payload is a request's head; error: 0, TOO_BIG or REQUEST; count: the
+                                            index of the listener that accepted the connection */
     URS_EVENT_LOST = 17,                 /* the session ends without a close frame from the peer; error: 0 (end of
                                             stream), -errno, or an urs_error */
     URS_EVENT_DRAIN = 18                 /* the backlog fell to the low water mark */

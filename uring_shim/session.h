@@ -82,7 +82,10 @@ struct urs_session {
     uint32_t last_input_ms;              /* all _ms fields: the reactor's clock, modulo 2^32 */
     uint32_t opened_ms;
     uint32_t deadline_ms;                /* of the current state, if it has one; open: of the pong */
-    uint32_t ping_due_ms;
+    union {
+        uint32_t ping_due_ms;            /* open */
+        uint32_t listener;               /* before: the index of the listener that accepted the session */
+    };
     uint16_t turn;                       /* the turn that the next two fields count for, modulo 2^16 */
     uint16_t turn_messages;
     uint32_t turn_bytes;

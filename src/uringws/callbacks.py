@@ -1,17 +1,18 @@
-"""What a reactor calls of its handler: looked up once, when the reactor is made, and checked for slips. No state."""
+"""What a reactor calls of a handler: looked up once, when it is given to the reactor, and checked. No state."""
 
 from __future__ import annotations
 
 import difflib
 import inspect
 import warnings
+from pathlib import Path
 from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Callbacks", "came_out_of", "look_up"]
+__all__ = ["Callbacks", "came_out_of", "ignore", "look_up"]
 
 
 class Callbacks(NamedTuple):
@@ -44,6 +45,10 @@ _REMEDY: Final = "derive from uringws.Handler, or give an object that has some o
 
 _ALIKE_MIN: Final = 0.8
 """How alike two names must be for one to be taken for a misspelling of the other (difflib)."""
+
+
+def ignore(*_: object) -> None:
+    """Stand in for a callback that a handler lacks."""
 
 
 def look_up(handler: object) -> Callbacks:
@@ -101,7 +106,7 @@ def _refuse_without_callbacks(handler: object) -> None:
         raise TypeError(f"the handler is a function ({kind}): wrap it, handler_fn(function), or {_REMEDY}")
     if type(handler).__module__ == "builtins" and type(handler) is not object:
         raise TypeError(f"the handler is {kind}, which has no callback: {_REMEDY}")
-    warnings.warn(f"{kind} has no callback: {_REMEDY}", RuntimeWarning, stacklevel=4)
+    warnings.warn(f"{kind} has no callback: {_REMEDY}", RuntimeWarning, stacklevel=_callers_level())
 
 
 def _warn_of_unknown(handler: object) -> None:
@@ -115,8 +120,19 @@ def _warn_of_unknown(handler: object) -> None:
         warnings.warn(
             f"{type(handler).__name__}.{name} is no callback of a reactor and will not be called{hint}",
             RuntimeWarning,
-            stacklevel=4,
+            stacklevel=_callers_level(),
         )
+
+
+def _callers_level() -> int:
+    """Return the `stacklevel` with which the caller's warning names the line outside of this package that led to it."""
+    package = str(Path(__file__).parent)
+    frame = inspect.currentframe()
+    level = 0
+    while frame is not None and frame.f_code.co_filename.startswith(package):
+        frame = frame.f_back
+        level += 1
+    return level
 
 
 def came_out_of(function: Callable[..., object], error: BaseException) -> bool:

@@ -15,6 +15,7 @@ from uringws.shim import fast_send, fast_send_event, ffi, lib
 if TYPE_CHECKING:
     from uringws.http import Peer
     from uringws.sending import Payload
+    from uringws.services import Service
     from uringws.turn import Turn
 
 __all__ = ["Connection", "SendResult", "make_connection"]
@@ -61,6 +62,7 @@ class Connection:
     """Yours. Begins as what `Accept.data` or `add_session` gave."""
     subprotocol: str | None = None
     """What the upgrade agreed on (RFC 6455 1.9). Only connections that have one spend memory on it."""
+    _service: Service | None = None  # None is the reactor's own; only connections of another spend memory on it
 
     def __init__(self, turn: Turn, connection_id: int, data: object) -> None:
         """Only the reactor makes connections."""
@@ -271,8 +273,19 @@ class _ConnectionWithSubprotocol(Connection):
     __slots__ = ("subprotocol",)
 
 
-def make_connection(turn: Turn, connection_id: int, subprotocol: str | None, data: object) -> Connection:
-    """Return a new connection that belongs to a reactor's turns."""
+class _ConnectionOfService(_ConnectionWithSubprotocol):
+    __slots__ = ("_service",)
+
+
+def make_connection(
+    turn: Turn, connection_id: int, subprotocol: str | None, data: object, service: Service | None
+) -> Connection:
+    """Return a new connection that belongs to a reactor's turns; `service` is None for the reactor's own."""
+    if service is not None:
+        routed = _ConnectionOfService(turn, connection_id, data)
+        routed.subprotocol = subprotocol
+        routed._service = service
+        return routed
     if subprotocol is None:
         return Connection(turn, connection_id, data)
     connection = _ConnectionWithSubprotocol(turn, connection_id, data)

@@ -12,11 +12,11 @@ import threading
 from typing import TYPE_CHECKING, Final
 
 from uringws.backend import Backend, open_core
-from uringws.errors import ReactorStateError, WrongThread, check
+from uringws.errors import LimitReached, ReactorStateError, WrongThread, check
 from uringws.limits import warn_of_few_files
 from uringws.options import Options, copy_options, copy_rules
 from uringws.ownership import Owner
-from uringws.refusals import encode_refusals
+from uringws.refusals import Refusals, encode_refusals
 from uringws.run_state import MAY_FOLLOW, RunState
 from uringws.shim import CData, ffi, lib
 
@@ -61,11 +61,9 @@ class Core:
         shim.pool_memory, shim.verdicts = self._anchors
         shim.handled = self.handled
         copy_options(options, shim, pool_bytes)
-        rules = ffi.new("struct urs_rules *")
-        self._refusals = encode_refusals(rules, options.server_header)
-        rules.engine.frames = frames
-        rules.deliver_pongs = pongs
-        copy_rules(options, rules)
+        self._refusals: dict[str | None, Refusals] = {}
+        rules = self._encode_rules(options, frames=frames, pongs=pongs)
+        self._rules = {bytes(ffi.buffer(rules)): 0}
         self._sessions_max = options.sessions_max
         self.state = RunState.NEW
         self.on_failure: Callable[[str, Exception, Connection | None], object] | None = None
@@ -74,6 +72,34 @@ class Core:
         self.renew_lock()
         self.opened: Final = open_core(backend, shim, rules)
         self.handle: CData = self.opened.core
+
+    def _encode_rules(self, options: Options, *, frames: bool, pongs: bool) -> CData:
+        rules = ffi.new("struct urs_rules *")
+        if options.server_header not in self._refusals:
+            self._refusals[options.server_header] = encode_refusals(options.server_header)
+        self._refusals[options.server_header].copy_to(rules)
+        rules.engine.frames = frames
+        rules.deliver_pongs = pongs
+        copy_rules(options, rules)
+        return rules
+
+    def add_rules(self, options: Options, *, frames: bool, pongs: bool) -> int:
+        """Return the index under which the shim knows the options of some connections. Equal ones have one index.
+
+        Raises LimitReached for more than URS_RULES_MAX different ones, WrongThread, ReactorStateError.
+        """
+        with self.lock:
+            self.check_lasting()
+            self.check_thread()
+            rules = self._encode_rules(options, frames=frames, pongs=pongs)
+            key = bytes(ffi.buffer(rules))
+            if key not in self._rules:
+                if len(self._rules) == lib.URS_RULES_MAX:
+                    raise LimitReached(
+                        f"a reactor has at most {lib.URS_RULES_MAX} different Options: use some of them again"
+                    )
+                self._rules[key] = check(lib.urs_reactor_add_rules(self.handle, rules), "options")
+            return self._rules[key]
 
     def renew_lock(self) -> None:
         """Make the lock that guards the handle: whatever may free it, or use it from any thread, holds the lock."""

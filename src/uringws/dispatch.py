@@ -10,7 +10,7 @@ import time
 from enum import IntEnum
 from typing import TYPE_CHECKING, Final
 
-from uringws.callbacks import came_out_of
+from uringws.callbacks import came_out_of, ignore
 from uringws.closing import Close, Closing, begin, lost, peer_closed, peer_violated
 from uringws.connection import make_connection
 from uringws.core import EVENTS_MAX, slot_of
@@ -20,15 +20,14 @@ from uringws.shim import CData, ffi, lib
 from uringws.upgrade import Decision, Upgrade
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
-    from uringws.callbacks import Callbacks
     from uringws.commands import Commands
     from uringws.connection import Connection
     from uringws.core import Core
     from uringws.message import Message
+    from uringws.services import Service
     from uringws.sessions import Sessions
-    from uringws.upgrade import Upgrader
     from uringws.watches import Watches
 
 __all__ = ["Dispatcher", "TurnOutcome"]
@@ -58,12 +57,8 @@ class TurnOutcome(IntEnum):
     """It called back until its time was over: the next turn hands out the events that are left."""
 
 
-def _ignore(*_: object) -> None:
-    """Stand in for a callback that a handler lacks."""
-
-
 class Dispatcher:
-    """Hands the events of turns to a handler's callbacks."""
+    """Hands the events of turns to the callbacks of the handlers."""
 
     def __init__(
         self,
@@ -72,10 +67,10 @@ class Dispatcher:
         *,
         sessions: Sessions,
         commands: Commands,
-        callbacks: Callbacks,
-        upgrader: Upgrader,
-        deliver_while_closing: bool,
+        own: Service,
+        by_listener: Mapping[int, Service],
     ) -> None:
+        """`own` is the service of connections that name none, `by_listener` that of a listener's opening requests."""
         self.attention = False
         """Set to end `take_turns` after its present turn: there is more to look at than events."""
         self.watches: Watches | None = None
@@ -84,17 +79,28 @@ class Dispatcher:
         self._message = message
         self._sessions = sessions
         self._commands = commands
-        self._upgrader = upgrader
-        self._on_open = callbacks.on_open or _ignore
-        self._on_message = callbacks.on_frame or callbacks.on_message or _ignore
-        self._on_drain = callbacks.on_drain or _ignore
-        self._on_pong = callbacks.on_pong or _ignore
-        self._on_close = callbacks.on_close or _ignore
-        self._deliver_while_closing = deliver_while_closing
+        self._own = own
+        self._by_listener = by_listener
+        self._first: Service | None = None
+        self._on_message: Callable[..., object] | None = ignore  # None: that of each connection's service
         self._decided: tuple[int, Decision] | None = None  # what is being carried out, and for which session
         targets = lib.urs_reactor_columns(core.handle).targets
         self._targets = memoryview(ffi.buffer(targets, ffi.sizeof("int32_t") * EVENTS_MAX)).cast("i")
         self._events: CData = lib.urs_reactor_events(core.handle)
+
+    # ---- handlers
+
+    def begin_to_serve(self, service: Service) -> None:
+        """Expect connections of a service. While there is only one, nothing is looked up for a message."""
+        if self._first is None:
+            self._first = service
+            self._on_message = service.on_message
+        elif service is not self._first:
+            self._on_message = None
+        self.attention = True  # `take_turns` goes on with what it began with
+
+    def _service_of(self, connection: Connection) -> Service:
+        return connection._service or self._own
 
     # ---- turns
 
@@ -103,14 +109,18 @@ class Dispatcher:
         milliseconds = -1 if timeout is None else int(timeout * 1000 + 0.999)
         handle, handled = self._core.handle, self._core.handled
         targets, message, waiting = self._targets, self._message, self._commands.waiting
-        on_message = _ignore if echo else self._on_message  # the shim echoes
+        on_message = ignore if echo else self._on_message  # the shim echoes
         if message._index != EVENTS_MAX:
             self._note_handled()
         while True:
             count: int = _turn_shim(handle, milliseconds, echo)
             if count > 0:
                 first = handled[0]
-                self._dispatch(enumerate(targets[first:count].tolist(), first), on_message)
+                batch = enumerate(targets[first:count].tolist(), first)
+                if on_message is None:
+                    self._dispatch_by_service(batch)
+                else:
+                    self._dispatch(batch, on_message)
                 handled[0] = count
                 message._index = EVENTS_MAX
             elif count < 0:
@@ -144,7 +154,11 @@ class Dispatcher:
             first, until = handled[0], time.monotonic() + seconds
             while first < count:
                 last = min(count, first + _PART_EVENTS)
-                self._dispatch(enumerate(self._targets[first:last].tolist(), first), self._on_message)
+                batch = enumerate(self._targets[first:last].tolist(), first)
+                if self._on_message is None:
+                    self._dispatch_by_service(batch)
+                else:
+                    self._dispatch(batch, self._on_message)
                 first = handled[0] = last
                 message._index = EVENTS_MAX
                 if first < count and time.monotonic() >= until:
@@ -198,7 +212,41 @@ class Dispatcher:
                             pass
                 return
             except Exception as error:
-                if connection is None or on_message is _ignore or not came_out_of(on_message, error):
+                if connection is None or on_message is ignore or not came_out_of(on_message, error):
+                    raise
+                self._log_failure(connection, error)
+            finally:
+                message._connection = None
+                if message._view is not None:
+                    message._release()
+
+    def _dispatch_by_service(self, batch: Iterator[tuple[int, int]]) -> None:
+        """Do as `_dispatch`, with the callback of each connection's own handler.
+
+        Not by a callback that calls it: where a signal handler raised between the two, the message would be lost.
+        """
+        message, own = self._message, self._own
+        connections = self._sessions.by_slot
+        connection: Connection | None = None
+        on_message: Callable[..., object] = ignore
+        while True:
+            try:
+                for message._index, slot in batch:
+                    connection = connections[slot]
+                    if connection is None:
+                        if slot < 0:
+                            self._on_other()
+                        else:
+                            self._on_late_message(slot)
+                        continue
+                    on_message = (connection._service or own).on_message
+                    message._connection = connection
+                    on_message(connection, message)
+                    if message._view is not None:
+                        message._release()
+                return
+            except Exception as error:
+                if connection is None or on_message is ignore or not came_out_of(on_message, error):
                     raise
                 self._log_failure(connection, error)
             finally:
@@ -210,10 +258,14 @@ class Dispatcher:
 
     def _receiver(self, slot: int) -> Connection | None:
         """Return the connection to which a message or a pong is to be delivered; None if it has begun to close."""
-        connection = self._sessions.by_slot[slot]
-        if connection is None and self._deliver_while_closing and slot not in self._sessions.aborted:
-            connection = self._sessions.ending.get(slot)
-        return connection
+        sessions = self._sessions
+        connection = sessions.by_slot[slot]
+        if connection is not None:
+            return connection
+        connection = sessions.ending.get(slot)
+        if connection is None or slot in sessions.aborted:
+            return None
+        return connection if self._service_of(connection).options.deliver_while_closing else None
 
     def _on_late_message(self, slot: int) -> None:
         """Deliver the current message, of a connection that has begun to close, if the options ask for it."""
@@ -224,7 +276,7 @@ class Dispatcher:
         message._connection = None  # too late to echo it
         self._core.handled[0] = message._index + 1
         try:
-            self._on_message(connection, message)
+            self._service_of(connection).on_message(connection, message)
         except Exception as error:  # noqa: BLE001 - logged
             self._log_failure(connection, error)
         finally:
@@ -262,11 +314,12 @@ class Dispatcher:
         elif kind == lib.URS_EVENT_DRAIN:
             connection = self._sessions.by_slot[slot]
             if connection is not None:
-                self._call(connection, self._on_drain, connection)
+                self._call(connection, self._service_of(connection).on_drain, connection)
         elif kind == lib.URS_ITEM_PONG:
             connection = self._receiver(slot)
             if connection is not None:
-                self._call(connection, self._on_pong, connection, bytes(ffi.buffer(item.payload, item.bytes)))
+                on_pong = self._service_of(connection).on_pong
+                self._call(connection, on_pong, connection, bytes(ffi.buffer(item.payload, item.bytes)))
         elif kind == lib.URS_ITEM_CLOSE:
             reason = ffi.unpack(ffi.cast("char *", item.payload), item.bytes).decode() if item.bytes else ""
             self._end(slot, Close(int(item.close_code), reason), peer_closed)
@@ -293,6 +346,7 @@ class Dispatcher:
         if connection is None:
             return
         sessions.aborted.discard(slot)
+        on_close = self._service_of(connection).on_close
         code, reason = close.code, close.reason
         sessions.closings[connection] = complete(self._message._closing(connection) or Closing(), close)
         count = close_codes[code] + 1
@@ -305,7 +359,7 @@ class Dispatcher:
         if self._message._index < EVENTS_MAX:
             self._core.handled[0] = self._message._index
         try:
-            self._on_close(connection, code, reason)
+            on_close(connection, code, reason)
         except Exception as error:  # noqa: BLE001 - reported
             self._core.report(error, "on_close of %r failed", connection, connection=connection)
 
@@ -347,21 +401,22 @@ class Dispatcher:
         identity = int(lib.urs_reactor_id(core.handle, slot))
         connection = self._sessions.get(identity)  # there already, if an exception came before on_open was called
         if connection is None and lib.urs_session_state(core.handle, identity) == lib.URS_SESSION_AWAIT_VERDICT:
-            connection = self._decide(Upgrade(identity, item, core.peer(identity)))
+            service = self._by_listener.get(item.count, self._own)
+            connection = self._decide(Upgrade(identity, item, core.peer(identity)), service)
         if connection is not None:
-            self._call(connection, self._on_open, connection)
+            self._call(connection, self._service_of(connection).on_open, connection)
 
-    def _decide(self, upgrade: Upgrade) -> Connection | None:
+    def _decide(self, upgrade: Upgrade, service: Service) -> Connection | None:
         """Decide on a request, and return its connection if it has become one. What got out of it is raised then."""
         identity = upgrade.identity
         error = connection = None
         if self._decided is not None and self._decided[0] == identity:
             decision = self._decided[1]  # an exception came before it was carried out
         else:
-            decision, error = self._upgrader.decide(upgrade)
+            decision, error = service.upgrader.decide(upgrade)
             self._decided = identity, decision
         if decision.accepted:
-            connection = self._open(identity, decision)
+            connection = self._open(identity, decision, service)
         else:
             handle, rejected = self._core.handle, self._sessions.rejected
             reason, response, size = decision.reason, decision.response, len(decision.response)
@@ -374,10 +429,10 @@ class Dispatcher:
             raise error
         return connection
 
-    def _open(self, identity: int, decision: Decision) -> Connection | None:
+    def _open(self, identity: int, decision: Decision, service: Service) -> Connection | None:
         """Accept a request; return its connection, or None if the peer has left."""
         sessions, handle = self._sessions, self._core.handle
-        connection = self._make_connection(identity, decision.subprotocol, decision.data)
+        connection = self._make_connection(identity, decision.subprotocol, decision.data, service)
         slot, response, size = slot_of(identity), decision.response, len(decision.response)
         # No call between these, in which a signal handler could raise: a session opens with its connection.
         sessions.by_slot[slot] = connection
@@ -388,28 +443,31 @@ class Dispatcher:
             return None
         return connection
 
-    def _make_connection(self, identity: int, subprotocol: str | None, data: object) -> Connection:
+    def _make_connection(self, identity: int, subprotocol: str | None, data: object, service: Service) -> Connection:
         """Make a connection, and room for it; it is not among the others yet."""
         self._sessions.make_room(identity)
-        return make_connection(self._message, identity, subprotocol, data)
+        other = None if service is self._own else service
+        return make_connection(self._message, identity, subprotocol, data, other)
 
-    def adopt(self, descriptor: int, prefix: memoryview | bytes, subprotocol: str | None, data: object) -> Connection:
+    def adopt(
+        self, descriptor: int, prefix: memoryview | bytes, subprotocol: str | None, data: object, service: Service
+    ) -> Connection:
         """Make a session of an upgraded socket; `prefix` is what was read from it past the request.
 
         The caller holds the lock of the core, and calls `open_adopted` once it has given up the socket.
         """
         identity = ffi.new("uint64_t *")
         with ffi.from_buffer("uint8_t[]", prefix) as buffer:  # no exception may keep it: see Connection._send_any
-            result = lib.urs_reactor_adopt(self._core.handle, descriptor, 0, buffer, len(prefix), identity)
+            result = lib.urs_reactor_adopt(self._core.handle, descriptor, service.rules, buffer, len(prefix), identity)
         check(result, "add_session")
-        connection = self._make_connection(int(identity[0]), subprotocol, data)
+        connection = self._make_connection(int(identity[0]), subprotocol, data, service)
         self._sessions.by_slot[slot_of(connection.id)] = connection
         self._sessions.made += 1
         return connection
 
     def open_adopted(self, connection: Connection) -> None:
         """Call on_open for a session that `adopt` made."""
-        self._call(connection, self._on_open, connection)
+        self._call(connection, self._service_of(connection).on_open, connection)
 
     # ---- callbacks
 

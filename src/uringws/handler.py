@@ -52,8 +52,9 @@ class Handler:
     What is no error (KeyboardInterrupt, SystemExit) gets out of the reactor's `run`. The callback that raised it is not
     called again for the same event: a request that was being decided on is answered 500.
 
-    The reactor looks the callbacks up once, when it is made: one assigned to the handler later is not called. They are
-    plain functions: a coroutine function or a generator function raises TypeError there.
+    The reactor looks the callbacks up once, when it is made or the handler is given to `bind` or `add_session`: one
+    assigned to the handler later is not called. They are plain functions: a coroutine function or a generator function
+    raises TypeError there.
 
     A handler that defines `on_frame(conn, frame)` is given the fragments of messages as they come, each a `Message` of
     one frame whose `opcode` is CONTINUATION after the first and whose `fin` is True for the last; whole messages too

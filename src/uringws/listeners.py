@@ -14,7 +14,7 @@ from uringws.sockets import Address, BoundPath, address_of, check_listener, list
 
 if TYPE_CHECKING:
     from uringws.core import Core
-    from uringws.options import Options
+    from uringws.services import Service
 
 __all__ = ["Listeners"]
 
@@ -22,11 +22,12 @@ __all__ = ["Listeners"]
 class Listeners:
     """Where one reactor listens. `Reactor` documents the functions of the same names, and what they raise."""
 
-    def __init__(self, core: Core, options: Options) -> None:
+    def __init__(self, core: Core) -> None:
         self.addresses: list[Address] = []
         """In the order of the bind calls; `close` keeps them."""
+        self.services: dict[int, Service] = {}
+        """What serves the connections of each listener, by the shim's index of it; `close` keeps them."""
         self._core = core
-        self._options = options
         self._sockets: list[socket.socket] = []
         self._unshared: list[socket.socket] = []  # those that were made here, which no other server shares
         self._paths: list[BoundPath] = []
@@ -35,12 +36,12 @@ class Listeners:
         """Whether it listens anywhere."""
         return bool(self._sockets)
 
-    def bind(self, host: str, port: int | None, *, reuse_port: bool) -> tuple[str, int]:
+    def bind(self, host: str, port: int | None, service: Service, *, reuse_port: bool) -> tuple[str, int]:
         """See `Reactor.bind`."""
         self._check()
         listener = listen_tcp(host, port, reuse_port=reuse_port)
         try:
-            self._listen(listener)
+            self._listen(listener, service)
         except BaseException:
             listener.close()
             raise
@@ -48,12 +49,12 @@ class Listeners:
         name = listener.getsockname()
         return name[0], name[1]
 
-    def bind_unix(self, path: str | os.PathLike[str], *, mode: int | None) -> Address:
+    def bind_unix(self, path: str | os.PathLike[str], service: Service, *, mode: int | None) -> Address:
         """See `Reactor.bind_unix`."""
         self._check()
         listener, bound_path = listen_unix(os.fsdecode(path), mode)
         try:
-            address = self._listen(listener)
+            address = self._listen(listener, service)
         except BaseException:
             if bound_path is not None:
                 bound_path.remove()
@@ -64,27 +65,30 @@ class Listeners:
             self._paths.append(bound_path)
         return address
 
-    def bind_socket(self, sock: socket.socket) -> Address:
+    def bind_socket(self, sock: socket.socket, service: Service) -> Address:
         """See `Reactor.bind_socket`."""
         self._check()
         check_listener(sock)
-        return self._listen(sock)
+        return self._listen(sock, service)
 
     def _check(self) -> None:
         self._core.check_usable()
         self._core.check_thread()
 
-    def _listen(self, sock: socket.socket) -> Address:
-        if self._options.tcp_nodelay and sock.family != socket.AF_UNIX:
+    def _listen(self, sock: socket.socket, service: Service) -> Address:
+        options = service.options
+        if options.tcp_nodelay and sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited by what it accepts
-        sock.listen(self._options.listen_backlog)
+        sock.listen(options.listen_backlog)
         core = self._core
         with core.lock:
             core.check_lasting()
             core.check_thread()
             if core.is_draining:
                 raise ReactorStateError("a reactor that drains listens no more: make a new one")
-            check(lib.urs_reactor_listen(core.handle, sock.fileno(), sock.family == socket.AF_UNIX, 0), "listen")
+            is_local = sock.family == socket.AF_UNIX
+            index = check(lib.urs_reactor_listen(core.handle, sock.fileno(), is_local, service.rules), "listen")
+            self.services[index] = service
         self._sockets.append(sock)
         self.addresses.append(address_of(sock))
         return self.addresses[-1]

@@ -16,7 +16,7 @@ from uringws.field_docs import document_fields
 from uringws.seconds import milliseconds
 from uringws.shim import lib
 
-__all__ = ["IPNetwork", "Options", "copy_options", "copy_rules"]
+__all__ = ["IPNetwork", "Options", "check_shared", "copy_options", "copy_rules"]
 
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
@@ -29,6 +29,23 @@ _GROWTH: Final = 3
 """Times its size that a message may take as it comes in: it moves to larger memory, which the shim rounds up."""
 _SPARE_BYTES: Final = 256 * KIB
 """What small messages take beyond that, and the eighth of the memory that is kept free."""
+
+_SHARED: Final = (
+    "sessions_max",
+    "sessions_per_ip_max",
+    "handshakes_max",
+    "silent_seconds_max",
+    "drain_seconds_max",
+    "memory_bytes_max",
+    "receive_buffers",
+    "receive_buffer_bytes",
+    "ring_entries",
+    "busy_poll_microseconds",
+    "zero_copy",
+    "zero_copy_bytes_min",
+    "sender_commands_max",
+)
+"""The fields that hold for a reactor with all its connections."""
 
 IPNetwork = IPv4Network | IPv6Network
 
@@ -58,6 +75,12 @@ class Options:
     Units are in the names: bytes, seconds (int or float), microseconds; every other number is a count. Where a
     field takes None, None means "no limit" or "off". Raises `OptionsError`, a ValueError, that names the field, its
     value and what is allowed.
+
+    A listener and an adopted session may have options of their own (`Reactor.bind`, `Reactor.add_session`). They are
+    made with `dataclasses.replace(reactor.options, ...)`, because all connections of a reactor share the limits on
+    their number (`sessions_max`, `sessions_per_ip_max`, `handshakes_max`, `silent_seconds_max`), its memory
+    (`memory_bytes_max`, `receive_buffers`, `receive_buffer_bytes`), its ring (`ring_entries`, `zero_copy`,
+    `zero_copy_bytes_min`, `busy_poll_microseconds`), `sender_commands_max` and `drain_seconds_max`.
     """
 
     # Messages
@@ -299,6 +322,19 @@ class Options:
                     self.memory_bytes_max,
                     f"at least {needed}: the receive pool, and what a message of message_bytes_max takes as it grows",
                 )
+
+
+def check_shared(options: Options, own: Options) -> None:
+    """Raise OptionsError if options of some connections differ from the reactor's `own` in what all of them share."""
+    for name in _SHARED:
+        value, shared = getattr(options, name), getattr(own, name)
+        if value != shared:
+            raise OptionsError(
+                name,
+                value,
+                f"{shared!r} as in the reactor's own options, since all its connections share it: make these options "
+                f"with dataclasses.replace(reactor.options, ...), or give {name} to the Reactor",
+            )
 
 
 def copy_options(options: Options, shim: Any, pool_bytes: int) -> None:

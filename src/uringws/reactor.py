@@ -31,13 +31,13 @@ from uringws.run_state import RunState
 from uringws.seconds import check_seconds, sooner
 from uringws.sender import Sender
 from uringws.sending import check_close
+from uringws.services import Service, Services
 from uringws.sessions import Sessions
 from uringws.shim import ffi, lib
 from uringws.signals import handled_by
 from uringws.sockets import Address, check_stream, show_address
 from uringws.stats import Stats, stats_of
 from uringws.timers import Timer, Timers
-from uringws.upgrade import Upgrader
 from uringws.watches import Watch, Watches
 
 if TYPE_CHECKING:
@@ -55,8 +55,9 @@ logger = logging.getLogger("uringws")
 class Reactor:
     """A WebSocket server (RFC 6455) for the thread that runs it.
 
-    `handler` gets every connection's events; its callbacks are looked up here, once, so that one assigned to it later
-    is not called. `backend` is "io_uring", "epoll", or "auto": io_uring where it is available, else epoll, with a
+    `handler` gets every connection's events, and `options` hold for every connection, unless `bind` or `add_session`
+    gives others. The callbacks are looked up here, once, so that one assigned to the handler later is not called.
+    `backend` is "io_uring", "epoll", or "auto": io_uring where it is available, else epoll, with a
     warning that says why. Raises UringUnavailable for "io_uring" where it is not available, ValueError for another
     backend, OSError where not even epoll is available, TypeError for what is no handler.
 
@@ -80,20 +81,19 @@ class Reactor:
         self._core: Final = Core(
             backend, self.options, frames=callbacks.on_frame is not None, pongs=callbacks.on_pong is not None
         )
-        self._listeners: Final = Listeners(self._core, self.options)
+        self._services: Final = Services(self._core, handler, callbacks, self.options, self.stats)
+        self._listeners: Final = Listeners(self._core)
         self._sessions: Final = Sessions()
         self._commands: Final = Commands(self._core, self.options.sender_commands_max)
         self._timers: Final = Timers(self._core.check_thread, self._core.report)
         self._drain: Final = Drain(self._core)
-        upgrader = Upgrader(self._core, self.options, callbacks, self.stats)
         self._dispatcher: Final = Dispatcher(
             self._core,
             Message(self._core, self._sessions),
             sessions=self._sessions,
             commands=self._commands,
-            callbacks=callbacks,
-            upgrader=upgrader,
-            deliver_while_closing=self.options.deliver_while_closing,
+            own=self._services.own,
+            by_listener=self._listeners.services,
         )
         _reactors.add(self)
 
@@ -114,17 +114,37 @@ class Reactor:
         """Where it listens, in the order of the bind calls. A drained or closed reactor still names its addresses."""
         return list(self._listeners.addresses)
 
-    def bind(self, host: str, port: int | None = None, *, reuse_port: bool = False) -> tuple[str, int]:
+    def bind(
+        self,
+        host: str,
+        port: int | None = None,
+        *,
+        handler: HandlerProtocol | None = None,
+        options: Options | None = None,
+        reuse_port: bool = False,
+    ) -> tuple[str, int]:
         """Listen on a TCP port, 0 to 65535; return (host, port) with the port that a 0 was turned into.
+
+        `handler` and `options` are for the connections of this listener alone; None is the reactor's. Options are made
+        with `dataclasses.replace(reactor.options, ...)`: OptionsError names a field that all connections share and that
+        differs. A reactor has at most 256 sets of options that differ in what the connections are held to:
+        LimitReached.
 
         `host` is an IPv4 or IPv6 address or a name (its first address is taken; "" is all of IPv4, "::" all of IPv6).
         `reuse_port` lets several reactors share the port, the kernel spreading connections among them (SO_REUSEPORT,
         socket(7)). Raises OSError with the address in its text, ValueError or TypeError for what is no address.
         """
-        return self._listeners.bind(host, port, reuse_port=reuse_port)
+        return self._listeners.bind(host, port, self._service(handler, options), reuse_port=reuse_port)
 
-    def bind_unix(self, path: str | os.PathLike[str], *, mode: int | None = None) -> Address:
-        r"""Listen on a Unix socket; return its address as `addresses` has it.
+    def bind_unix(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        handler: HandlerProtocol | None = None,
+        options: Options | None = None,
+        mode: int | None = None,
+    ) -> Address:
+        r"""Listen on a Unix socket; return its address as `addresses` has it. `handler` and `options` as for `bind`.
 
         `path` is that of a file, or begins with NUL for an abstract name ("\0chat", unix(7)). `mode` is the file's
         permissions, such as 0o660 (a client needs the right to write); None leaves them to the umask. A socket
@@ -132,17 +152,25 @@ class Reactor:
         reactor's own. Raises OSError with the path in its text, also where anything else lies there; ValueError or
         TypeError for what is no path or mode.
         """
-        return self._listeners.bind_unix(path, mode=mode)
+        return self._listeners.bind_unix(path, self._service(handler, options), mode=mode)
 
-    def bind_socket(self, sock: socket.socket) -> Address:
-        """Listen on a socket that is bound already (and listening, or not yet).
+    def bind_socket(
+        self, sock: socket.socket, *, handler: HandlerProtocol | None = None, options: Options | None = None
+    ) -> Address:
+        """Listen on a socket that is bound already (and listening, or not yet). `handler` and `options` as for `bind`.
 
         The reactor owns it from now on; if this raises, the caller keeps it. The file of a Unix socket stays the
         caller's to remove. Other processes and event loops may share the socket (a duplicate of it, or inherited): on
         io_uring it stays blocking or non-blocking, whatever it is; epoll makes it non-blocking for all of them, since
         it would otherwise wait for a connection that another has accepted.
         """
-        return self._listeners.bind_socket(sock)
+        return self._listeners.bind_socket(sock, self._service(handler, options))
+
+    def _service(self, handler: HandlerProtocol | None, options: Options | None) -> Service:
+        """Return what serves connections with that handler and those options, and expect such connections."""
+        service = self._services.get(handler, options)
+        self._dispatcher.begin_to_serve(service)
+        return service
 
     # ---- running
 
@@ -158,7 +186,11 @@ class Reactor:
         self._run(echo=False)
 
     def run_echo(self) -> None:
-        """Serve as `run` does, but send every message back without calling the handler for it."""
+        """Serve as `run` does, but send every message back without calling a handler for it.
+
+        This holds for all listeners and adopted sessions, each with its own options. Every other callback is called as
+        ever.
+        """
         self._run(echo=True)
 
     def run_once(self, timeout: float | None = None) -> int:
@@ -400,19 +432,37 @@ class Reactor:
 
     # ---- sessions from elsewhere
 
-    def add_session(self, sock: socket.socket | int, *, subprotocol: str | None = None, data: object = None) -> int:
+    def add_session(
+        self,
+        sock: socket.socket | int,
+        *,
+        handler: HandlerProtocol | None = None,
+        options: Options | None = None,
+        subprotocol: str | None = None,
+        data: object = None,
+    ) -> int:
         """Take over a connected socket that another server has upgraded. See `add_session_with_prefix`."""
-        return self.add_session_with_prefix(sock, b"", subprotocol=subprotocol, data=data)
+        return self.add_session_with_prefix(
+            sock, b"", handler=handler, options=options, subprotocol=subprotocol, data=data
+        )
 
     def add_session_with_prefix(
-        self, sock: socket.socket | int, prefix: Any, *, subprotocol: str | None = None, data: object = None
+        self,
+        sock: socket.socket | int,
+        prefix: Any,
+        *,
+        handler: HandlerProtocol | None = None,
+        options: Options | None = None,
+        subprotocol: str | None = None,
+        data: object = None,
     ) -> int:
         """Take over a connected socket whose 101 answer was sent, with bytes already read past the request.
 
         `on_open` is called before this returns the connection's id; the prefix is handled in the next turn, before
         what is still in the socket. The descriptor belongs to the reactor as soon as this has returned: a
         socket.socket is detached (close() on it does nothing any more), a number must not be used again. If it raises,
-        the caller keeps it. `subprotocol` is what the upgrade agreed on, for `conn.subprotocol`. Raises TypeError for
+        the caller keeps it. `handler` and `options` are for this connection alone, as for `bind`; there may be any
+        number of handlers. `subprotocol` is what the upgrade agreed on, for `conn.subprotocol`. Raises TypeError for
         a TLS socket, whose bytes the kernel cannot decrypt; OSError for a socket that is not connected; LimitReached
         at `sessions_max` or while draining.
         """
@@ -421,10 +471,11 @@ class Reactor:
         core.check_thread()
         number = check_stream(sock)
         buffer = memoryview(prefix).cast("B") if len(prefix) else b""
+        service = self._service(handler, options)
         with core.lock:  # one thread at a time, also before it has an owner
             core.check_lasting()
             core.check_thread()
-            connection = self._dispatcher.adopt(number, buffer, subprotocol, data)
+            connection = self._dispatcher.adopt(number, buffer, subprotocol, data, service)
             if isinstance(sock, socket.socket):
                 sock.detach()
         self._dispatcher.open_adopted(connection)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from uringws.handshake import refusal
 from uringws.http import encode_refusal
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from uringws.errors import RejectReason
     from uringws.shim import CData
 
-__all__ = ["encode_refusals", "sum_refusals"]
+__all__ = ["Refusals", "encode_refusals", "sum_refusals"]
 
 _REFUSALS: Final[tuple[RejectReason, ...]] = (
     "sessions_max",
@@ -29,15 +29,25 @@ _REFUSALS: Final[tuple[RejectReason, ...]] = (
 _DATE_STARTS: Final = b"\r\nDate: "
 
 
-def encode_refusals(rules: CData, server_header: str | None) -> list[CData]:
-    """Write the answers into a `struct urs_rules`; return what keeps their memory."""
-    kept = []
-    for index, reason in enumerate(_REFUSALS):
-        answer = bytearray(encode_refusal(refusal(reason), server_header=server_header))
-        kept.append(ffi.from_buffer("uint8_t[]", answer))
-        date_at = answer.index(_DATE_STARTS) + len(_DATE_STARTS)
-        rules.refusals[index] = {"data": kept[-1], "bytes": len(answer), "date_at": date_at}
-    return kept
+class Refusals(NamedTuple):
+    """The answers, in memory that stays for as long as this object does."""
+
+    answers: list[CData]
+    dates_at: list[int]
+
+    def copy_to(self, rules: CData) -> None:
+        """Name the answers in a `struct urs_rules`."""
+        for index, (answer, date_at) in enumerate(zip(self.answers, self.dates_at, strict=True)):
+            rules.refusals[index] = {"data": answer, "bytes": len(answer), "date_at": date_at}
+
+
+def encode_refusals(server_header: str | None) -> Refusals:
+    """Return the answers with that value of Server."""
+    answers = [bytearray(encode_refusal(refusal(reason), server_header=server_header)) for reason in _REFUSALS]
+    return Refusals(
+        [ffi.from_buffer("uint8_t[]", answer) for answer in answers],
+        [answer.index(_DATE_STARTS) + len(_DATE_STARTS) for answer in answers],
+    )
 
 
 def sum_refusals(rejected: Mapping[RejectReason, int], shim: CData) -> dict[RejectReason, int]:

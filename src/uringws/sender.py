@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from uringws.commands import Commands
     from uringws.connection import Connection
     from uringws.core import Core
+    from uringws.handler import HandlerProtocol
+    from uringws.options import Options
     from uringws.reactor import Reactor
     from uringws.sending import Payload
     from uringws.sessions import Sessions
@@ -110,18 +112,24 @@ class Sender:
         self,
         sock: socket.socket | int,
         *,
+        handler: HandlerProtocol | None = None,
+        options: Options | None = None,
         subprotocol: str | None = None,
         data: object = None,
         timeout: float | None = None,
     ) -> int:
         """Have the reactor take over a socket; wait for it. As `Reactor.add_session`."""
-        return self.add_session_with_prefix(sock, b"", subprotocol=subprotocol, data=data, timeout=timeout)
+        return self.add_session_with_prefix(
+            sock, b"", handler=handler, options=options, subprotocol=subprotocol, data=data, timeout=timeout
+        )
 
     def add_session_with_prefix(
         self,
         sock: socket.socket | int,
         prefix: Any,
         *,
+        handler: HandlerProtocol | None = None,
+        options: Options | None = None,
         subprotocol: str | None = None,
         data: object = None,
         timeout: float | None = None,
@@ -133,9 +141,17 @@ class Sender:
         not run the reactor yet: before `run`, the thread that is to call it takes `Reactor.add_session_with_prefix`.
         """
         self._check_live()
-        reactor, owner = self._reactor, self._core.owner
+        owner = self._core.owner
+        add = partial(
+            self._reactor.add_session_with_prefix,
+            sock,
+            handler=handler,
+            options=options,
+            subprotocol=subprotocol,
+            data=data,
+        )
         if owner.is_caller:
-            return reactor.add_session_with_prefix(sock, prefix, subprotocol=subprotocol, data=data)
+            return add(prefix)
         check_stream(sock)  # what is wrong with it is raised here at once
         copy = bytes(memoryview(prefix))
         if not owner.is_known and threading.active_count() == 1:
@@ -143,9 +159,7 @@ class Sender:
         until = None if timeout is None else time.monotonic() + timeout
         added: Future[int] = Future()
         try:
-            self._commands.put(
-                lambda: reactor.add_session_with_prefix(sock, copy, subprotocol=subprotocol, data=data), timeout, added
-            )
+            self._commands.put(partial(add, copy), timeout, added)
             wait((added,), None if until is None else max(0.0, until - time.monotonic()))
         except BaseException:  # also what a signal handler raises: the caller keeps the socket then
             added.cancel()

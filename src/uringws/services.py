@@ -1,0 +1,100 @@
+"""The handlers of one reactor, each with the options of the connections that it serves. Who calls them is elsewhere."""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Final
+
+from uringws.callbacks import ignore, look_up
+from uringws.options import Options, check_shared
+from uringws.upgrade import Upgrader
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from uringws.callbacks import Callbacks
+    from uringws.core import Core
+    from uringws.handler import HandlerProtocol
+    from uringws.stats import Stats
+
+__all__ = ["Service", "Services"]
+
+
+class Service:
+    """A handler's callbacks, and the options of its connections. Listeners and connections keep it alive."""
+
+    __slots__ = (
+        "__weakref__",
+        "handler",
+        "on_close",
+        "on_drain",
+        "on_message",
+        "on_open",
+        "on_pong",
+        "options",
+        "rules",
+        "upgrader",
+    )
+
+    def __init__(
+        self, handler: HandlerProtocol, callbacks: Callbacks, options: Options, rules: int, upgrader: Upgrader
+    ) -> None:
+        self.handler: Final = handler
+        self.options: Final = options
+        self.rules: Final = rules
+        """The index of what the shim knows of the options."""
+        self.upgrader: Final = upgrader
+        self.on_open: Final = callbacks.on_open or ignore
+        self.on_message: Final = callbacks.on_frame or callbacks.on_message or ignore
+        self.on_drain: Final = callbacks.on_drain or ignore
+        self.on_pong: Final = callbacks.on_pong or ignore
+        self.on_close: Final = callbacks.on_close or ignore
+
+
+class Services:
+    """The services of one reactor: its own, and one for each other pair of handler and options that is in use."""
+
+    def __init__(
+        self,
+        core: Core,
+        handler: HandlerProtocol,
+        callbacks: Callbacks,
+        options: Options,
+        read_stats: Callable[[], Stats],
+    ) -> None:
+        """Make the reactor's own service, which goes by the rules that its core was opened with."""
+        self._core = core
+        self._read_stats = read_stats
+        self.own: Final = Service(handler, callbacks, options, 0, Upgrader(core, options, callbacks, read_stats))
+        # A service keeps its handler, so an id in a key names no other object while the service is here.
+        self._others: weakref.WeakValueDictionary[tuple[int, Options], Service] = weakref.WeakValueDictionary()
+
+    def get(self, handler: HandlerProtocol | None, options: Options | None) -> Service:
+        """Return the service of a handler (None: the reactor's) with options (None: the reactor's).
+
+        Raises TypeError for what is no handler and no Options, OptionsError for options that the reactor cannot have
+        beside its own, LimitReached if it has too many different ones.
+        """
+        own = self.own
+        if handler is None:
+            handler = own.handler
+        if options is None:
+            options = own.options
+        elif not isinstance(options, Options):
+            raise TypeError(f"options must be Options, not {type(options).__name__}")
+        if handler is own.handler and options == own.options:
+            return own
+        check_shared(options, own.options)
+        with self._core.lock:
+            key = (id(handler), options)
+            service = self._others.get(key)
+            if service is None:
+                service = self._others[key] = self._make(handler, options)
+        return service
+
+    def _make(self, handler: HandlerProtocol, options: Options) -> Service:
+        callbacks = look_up(handler)
+        frames, pongs = callbacks.on_frame is not None, callbacks.on_pong is not None
+        rules = self._core.add_rules(options, frames=frames, pongs=pongs)
+        upgrader = Upgrader(self._core, options, callbacks, self._read_stats)
+        return Service(handler, callbacks, options, rules, upgrader)
