@@ -30,7 +30,7 @@ from uringws import (
 )
 from uringws.backend import Backend
 from uringws.shim import lib
-from wire import BINARY, CLOSE, CONTINUATION, PING, TEXT, Frame, Peer, frame, http, upgrade_request
+from wire import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, Frame, Peer, close_frame, frame, http, upgrade_request
 
 QUIET = Options(ping_interval_seconds=None)
 PLAIN = b"GET /plain HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -261,6 +261,57 @@ def test_run_echo_echoes_on_every_listener_and_calls_each_handler_for_the_rest(b
                 assert peer.read_close() == 1003
         settle(server)
     assert own.names == other.names == ["upgrade", "open", "close"]
+
+
+def test_pongs_go_to_the_handler_that_asks_for_them(backend: Backend) -> None:
+    class Ponged(Recorder):
+        def on_pong(self, conn: Connection, payload: bytes) -> None:
+            self.record("pong", payload)
+
+    own, ponged = EchoRecorder(), Ponged()
+
+    def prepare(reactor: Reactor) -> None:
+        reactor.bind("127.0.0.1", 0)
+        reactor.bind("127.0.0.1", 0, handler=ponged)
+
+    with ReactorThread(own, backend=backend, options=QUIET, prepare=prepare) as server:
+        for address in server.addresses:
+            with Peer.connect(address) as peer:
+                peer.send(PONG, b"unasked")
+                assert peer.shake_hands() == 1000
+        settle(server)
+    assert [event[0] for event in own.events] == ["open", "close"]
+    assert [event[0] for event in ponged.events] == ["open", "pong", "close"]
+
+
+def test_messages_after_a_close_go_to_the_handler_whose_options_ask_for_them(backend: Backend) -> None:
+    class Closing(Recorder):
+        def on_message(self, conn: Connection, message: Message) -> None:
+            super().on_message(conn, message)
+            if conn.is_open:
+                conn.close()
+
+    own, other, third = Closing(), Closing(), Closing()
+
+    def prepare(reactor: Reactor) -> None:
+        late = replace(QUIET, deliver_while_closing=True)
+        reactor.bind("127.0.0.1", 0)
+        reactor.bind("127.0.0.1", 0, handler=other, options=late)
+        reactor.bind("127.0.0.1", 0, handler=third)
+
+    with ReactorThread(own, backend=backend, options=QUIET, prepare=prepare) as server:
+        for address in server.addresses:
+            with Peer.connect(address) as peer:
+                peer.write(frame(TEXT, b"one"), frame(TEXT, b"two"))
+                assert peer.read_close() == 1000
+                peer.write(frame(TEXT, b"three"), close_frame())
+                peer.read_eof()
+        settle(server)
+    assert [[event[3] for event in handler.of("message")] for handler in (own, other, third)] == [
+        [b"one"],
+        [b"one", b"two", b"three"],
+        [b"one"],
+    ]
 
 
 def serve(reactor: Reactor, handler: Handler) -> bool:
