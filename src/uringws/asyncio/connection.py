@@ -526,18 +526,23 @@ class ServerConnection(Attributes):
         self._state = OPEN
         self._send = self._link.send
 
-    def _close_received(self, code: int, reason: str) -> bool:
-        """The peer's close frame has come; return whether the link has to answer it with the same."""
-        ending = self._ending
-        if ending is not None and ending.has_failed:
-            return False
+    def _close_received(self, code: int, reason: str) -> None:
+        """The peer's close frame has come; if it was the first one, it is answered with the same code."""
+        if self._ending is not None and self._ending.has_failed:
+            return
         is_first = self._state is OPEN
         ending = self._begin_ending()
         ending.received = Close(code, reason)
         ending.received_first = is_first
         if is_first:
-            ending.sent = ending.received
-        return is_first
+            ending.sent = Close(code, "")
+
+    def _failed(self, code: int, reason: str, error: Exception) -> None:
+        """The peer has broken the protocol; the link has told it so in a close frame, unless one was sent before."""
+        self._note_cause(error)
+        if self._state is OPEN:
+            self._begin_ending().sent = Close(code, reason)
+        self._begin_ending().has_failed = True
 
     def _lost(self, error: BaseException | None) -> None:
         """The connection has ended, because of an error or not."""

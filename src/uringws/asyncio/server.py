@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, Final, Self, cast
 from uringws.asyncio.classes import OPEN
 from uringws.asyncio.connection import ServerConnection
 from uringws.asyncio.deadlines import Deadlines
-from uringws.asyncio.decoder import DecoderShared
 from uringws.asyncio.inbox import queue_marks
 from uringws.asyncio.opening import SERVER, OpeningRules
 from uringws.asyncio.transport import TransportLink
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Server", "serve", "unix_serve"]
 
+_RECEIVE_BYTES: Final = 256 * 1024  # as much as asyncio reads at a time
 _TOKEN: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110 5.6.2
 
 
@@ -102,7 +102,8 @@ class Server:
         )
         self.server: asyncio.Server  # made when this is awaited; it has the listening sockets
         self.wakeups: Final = Wakeups(self.loop)
-        self.decoders: Final = DecoderShared(self.message_bytes_max)
+        self.buffer: Final = memoryview(bytearray(_RECEIVE_BYTES))
+        """Into which all transports read, one after the other."""
         self.clocks: Final = Clocks(self.loop)
         self.links: Final[set[Link]] = set()
         """All connections that are not closed, those whose opening handshake goes on included."""

@@ -14,41 +14,36 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
 
 from uringws.asyncio.classes import OPEN, PayloadTooBig, ProtocolError
-from uringws.asyncio.decoder import Decoder
 from uringws.asyncio.inbox import Fragment
 from uringws.asyncio.link import Link, wrong_thread
 from uringws.asyncio.opening import encode_answer, is_junk, parse_head, plain_answer
+from uringws.engine import ServerEngine
 from uringws.errors import HandshakeError
 from uringws.frames import Opcode
-from uringws.shim import lib
+from uringws.shim import fast_frame
 
 if TYPE_CHECKING:
     from uringws.asyncio.connection import ServerConnection
-    from uringws.asyncio.decoder import Frame
     from uringws.asyncio.link import Mode
     from uringws.asyncio.opening import Answer
     from uringws.asyncio.server import Server
     from uringws.frames import AnyBuffer
 
-__all__ = ["TransportLink", "frame_header"]
+__all__ = ["TransportLink"]
 
 # Looked up once: an attribute of the module costs as much as a small call.
 _running_loop: Final = asyncio.get_running_loop
+_make_frame: Final = fast_frame
 _TEXT: Final = int(Opcode.TEXT)
 _BINARY: Final = int(Opcode.BINARY)
 _CLOSE: Final = int(Opcode.CLOSE)
 _PING: Final = int(Opcode.PING)
 _PONG: Final = int(Opcode.PONG)
-_FIN: Final = 0x80
-_SHORT_HEADERS: Final = {
-    opcode: tuple(bytes((_FIN | opcode, size)) for size in range(126)) for opcode in (_TEXT, _BINARY)
-}
-"""Of whole messages below 126 bytes, by opcode and size."""
 _EARLY_BYTES_MAX: Final = 64 * 1024
 """What a peer may send after its request while a hook of the application still decides on it."""
-_JOINED_BYTES_MAX: Final = 16 * 1024
-"""Up to this size a copy behind its header costs less than a second write."""
-_NO_CODE: Final = 1005
+_REPLIES_BYTES_MAX: Final = 256 * 1024
+"""What may wait for a peer that does not read before nothing more is read from it: pongs would pile up."""
+_BYTES_MAX: Final = 2**63 - 1
 _TOO_BIG: Final = 1009
 
 
@@ -69,18 +64,18 @@ class TransportLink(Link, asyncio.BufferedProtocol):
 
     __slots__ = (
         "_connection",
-        "_decoder",
         "_early",
+        "_engine",
         "_handshake",
         "_has_heard",
         "_is_paused",
         "_is_reading_paused",
         "_latency",
-        "_missed_ping",
         "_ping_sent",
         "_server",
         "_stage",
         "_transport",
+        "_waits_for_peer",
     )
 
     mode: ClassVar[Mode] = "transport"
@@ -90,13 +85,13 @@ class TransportLink(Link, asyncio.BufferedProtocol):
         self._server = server
         self._connection: ServerConnection = server.new_connection(self)
         self._stage = _Stage.FRAMES if is_open else _Stage.HEAD
-        self._decoder: Decoder | None = None
+        self._engine: ServerEngine
         self._early = bytearray()
         self._handshake: asyncio.Task[None] | None = None
         self._is_paused = False
         self._is_reading_paused = False
         self._has_heard = False
-        self._missed_ping: bytes | None = None
+        self._waits_for_peer = False
         self._ping_sent = 0.0
         self._latency = 0.0
 
@@ -116,15 +111,15 @@ class TransportLink(Link, asyncio.BufferedProtocol):
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Return the buffer that all links of a server share: `buffer_updated` follows at once."""
-        return self._server.decoders.buffer
+        return self._server.buffer
 
     def buffer_updated(self, nbytes: int) -> None:
         """Take in what was read."""
         self._has_heard = True
         if self._stage is _Stage.FRAMES:
-            self._feed(nbytes)
+            self._feed(self._server.buffer[:nbytes])
         elif self._stage is not _Stage.IGNORED:
-            self._early += self._server.decoders.buffer[:nbytes]
+            self._early += self._server.buffer[:nbytes]
             if self._stage is _Stage.HEAD:
                 self._take_head()
             elif len(self._early) > _EARLY_BYTES_MAX:
@@ -132,7 +127,7 @@ class TransportLink(Link, asyncio.BufferedProtocol):
 
     def data_received(self, data: bytes | bytearray | memoryview) -> None:
         """Take in bytes from a caller that knows only this method of asyncio.Protocol."""
-        buffer = self._server.decoders.buffer
+        buffer = self._server.buffer
         view = memoryview(data)
         for start in range(0, len(view), len(buffer)):
             part = view[start : start + len(buffer)]
@@ -160,8 +155,6 @@ class TransportLink(Link, asyncio.BufferedProtocol):
         self._stage = _Stage.IGNORED
         if self._handshake is not None:
             self._handshake.cancel()
-        if self._decoder is not None:
-            self._decoder.clear()
         self._connection._lost(exc)
 
     def pause_writing(self) -> None:
@@ -171,9 +164,10 @@ class TransportLink(Link, asyncio.BufferedProtocol):
     def resume_writing(self) -> None:
         """Few enough wait."""
         self._is_paused = False
-        if self._missed_ping is not None:
-            payload, self._missed_ping = self._missed_ping, None
-            self.send_frame(_PONG, payload)
+        if self._waits_for_peer:
+            self._waits_for_peer = False
+            if not self._connection._reads_paused:
+                self.resume_reading()
         self._connection._drained()
 
     # ---- the opening handshake
@@ -250,7 +244,7 @@ class TransportLink(Link, asyncio.BufferedProtocol):
 
     def _open(self) -> None:
         self._stage = _Stage.FRAMES
-        self._decoder = Decoder(self._server.decoders)
+        self._engine = ServerEngine(message_bytes_max=self._server.message_bytes_max or _BYTES_MAX, frames=True)
         connection = self._connection
         if connection.ping_interval is not None:
             self._server.clocks.pings.start(self, connection.ping_interval)
@@ -267,48 +261,63 @@ class TransportLink(Link, asyncio.BufferedProtocol):
 
     # ---- frames that come in
 
-    def _feed(self, size: int) -> None:
-        assert self._decoder is not None  # noqa: S101 - made with the stage
-        for frame in self._decoder.feed(size):
-            if frame.kind == lib.URS_ITEM_FRAME:
-                self._take_message(frame)
-            else:
-                self._take_control(frame)
-            if self._stage is not _Stage.FRAMES:
+    def _feed(self, data: AnyBuffer) -> None:
+        """Take in bytes, which are overwritten, and deliver the frames that they complete."""
+        engine = self._engine
+        received = self._connection._received
+        fragment_max = self._server.fragment_bytes_max
+        while True:
+            opcodes, payloads, fins, reply, held = engine.feed(data)
+            if reply:
+                self._reply(reply)
+            for opcode, payload, fin in zip(opcodes, payloads, fins, strict=True):
+                if fragment_max is not None and len(payload) > fragment_max and opcode < _CLOSE:
+                    self._connection._fail(_TOO_BIG, "a fragment is too big", PayloadTooBig(len(payload), fragment_max))
+                    return
+                if opcode == _BINARY and fin:
+                    received(payload)
+                elif opcode == _TEXT and fin:
+                    received(payload.decode())
+                elif opcode < _CLOSE:
+                    received(Fragment(opcode, payload, bool(fin)))
+                else:
+                    self._take_control(opcode, payload)
+            if not held or self._stage is not _Stage.FRAMES:
                 return
+            data = b""
 
-    def _take_message(self, frame: Frame) -> None:
-        _, opcode, fin, payload, _ = frame
-        limit = self._server.fragment_bytes_max
-        if limit is not None and len(payload) > limit:
-            self._connection._fail(_TOO_BIG, "a fragment is too big", PayloadTooBig(len(payload), limit))
-        elif not fin or not opcode:
-            self._connection._received(Fragment(opcode, payload, fin))
-        else:
-            self._connection._received(payload.decode() if opcode == _TEXT else payload)
+    def _reply(self, reply: bytes) -> None:
+        """Send pongs, or the close frame that answers the peer's. A peer that takes none must stop asking."""
+        self._transport.write(reply)
+        if self._is_paused and self._transport.get_write_buffer_size() > _REPLIES_BYTES_MAX:
+            self._waits_for_peer = True
+            self.pause_reading()
 
-    def _take_control(self, frame: Frame) -> None:
-        connection = self._connection
-        if frame.kind == lib.URS_ITEM_PING:
-            if self._is_paused:
-                self._missed_ping = frame.payload  # RFC 6455 5.5.3: the latest one may stand for all
-            elif connection.state is OPEN:
-                self.send_frame(_PONG, frame.payload)
-        elif frame.kind == lib.URS_ITEM_PONG:
-            if self._ping_sent and frame.payload == struct.pack("!d", self._ping_sent):
-                self._latency = time.monotonic() - self._ping_sent
-                self._ping_sent = 0.0
-            connection._ponged(frame.payload)
-        elif frame.kind == lib.URS_ITEM_CLOSE:
-            if connection._close_received(frame.code, frame.payload.decode()):
-                self._write_close(None if frame.code == _NO_CODE else frame.code, frame.payload)
-            self.end()
+    def _take_control(self, opcode: int, payload: Any) -> None:
+        if opcode == _PONG:
+            self._take_pong(payload)
+        elif opcode == _CLOSE:
+            self._take_close(payload)
+
+    def _take_pong(self, payload: bytes) -> None:
+        if self._ping_sent and payload == struct.pack("!d", self._ping_sent):
+            self._latency = time.monotonic() - self._ping_sent
+            self._ping_sent = 0.0
+        self._connection._ponged(payload)
+
+    def _take_close(self, reason: str) -> None:
+        """The peer's close frame has come, or it broke the protocol; the engine has answered."""
+        engine, connection = self._engine, self._connection
+        closing = engine.closing
+        assert closing is not None  # noqa: S101 - it has just been told
+        if closing.received is not None:
+            connection._close_received(closing.received.code, reason)
         else:
-            text = frame.payload.decode()
-            is_too_big = frame.code == _TOO_BIG
-            error = PayloadTooBig(None, self._server.message_bytes_max) if is_too_big else ProtocolError(text)
-            connection._fail(frame.code, text, error)
-            self.end()
+            code = engine.close_code or 0
+            is_too_big = code == _TOO_BIG
+            error = PayloadTooBig(None, self._server.message_bytes_max) if is_too_big else ProtocolError(reason)
+            connection._failed(code, reason, error)
+        self.end()
 
     # ---- what a connection calls
 
@@ -324,39 +333,17 @@ class TransportLink(Link, asyncio.BufferedProtocol):
 
     def send(self, message: str | bytes) -> object:
         """See `Link`."""
-        if type(message) is bytes:
-            payload, opcode = message, _BINARY
-        else:
-            payload, opcode = message.encode(), _TEXT  # type: ignore[union-attr]
         if _running_loop() is not self._server.loop:
             raise wrong_thread()
-        size = len(payload)
-        if size < 126:
-            self._transport.write(_SHORT_HEADERS[opcode][size] + payload)
-        else:
-            self._write_long(_FIN | opcode, payload)
+        self._transport.write(_make_frame(_BINARY if type(message) is bytes else _TEXT, True, message))
         return self._is_paused
 
     def send_frame(self, opcode: int, payload: AnyBuffer, *, fin: bool = True) -> object:
         """See `Link`."""
         if _running_loop() is not self._server.loop:
             raise wrong_thread()
-        self._write_long(opcode | _FIN if fin else opcode, payload)
+        self._transport.write(_make_frame(opcode, fin, payload))
         return self._is_paused
-
-    def write(self, data: bytes) -> None:
-        """Send a frame that is encoded already."""
-        self._transport.write(data)
-
-    def _write_long(self, first: int, payload: AnyBuffer) -> None:
-        view = memoryview(payload).cast("B")  # type: ignore[arg-type]
-        header = frame_header(first, len(view))
-        if len(view) <= _JOINED_BYTES_MAX:
-            self._transport.write(header + view)
-        else:
-            self._transport.write(header)
-            # A transport keeps what it cannot send at once, and may keep it as it is.
-            self._transport.write(view if isinstance(payload, bytes) else bytes(view))
 
     def is_full(self) -> bool:
         """See `Link`."""
@@ -364,11 +351,7 @@ class TransportLink(Link, asyncio.BufferedProtocol):
 
     def close(self, code: int | None, reason: str) -> None:
         """See `Link`."""
-        self._write_close(code, reason.encode())
-
-    def _write_close(self, code: int | None, reason: bytes) -> None:
-        payload = b"" if code is None else struct.pack("!H", code) + reason
-        self._transport.write(frame_header(_FIN | _CLOSE, len(payload)) + payload)
+        self._transport.write(self._engine.encode_close(code, reason))
         self._server.clocks.pings.stop(self)
         self._server.clocks.pongs.stop(self)
 
@@ -435,12 +418,3 @@ class TransportLink(Link, asyncio.BufferedProtocol):
             self._ping_sent = 0.0
             return
         connection._fail(1011, "keepalive ping timeout", TimeoutError("timed out while waiting for keepalive pong"))
-
-
-def frame_header(first: int, size: int) -> bytes:
-    """Return the header of a frame that is not masked (RFC 6455 5.2): its first byte and its payload's size."""
-    if size < 126:
-        return bytes((first, size))
-    if size < 65536:
-        return struct.pack("!BBH", first, 126, size)
-    return struct.pack("!BBQ", first, 127, size)
