@@ -102,13 +102,10 @@ class Server:
         )
         self.server: asyncio.Server  # made when this is awaited; it has the listening sockets
         self.wakeups: Final = Wakeups(self.loop)
-        self.buffer: Final = memoryview(bytearray(_RECEIVE_BYTES))
-        """Into which all transports read, one after the other."""
+        self.buffer: Final = memoryview(bytearray(_RECEIVE_BYTES))  # into which all transports read, in turn
         self.clocks: Final = Clocks(self.loop)
-        self.links: Final[set[Link]] = set()
-        """All connections that are not closed, those whose opening handshake goes on included."""
-        self._handled: set[ServerConnection] = set()
-        """Those that are open, or whose handler runs, or that are not closed yet."""
+        self.links: Final[set[Link]] = set()  # of all connections that are not closed, opening ones included
+        self._handled: set[ServerConnection] = set()  # those that were opened and are not closed
         self._tasks: set[asyncio.Task[Any]] = set()
         self._context = contextvars.copy_context()
         self._close_task: asyncio.Task[None] | None = None
