@@ -240,7 +240,7 @@ MUTANTS = (
     Mutant(
         "drain-leaves-ports-open",
         "src/uringws/reactor.py",
-        "        self._listeners.close()  # else the kernel would go on completing connections that nobody takes\n",
+        "        self._listeners.close()  # otherwise the kernel would go on completing connections\n",
         "",
         "A drain closes the listening sockets at once",
         ("tests/test_draining.py::test_a_drain_closes_the_listening_sockets_while_sessions_last",),
@@ -398,7 +398,7 @@ MUTANTS = (
     Mutant(
         "fork-keeps-locks",
         "src/uringws/core.py",
-        "        self.renew_lock()  # whoever held it is not in this process\n",
+        "        self.renew_lock()  # the thread that held it is not in this process\n",
         "",
         "A child process does not hang on locks that threads of its parent held",
         ("tests/test_reactor.py::test_a_fork_does_not_hang_on_what_other_threads_were_doing",),

@@ -6,7 +6,9 @@ A new file first fails here, until it has been given its layer.
 import ast
 import graphlib
 import inspect
+import io
 import re
+import tokenize
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -135,6 +137,7 @@ BOUNDED_PYTHON = sorted(
     if "node_modules" not in path.parts
 )
 C_SOURCES = sorted([*C_FILES, *(path for name in ("bench", "fuzz") for path in (ROOT / name).rglob("*.[ch]"))])
+PLAIN_FILES = PYTHON_FILES
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
@@ -214,11 +217,35 @@ def c_comments(text: str) -> Iterator[tuple[int, str]]:
             yield text.count("\n", 0, match.start()) + 1, " ".join(bare.split())
 
 
-def wordy(text: str) -> list[str]:
-    """The wordings of a C file's comments for which PLAINER knows better, each with its line."""
+def python_comments(text: str) -> Iterator[tuple[int, str]]:
+    """The comments and docstrings of a Python file, each with its line and its words on one line."""
+    comments: dict[int, str] = {}
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT:
+            above = comments.pop(token.start[0] - 1, "") if token.line.lstrip().startswith("#") else ""
+            comments[token.start[0]] = f"{above} {token.string.lstrip('#! ')}"
+    yield from comments.items()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            yield node.lineno, node.value.value
+
+
+def markdown_prose(text: str) -> Iterator[tuple[int, str]]:
+    """The paragraphs of a Markdown page, each with its line; code is left out."""
+    code = re.compile(r"^(```|:::).*?^\1$|`[^`\n]+`", re.MULTILINE | re.DOTALL)
+    bare = code.sub(lambda found: "\n" * found[0].count("\n"), text)
+    for found in re.finditer(r"(?:^.*\S.*$\n?)+", bare, re.MULTILINE):
+        yield bare.count("\n", 0, found.start()) + 1, found[0]
+
+
+READERS = {".py": python_comments, ".md": markdown_prose}
+
+
+def wordy(text: str, suffix: str = ".c") -> list[str]:
+    """The wordings of a file's prose for which PLAINER knows better, each with its line."""
     return [
         f"line {line}: {found[0].strip()!r} in {words!r}"
-        for line, words in c_comments(text)
+        for line, words in ((line, " ".join(words.split())) for line, words in READERS.get(suffix, c_comments)(text))
         for found in PLAINER_PATTERN.finditer(words)
     ]
 
@@ -330,6 +357,25 @@ def test_c_functions_are_counted() -> None:
 @pytest.mark.parametrize("path", C_SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_c_comments_are_plain_english(path: Path) -> None:
     assert wordy(path.read_text()) == [], "PLAINER in tests/test_structure.py has a plainer wording for each"
+
+
+@pytest.mark.parametrize("path", PLAIN_FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_prose_is_plain_english(path: Path) -> None:
+    """Comments and docstrings of Python, and pages."""
+    assert wordy(path.read_text(), path.suffix) == [], "PLAINER in tests/test_structure.py has a plainer wording"
+
+
+def test_wordy_prose_is_found() -> None:
+    python = (
+        '"""What it is."""\n\n\ndef f():\n    """Fine.\n\n    But nobody\n    sees."""\n    # all but\n    # for one\n'
+    )
+    assert [found.partition(" in ")[0] for found in wordy(python, ".py")] == [
+        "line 10: 'but for'",
+        "line 1: 'What'",
+        "line 5: 'nobody'",
+    ]
+    page = "# A page\n\nFine, `at hand`.\n\n```python\nanew = 1  # anew\n```\n\nAll but\nfor one.\n"
+    assert [found.partition(" in ")[0] for found in wordy(page, ".md")] == ["line 9: 'but for'"]
 
 
 def test_wordy_comments_are_found() -> None:

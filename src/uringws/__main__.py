@@ -1,6 +1,6 @@
 """The command line: `uringws doctor` and `uringws echo`, also as `python -m uringws`.
 
-What goes wrong is one line on stderr and an exit status of 1 (2: the arguments are wrong), never a traceback.
+An error is one line on stderr and an exit status of 1 (2 for wrong arguments), never a traceback.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Echo(Handler):
 
 
 def doctor(_: argparse.Namespace) -> int:
-    """Print what `uringws.doctor` finds. Returns 0 if a reactor can run here, on whichever backend."""
+    """Print what `uringws.doctor` finds. Returns 0 if a reactor can run here on any backend."""
     trials = try_backends()
     print(render(diagnose(look(), trials)), flush=True)
     return 0 if any(trial.works for trial in trials.values()) else 1
@@ -53,7 +53,7 @@ def echo(arguments: argparse.Namespace) -> int:
 def port_number(text: str) -> int:
     """A TCP port; 0 asks the kernel for one."""
     if not text.isdecimal() or int(text) > 65_535:
-        raise argparse.ArgumentTypeError(f"{text!r} is no port: 0 to 65535 are")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port: give a number from 0 to 65535")
     return int(text)
 
 
@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 0
     except BrokenPipeError:
-        # Whoever read the output has had enough; flushing it at exit would fail once more.
+        # The reader of our output has ended: flushing the rest at exit would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except UringUnavailable as error:

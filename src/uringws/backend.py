@@ -1,4 +1,4 @@
-"""Which I/O backend a reactor gets, and why: io_uring where a ring can be had, else epoll with the reason kept."""
+"""Which I/O backend a reactor gets, and why: io_uring if it is available, else epoll, with the reason kept."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _DISABLED: Final = Path("/proc/sys/kernel/io_uring_disabled")
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A reactor of the shim, not started yet, and what it settled for."""
+    """A reactor of the shim that is not started yet, and the features that it got."""
 
     core: Any
     name: str
@@ -76,7 +76,7 @@ def _seccomp_filters() -> bool:
 def open_core(backend: str, options: Any, rules: Any) -> Opened:
     """Open a reactor of the shim on a backend, with a `struct urs_reactor_options` and a `struct urs_rules`.
 
-    Raises UringUnavailable for "io_uring" where there is none, OSError where not even epoll can be had.
+    Raises UringUnavailable for "io_uring" if it is not available, OSError if not even epoll is.
     """
     if backend not in _BACKENDS:
         raise ValueError(f'backend={backend!r}: must be "auto", "io_uring" or "epoll"')

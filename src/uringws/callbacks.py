@@ -38,13 +38,13 @@ _ARGUMENTS: Final = {
     "on_pong": ("conn", "payload"),
     "on_close": ("conn", "code", "reason"),
 }
-"""What the reactor calls each callback with, by position."""
+"""The positional arguments with which the reactor calls each callback."""
 
 _REMEDY: Final = "derive from uringws.Handler, or give an object that has some of " + ", ".join(Callbacks._fields)
 
 
 _ALIKE_MIN: Final = 0.8
-"""How alike two names must be for one to be taken for a misspelling of the other (difflib)."""
+"""The least similarity (difflib) at which one name counts as a misspelling of another."""
 
 
 def ignore(*_: object) -> None:
@@ -54,9 +54,9 @@ def ignore(*_: object) -> None:
 def look_up(handler: object) -> Callbacks:
     """Return the callbacks of a handler.
 
-    Raises TypeError for what is no handler: a class in place of its instance, a bare function, a value such as None,
-    callbacks that are coroutine or generator functions, cannot be called or do not take their arguments. Warns
-    (RuntimeWarning) of a callable attribute whose name begins with "on_" but names no callback.
+    Raises TypeError for anything but a handler: a class in place of its instance, a bare function, a value such as
+    None, or callbacks that are coroutine or generator functions, cannot be called, or do not take their arguments.
+    Warns (RuntimeWarning) of a callable attribute whose name begins with "on_" but is not a callback's name.
     """
     if inspect.isclass(handler):
         raise TypeError(f"the handler is the class {handler.__name__}: give an instance, {handler.__name__}()")
@@ -81,7 +81,9 @@ def _callback(handler: object, name: str) -> Callable[..., object] | None:
                 "and send from an event loop through reactor.sender()"
             )
         if inspect.isgeneratorfunction(function):
-            raise TypeError(f"{kind}.{name} has a `yield`, so that a call of it runs nothing: make it a plain function")
+            raise TypeError(
+                f"{kind}.{name} has a `yield`, so calling it runs none of its code: make it a plain function"
+            )
     _check_arguments(f"{kind}.{name}", callback, _ARGUMENTS[name])
     return callback  # type: ignore[no-any-return]
 
@@ -90,7 +92,7 @@ def _check_arguments(name: str, callback: Callable[..., object], arguments: tupl
     """Raise TypeError if every call of the callback would: it does not take its arguments."""
     try:
         signature = inspect.signature(callback)
-    except (TypeError, ValueError):  # a function in C may tell of none
+    except (TypeError, ValueError):  # some functions in C have no signature
         return
     try:
         signature.bind(*arguments)
@@ -100,7 +102,7 @@ def _check_arguments(name: str, callback: Callable[..., object], arguments: tupl
 
 
 def _refuse_without_callbacks(handler: object) -> None:
-    """Raise TypeError for what was plainly not meant as a handler; warn of an object without any callback."""
+    """Raise TypeError for an object that cannot have been meant as a handler; warn of one without any callback."""
     kind = type(handler).__name__
     if callable(handler):
         raise TypeError(f"the handler is a function ({kind}): wrap it, handler_fn(function), or {_REMEDY}")
@@ -118,7 +120,7 @@ def _warn_of_unknown(handler: object) -> None:
         alike = difflib.get_close_matches(name, Callbacks._fields, 1, _ALIKE_MIN)
         hint = f": did you mean {alike[0]}?" if alike else f"; the callbacks are {', '.join(Callbacks._fields)}"
         warnings.warn(
-            f"{type(handler).__name__}.{name} is no callback of a reactor and will not be called{hint}",
+            f"{type(handler).__name__}.{name} is not a callback of a reactor and will not be called{hint}",
             RuntimeWarning,
             stacklevel=_callers_level(),
         )
@@ -136,11 +138,11 @@ def _callers_level() -> int:
 
 
 def came_out_of(function: Callable[..., object], error: BaseException) -> bool:
-    """Whether an error that the caller caught came out of a callback, and not of a signal handler between two."""
+    """Whether an error that the caller caught came from a callback, not from a signal handler between two callbacks."""
     if isinstance(function, MethodType):
         function = function.__func__
     if not isinstance(function, FunctionType):
-        return True  # without a frame by which to tell
+        return True  # it has no frame to look for
     trace = error.__traceback__
     entered = None if trace is None else trace.tb_next
     return entered is not None and entered.tb_frame.f_code is function.__code__

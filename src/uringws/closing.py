@@ -1,4 +1,4 @@
-"""How a connection ended: what each side's close frame said, and who began. Declarations and pure functions."""
+"""The end of a connection: both sides' close frames, and which side began. Declarations and pure functions."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ __all__ = ["Close", "Closing", "begin", "lost", "peer_closed", "peer_violated"]
 
 @dataclass(frozen=True, slots=True)
 class Close:
-    """What a close frame says, RFC 6455 5.5.1."""
+    """The content of a close frame, RFC 6455 5.5.1."""
 
     code: int
-    """1005 where the frame has no code."""
+    """1005 if the frame has no code."""
     reason: str = ""
 
 

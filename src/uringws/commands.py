@@ -1,4 +1,4 @@
-"""The queue of commands to a reactor from other threads: bounded, in order, run between two turns. And who may add."""
+"""The queue of commands from other threads to a reactor: bounded, in order, run between two turns."""
 
 from __future__ import annotations
 
@@ -40,17 +40,19 @@ class Commands:
     # ---- for any thread
 
     def check_open(self) -> None:
-        """Raise ReactorStateError if nobody can carry out a command any more."""
+        """Raise ReactorStateError if no thread can run a command any more."""
         self._core.check_usable()
         if self._core.owner.has_ended:
-            raise ReactorStateError("the thread that ran the reactor has ended: nobody can carry this out; close it")
+            raise ReactorStateError(
+                "the thread that ran the reactor has ended, so no command can be run: close the reactor"
+            )
 
     def put(self, function: Callable[[], Any], timeout: float | None, future: Future[Any] | None = None) -> None:
         """Add a function. While the queue is full wait up to `timeout` seconds, then raise SenderFull.
 
-        `future` gets what it returns or raises; without one, what it raises is logged. A future that is cancelled
-        before the reactor comes to it leaves the function uncalled; one whose reactor is closed, or whose reactor's
-        thread ends, fails with ReactorStateError.
+        `future` gets the function's result or exception; without a future, an exception is logged. If the future is
+        cancelled before the reactor comes to it, the function is not called. If the reactor is closed or its thread
+        ends first, the future gets a ReactorStateError.
         """
         with self._changed:
             self.check_open()
@@ -69,19 +71,20 @@ class Commands:
             self.check_open()
 
     def remove_sender(self, key: object) -> None:
-        """Forget a Sender, once or again: `run` goes on while there is one."""
+        """Forget a Sender; it may be forgotten already. `run` goes on while there is one."""
         self.senders.discard(key)
         self._core.wake()
 
     # ---- for the reactor's thread
 
     def run(self) -> None:
-        """Call the functions that were there when the turn ended."""
+        """Call the functions that waited when the turn ended."""
         waiting = self.waiting
         for _ in range(len(waiting)):
             function, future = waiting[0]
             try:
-                del waiting[0]  # no call from here, in which a signal handler could raise: it is called, or still waits
+                # From here to the function's start no signal handler can raise: it is called, or it still waits.
+                del waiting[0]
                 if future is None:
                     function()
                 elif future.set_running_or_notify_cancel():
@@ -99,8 +102,9 @@ class Commands:
             self._changed.notify_all()
 
     def drop_all(self) -> None:
-        """Drop what waits: the reactor is closed, or its thread ends. Whoever waits for room or a result gets
-        ReactorStateError.
+        """Drop all commands: the reactor is closed, or its thread ends.
+
+        Threads that wait for room or for a result get ReactorStateError.
         """
         with self._changed:
             dropped = list(self.waiting)

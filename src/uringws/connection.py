@@ -1,4 +1,4 @@
-"""A connection as its handler sees it: thin, for there is one a session. All state of the protocol is in the shim."""
+"""A connection as its handler sees it. It is small, because there is one per session: the shim has all its state."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ __all__ = ["Connection", "SendResult", "make_connection"]
 
 
 class SendResult(IntEnum):
-    """What became of a message. All three are final: nothing is ever reported twice."""
+    """The result of a send. All three are final: nothing is reported about this message later."""
 
     SENT = 0
-    """Handed on: nothing was waiting before it."""
+    """Handed on: the backlog is empty."""
     QUEUED = 1
-    """It waits behind what the socket would not take yet; `buffered_amount` says how much that is."""
+    """It waits in the backlog, because the socket takes no more yet; `buffered_amount` says how much waits."""
     DROPPED = 2
     """It would have exceeded `backlog_bytes_max`: nothing of it was or will be sent."""
 
@@ -83,13 +83,13 @@ class Connection:
         if state != lib.URS_SESSION_OPEN:
             check(state, "is_open")
             return False
-        return turn._sessions.get(self.id) is self  # else on_close was called, or is to be
+        return turn._sessions.get(self.id) is self  # otherwise on_close was called or will be
 
     @property
     def buffered_amount(self) -> int:
         """Bytes that wait for the socket to take them, headers included; 0 once the connection is gone.
 
-        What was sent in this turn counts until the turn ends. If it is `Options.backlog_high_bytes` or more,
+        Bytes sent in this turn count until the turn ends. If it is `Options.backlog_high_bytes` or more,
         `Handler.on_drain` will follow.
         """
         waiting: int = lib.urs_session_buffered(self._turn._handle, self.id)
@@ -133,15 +133,15 @@ class Connection:
         """Send a message: `send(payload)`, or `send(opcode, payload)`, in one frame. Never waits.
 
         `payload` is a str, bytes, any C-contiguous buffer (its bytes are sent as they lie in memory), or a Message.
-        It is copied, or already with the kernel, on return. `send(payload)` sends a str as text, a Message with its
-        own opcode, and all else as binary. `opcode` is TEXT, BINARY, PING or PONG (RFC 6455 5.6, 5.5). Whether bytes
-        sent as TEXT are UTF-8 is not checked. What leaves in one turn to one connection leaves together.
+        On return it is copied or already with the kernel. `send(payload)` sends a str as text, a Message with its own
+        opcode, and everything else as binary. `opcode` is TEXT, BINARY, PING or PONG (RFC 6455 5.6, 5.5). Bytes sent
+        as TEXT are not checked for UTF-8. All sends to one connection within one turn leave in one system call.
 
         To send the message that is being handled, pass the Message: `send(message)` costs half of
         `send(message.opcode, message.data)`, which makes a view of the payload first.
 
-        What happens where `Options.backlog_bytes_max` would be exceeded is `Options.on_full`. Raises ValueError for
-        another opcode or more than 125 bytes of ping or pong, TypeError for what is no such payload, BacklogFull with
+        `Options.on_full` says what happens if `Options.backlog_bytes_max` would be exceeded. Raises ValueError for
+        another opcode or more than 125 bytes of ping or pong, TypeError for any other payload, BacklogFull with
         `on_full="error"`, ConnectionClosed, WrongThread.
         """
         turn = self._turn
@@ -164,7 +164,7 @@ class Connection:
         return self._send_any(opcode, payload) if result == _NOT_EVENT else self._not_sent(result)
 
     def _send_any(self, opcode: Any, payload: Any) -> SendResult:
-        """Send what `send` has no shorter way for."""
+        """Send a payload that `send` has no fast path for."""
         turn = self._turn
         if payload is ABSENT:
             opcode, payload = name_opcode(opcode)
@@ -172,8 +172,8 @@ class Connection:
         if type(data) is bytes:
             result = _send(turn._address, self.id, turn._index, opcode, data)
         else:
-            # Released here: an exception would keep it, and CPython 3.11 and early 3.12 crash when they collect a cycle
-            # with a memoryview that is in use (python/cpython#77894).
+            # Released here, before an exception can keep it: CPython 3.11 and early 3.12 crash when they collect a
+            # cycle with a memoryview that is in use (python/cpython#77894).
             with ffi.from_buffer(_BYTES, data) as buffer:
                 result = lib.urs_session_send(turn._handle, self.id, turn._index, opcode, buffer, len(buffer))
         return _SENT if result == 0 else self._not_sent(result)
@@ -215,7 +215,7 @@ class Connection:
         turn._begin_closing(self, begin(Close(number or CloseCode.NO_STATUS.value, reason)))
 
     def abort(self) -> None:
-        """End the connection at once, without a close frame; what waits is thrown away.
+        """End the connection at once, without a close frame; its backlog is thrown away.
 
         `on_close` follows with 1006. Raises ConnectionClosed if it is gone already, WrongThread.
         """
@@ -226,16 +226,16 @@ class Connection:
         turn._begin_closing(self, lost(so_far, error), aborted=True)
 
     def pause_reading(self) -> None:
-        """Stop taking the peer's bytes: they wait in its socket and, once that is full, with the peer.
+        """Stop reading: the peer's bytes wait in the socket and, once that is full, at the peer.
 
-        What had already come is kept. A peer's close and the answers to pings are not seen either, so
+        Bytes that were already read are kept. The peer's close frame and pongs are not seen either, so
         `Options.idle_seconds_max` and `ping_timeout_seconds` do not count until `resume_reading`. Raises
         ConnectionClosed, WrongThread.
         """
         check(lib.urs_session_pause(self._turn._handle, self.id), "pause_reading")
 
     def resume_reading(self) -> None:
-        """Take bytes again. What was kept comes first. Raises ConnectionClosed, WrongThread."""
+        """Read again; bytes that were kept come first. Raises ConnectionClosed, WrongThread."""
         check(lib.urs_session_resume(self._turn._handle, self.id), "resume_reading")
 
     def __repr__(self) -> str:

@@ -1,6 +1,6 @@
 """One reactor of the shim with the memory that it shares with Python, its state, and the thread that it belongs to.
 
-Everybody who calls the shim takes the handle from here. No callbacks and no policy.
+Every module that calls the shim takes the handle from here. No callbacks and no policy.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class Core:
             return self._rules[key]
 
     def renew_lock(self) -> None:
-        """Make the lock that guards the handle: whatever may free it, or use it from any thread, holds the lock."""
+        """Make the lock that guards the handle: to free the handle, or to use it from any thread, hold the lock."""
         # Reentrant: a signal handler or a collection may wake a reactor that its thread is about to wake.
         self.lock = threading.RLock()
 
@@ -149,7 +149,7 @@ class Core:
 
     def _start(self) -> None:
         warn_of_few_files(self._sessions_max)
-        with self.lock:  # other threads may still be adding what it is to begin with, start it or close it
+        with self.lock:  # other threads may be adding sessions, starting it or closing it
             self.check_lasting()
             if self.owner.is_known:
                 return
@@ -163,7 +163,7 @@ class Core:
         self.owner.take()
 
     def free(self) -> None:
-        """Free what the shim has. What Python keeps of the pool stays."""
+        """Free the shim's part. Views of the pool that Python keeps stay readable."""
         with self.lock:
             handle, self.handle = self.handle, ffi.NULL
             self.become(RunState.CLOSED)
@@ -171,7 +171,7 @@ class Core:
 
     def inherit(self) -> None:
         """Be a copy in a forked child: a ring belongs to the process that made it."""
-        self.renew_lock()  # whoever held it is not in this process
+        self.renew_lock()  # the thread that held it is not in this process
         if self.state is not RunState.CLOSED:
             self.become(RunState.INHERITED)
             lib.urs_reactor_forked(self.handle)

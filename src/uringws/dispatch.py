@@ -1,4 +1,4 @@
-"""The dispatch loop: takes turns of the shim and calls the handler for their events. It decides nothing about when."""
+"""The dispatch loop: takes turns of the shim and calls the handler for their events. The reactor decides when."""
 
 from __future__ import annotations
 
@@ -184,9 +184,9 @@ class Dispatcher:
         self._message._index = EVENTS_MAX
 
     def _dispatch(self, batch: Iterator[tuple[int, int]], on_message: Callable[..., object]) -> None:
-        """Hand a batch of events to the handler, and log what its callbacks raise. All else gets out (a
-        KeyboardInterrupt, what a signal handler raises between two callbacks); the events after it wait for the next
-        turn.
+        """Hand a batch of events to the handler, and log the errors of its callbacks. Other exceptions propagate (a
+        KeyboardInterrupt, an exception of a signal handler between two callbacks); the events after the current one
+        wait for the next turn.
         """
         message = self._message
         connections = self._sessions.by_slot
@@ -283,7 +283,7 @@ class Dispatcher:
             if message._view is not None:
                 message._release()
 
-    # ---- events that are no messages
+    # ---- events that are not messages
 
     def _on_other(self) -> None:
         """Handle the current event, which is no message that could be echoed."""
@@ -307,7 +307,7 @@ class Dispatcher:
             message._offsets, message._lengths, message._opcodes = message._columns
 
     def _on_event(self, slot: int, item: CData) -> None:
-        """Call back for what is no message. Callbacks of the application that fail are dealt with here."""
+        """Call the callback of an event that is not a message. Errors of the callback are logged."""
         kind = item.kind
         if kind == lib.URS_EVENT_UPGRADE:
             self._on_upgrade(slot, item)
@@ -332,10 +332,10 @@ class Dispatcher:
             self._end(slot, close, lambda closing, _: lost(closing, _error_of(number, closing)))
 
     def _end(self, slot: int, close: Close, complete: Callable[[Closing, Close], Closing]) -> None:
-        """Call on_close, once: events of sessions that never opened, or have ended, find no connection.
+        """Call on_close, once. For a session that never opened, or has ended, there is no connection: do nothing.
 
-        `close` has the code and the reason that on_close is given; `complete` makes the whole account from it and from
-        how far the ending had come.
+        `close` has the code and the reason for on_close; `complete` makes the final `Closing` from it and from the
+        unfinished one.
         """
         sessions = self._sessions
         by_slot, ending, close_codes = sessions.by_slot, sessions.ending, sessions.close_codes
@@ -373,11 +373,11 @@ class Dispatcher:
             message._begin_closing(connection, message._closing(connection) or (closing if was_open else Closing()))
 
     def close(self) -> None:
-        """Let nothing be sent or read any more: what on_close sent, to any connection, would never leave."""
+        """Refuse to send on any connection from now on: bytes that on_close sent would never leave."""
         message, sessions = self._message, self._sessions
         for connection in sessions.receiving():
             closing = message._closing(connection)
-            if closing is not None:  # the shim began it, and will not be there to tell of it
+            if closing is not None:  # the shim began it, and will not be there to report it
                 sessions.closings[connection] = closing
         message._close()
 
@@ -411,7 +411,7 @@ class Dispatcher:
         identity = upgrade.identity
         error = connection = None
         if self._decided is not None and self._decided[0] == identity:
-            decision = self._decided[1]  # an exception came before it was carried out
+            decision = self._decided[1]  # an exception prevented that it was carried out
         else:
             decision, error = service.upgrader.decide(upgrade)
             self._decided = identity, decision
@@ -482,7 +482,7 @@ class Dispatcher:
     def _log_failure(self, connection: Connection, error: Exception) -> None:
         """A callback raised: log it, and close its connection with 1011."""
         if isinstance(error, ConnectionClosed) and not connection.is_open:
-            # It sent to a peer that has left meanwhile: no fault of the handler's, and on_close is to come.
+            # It sent to a peer that has left meanwhile. That is not the handler's mistake, and on_close will follow.
             logger.debug("%r ended before it was answered", connection)
             return
         self._core.report(error, "the handler of %r failed; it is closed with 1011", connection, connection=connection)

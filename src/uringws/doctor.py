@@ -1,4 +1,4 @@
-"""What `python -m uringws doctor` finds out: which backend works here and why, the limits that matter, and remedies.
+"""`python -m uringws doctor`: which backend works here and why, which limits matter, and what to do about them.
 
 `look` reads the machine and `try_backends` asks the kernel; `diagnose` only judges what they found.
 """
@@ -59,7 +59,7 @@ _NO_IOWAIT: Final = 1 << FEATURES.index("NO_IOWAIT")
 _KIB: Final = 1024
 _FILES_SPARE: Final = 64  # Python's own, listening sockets, the ring, logs
 _FILES_WANTED: Final = 10_000
-_MEMLOCK_WANTED_BYTES: Final = 512 * _KIB  # what a ring of 512 entries was given under, with room to spare
+_MEMLOCK_WANTED_BYTES: Final = 512 * _KIB  # enough for a ring of 512 entries, with room to spare
 _CAP_IPC_LOCK: Final = 14  # <linux/capability.h>
 _SECCOMP_FILTER: Final = 2  # <linux/seccomp.h>
 _UNKNOWN: Final = "unknown"
@@ -88,7 +88,7 @@ class Finding(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """What `look` read; None where it could not be read. A limit of -1 is "unlimited"."""
+    """The limits that `look` read; None if one could not be read. A limit of -1 is "unlimited"."""
 
     files_max: int
     """RLIMIT_NOFILE, the soft limit."""
@@ -110,12 +110,12 @@ class Machine:
 
 
 class Trial(NamedTuple):
-    """What became of a reactor on one backend that was made and took a turn."""
+    """One backend's trial: a reactor was made and took a turn, or failed."""
 
     opened: Opened | None
     """None: it could not be made."""
     error: OSError | None
-    """What failed; an UringUnavailable where io_uring was refused at set-up."""
+    """The failure; UringUnavailable if io_uring was refused at set-up."""
 
     @property
     def works(self) -> bool:
@@ -212,7 +212,7 @@ def _auto(uring: Trial, epoll: Trial) -> Finding:
         return Finding(
             "backend",
             Level.NO,
-            'backend="auto" takes io_uring, for a ring can be made, and fails at its first turn',
+            'backend="auto" takes io_uring, because a ring can be made, and fails at its first turn',
             f'{REMEDIES[UnavailableReason.SECCOMP_OR_CONTAINER]}, or take backend="epoll"',
         )
     if epoll.works:
@@ -286,7 +286,7 @@ def _limits(machine: Machine) -> Iterator[Finding]:
         yield Finding("limits", Level.INFO, text)
     if machine.tcp_send_bytes is not None:
         text = f"{_bytes(machine.tcp_send_bytes[-1])} of send buffer for one TCP socket (net.ipv4.tcp_wmem)"
-        yield Finding("limits", Level.INFO, f"{text}: what a slow reader holds before its backlog grows")
+        yield Finding("limits", Level.INFO, f"{text}: a slow reader fills this before its backlog grows")
 
 
 def _files(machine: Machine) -> Finding:
@@ -323,7 +323,7 @@ def _somaxconn(somaxconn: int, wanted: int) -> Finding:
 
 
 def _bytes(count: int) -> str:
-    """Say a number of bytes with the largest unit that keeps it whole enough to read."""
+    """Return a number of bytes as text, in the largest unit in which it is 1 or more."""
     for unit, size in (("GiB", _KIB**3), ("MiB", _KIB**2), ("KiB", _KIB)):
         if count >= size:
             return f"{count / size:.1f}".removesuffix(".0") + f" {unit}"

@@ -1,4 +1,4 @@
-"""A drain: its deadline, and the steps by which it ends. Who begins it, and what its turns do, is decided elsewhere."""
+"""A drain's deadline, and the steps by which it ends. The reactor begins it and takes its turns."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ __all__ = ["Drain"]
 logger = logging.getLogger("uringws")
 
 _LAST_READ_SECONDS: Final = 0.2
-"""What a drain leaves, at its end, for input that has arrived and is not read yet."""
+"""Time at the end of a drain for reading input that has arrived already."""
 _CUT_SECONDS: Final = 1.0
-"""What is left, after the cut, for the completions of the sessions that were cut."""
+"""Time after the cut for the completions of the sessions that were cut."""
 
 
 class Drain:

@@ -30,7 +30,7 @@ _new_tuple: Final = tuple.__new__
 
 
 class EngineColumns(NamedTuple):
-    """What `ServerEngine.feed` found in a chunk. Event number i is entry i of the first three."""
+    """The events that `ServerEngine.feed` found in a chunk. Event number i is entry i of the first three columns."""
 
     opcodes: bytes
     """TEXT or BINARY (of a frame also CONTINUATION), PING, PONG, or CLOSE, after which nothing comes."""
@@ -39,9 +39,9 @@ class EngineColumns(NamedTuple):
     fins: bytes
     """1 where a message ends, 0 for a fragment that others follow."""
     reply: bytes
-    """What must be written to the peer, before anything that is sent later: pongs, and the close frame."""
+    """The bytes to write to the peer, before anything that is sent later: pongs, and the close frame."""
     held_len: int
-    """Bytes that were not looked at yet, because `events_max` was reached: call `feed` again for them."""
+    """Bytes not parsed yet, because `events_max` was reached: call `feed` again for them."""
 
 
 class _Exclusive:
@@ -124,9 +124,9 @@ class ServerEngine:
     callback form is for echoes without a copy: `process`, or `process_into` with the `outbound_*` methods, calls a
     handler for each message; `send`, `close` and the handler's answers are queued until they are written.
 
-    What breaks the protocol is answered with a close frame; then `is_closed` is True: write what must be sent and close
-    the connection. In the callback form the answers to all that came whole before it go first, and a handler that
-    raises ends the connection in the same way, with 1011, and what it raised gets out.
+    A peer that breaks the protocol is answered with a close frame. Then `is_closed` is True: write the bytes to send
+    and close the connection. In the callback form the answers to all complete messages before it go first. A handler
+    that raises ends the connection in the same way, with 1011, and its exception propagates.
 
     An engine is for one thread at a time: a call while another thread is inside of one raises RuntimeError. A handler
     may call everything except `process`, `process_into` and `feed` of its own engine.
@@ -163,7 +163,7 @@ class ServerEngine:
         self._received_first: bool | None = None
         self._violation: Close | None = None
         self._fragment = False  # a message that `encode` began is not finished
-        self._data: memoryview | None = None  # what segments may lie in
+        self._data: memoryview | None = None  # segments may lie in it
         self._data_start = 0
         self._feeding = False
         self._current: EngineMessage | None = None
@@ -202,7 +202,7 @@ class ServerEngine:
 
     @property
     def is_closed(self) -> bool:
-        """Whether nothing more is to come in: the peer's close frame came, or it broke the protocol."""
+        """Whether the peer's side has ended: its close frame came, or it broke the protocol."""
         return bool(self._core.engine.phase == lib.URS_ENGINE_ENDED)
 
     @property
@@ -212,14 +212,14 @@ class ServerEngine:
 
     @property
     def closing(self) -> Closing | None:
-        """What each side said about the end, None before either began. Complete once `is_closed`."""
+        """Both sides' close frames; None before either side began. Complete once `is_closed`."""
         if self._sent is None and self._received is None:
             return None
         return Closing(self._sent, self._received, self._received_first, None)
 
     @property
     def close_code(self) -> int | None:
-        """The peer's close code (1005: none in its frame), or the one it was failed with; None before."""
+        """The peer's close code (1005: none in its frame), or ours if it broke the protocol; None before that."""
         close = self._received or self._violation
         return None if close is None else close.code
 
@@ -231,27 +231,27 @@ class ServerEngine:
 
     @property
     def partial_len(self) -> int:
-        """Bytes of a frame or message begun that the engine holds."""
+        """Bytes of an incomplete frame or message that the engine holds."""
         with self._exclusive:
             return int(lib.urs_engine_partial_bytes(self._engine))
 
     @property
     def held_len(self) -> int:
-        """Bytes that `feed` has taken and not looked at yet."""
+        """Bytes that `feed` has taken and not parsed yet."""
         return int(self._core.held_bytes)
 
     # ---- the pull form
 
     def feed(self, data: Any, events_max: int = _EVENTS_MAX) -> EngineColumns:
-        """Take in `data`, and return what it brought: at most `events_max` events, 1 to 1024.
+        """Take in `data`, and return its events: at most `events_max` of them, 1 to 1024.
 
         The rest is kept: `feed(b"")` goes on with it, and so does a call with more data. Stop reading from the peer
-        meanwhile, because nothing else bounds what is kept. `data` is any contiguous buffer of bytes; a writable one is
-        unmasked in place, so changed, which saves a copy.
+        meanwhile, because nothing else bounds the bytes that are kept. `data` is any contiguous buffer of bytes; a
+        writable one is unmasked in place, which changes it and saves a copy.
 
-        Write `reply` first. What the peer did wrong does not raise: it gives a CLOSE event with the reason as payload,
-        and `close_code`. Messages that come after our own close frame are given, too. Raises ValueError or TypeError
-        for arguments of the wrong kind, RuntimeError during another call of this engine.
+        Write `reply` first. A peer that breaks the protocol does not make `feed` raise: that gives a CLOSE event with
+        the reason as payload, and `close_code`. Messages that come after our own close frame are given, too. Raises
+        ValueError or TypeError for wrong arguments, RuntimeError during another call of this engine.
         """
         if self._feeding or self._data is not None:
             self._check_ready()
@@ -262,7 +262,7 @@ class ServerEngine:
 
         Opcode and payload are as for `Connection.send`. `fin=False` begins a fragmented message, which
         `encode(Opcode.CONTINUATION, ...)` goes on with, up to the one with `fin=True` (RFC 6455 5.4). Raises TypeError
-        or ValueError for what cannot be sent now, ConnectionClosed after a close frame.
+        or ValueError for a frame that cannot be sent now, ConnectionClosed after a close frame.
         """
         self._check_open()
         kind = type(payload)
@@ -321,11 +321,11 @@ class ServerEngine:
             self._sent = Close(code, "")
 
     def process(self, data: Any, write: Callable[[bytes], object], handler: Callable[[EngineMessage], object]) -> None:
-        """Take in `data`, call `handler(message)` for each message, then `write(bytes)` once with all that is owed.
+        """Take in `data`, call `handler(message)` for each message, then `write(bytes)` once with all bytes to send.
 
-        `data` is bytes (copied) or a writable contiguous buffer of bytes (unmasked in place, so changed). What the
-        handler raises gets out, after what is owed is written. What the peer did wrong does not raise: see
-        `close_code`.
+        `data` is bytes (copied) or a writable contiguous buffer of bytes (unmasked in place, which changes it). An
+        exception of the handler propagates, after the bytes are written. A peer that breaks the protocol does not make
+        this raise: see `close_code`.
         """
         with self._exclusive:
             self._check_ready()
@@ -333,16 +333,18 @@ class ServerEngine:
                 self._feed(bytearray(data) if isinstance(data, bytes) else data, handler)
             finally:
                 if self._outbound.first:
-                    owed = b"".join(ffi.buffer(ffi.cast("char *", start), size) for start, size in self._raw_segments())
+                    reply = b"".join(
+                        ffi.buffer(ffi.cast("char *", start), size) for start, size in self._raw_segments()
+                    )
                     self.clear_outbound()
-                    write(owed)
+                    write(reply)
 
     def process_into(self, data: Any, handler: Callable[[EngineMessage], object]) -> list[OutboundSegment]:
         """Take in `data`, a writable buffer, call `handler(message)` for each message; return `outbound_segments()`.
 
         Echoes are written over `data` itself. Send the segments, in order, then call `clear_outbound`. Raises
-        RuntimeError if the segments of the call before were not cleared, TypeError or BufferError for data that cannot
-        be written to. After an exception of the handler, `outbound_segments()` has what was owed.
+        RuntimeError if the segments of the previous call were not cleared, TypeError or BufferError for data that
+        cannot be written to. After an exception of the handler, `outbound_segments()` has the bytes to send.
         """
         with self._exclusive:
             self._check_ready()
@@ -350,7 +352,7 @@ class ServerEngine:
             return self.outbound_segments()
 
     def outbound_segments(self) -> list[OutboundSegment]:
-        """Return what is owed, in the order of the wire."""
+        """Return the bytes to send as segments, in the order in which they go out."""
         segments = []
         base = 0
         with self._exclusive:
@@ -364,8 +366,8 @@ class ServerEngine:
         return segments
 
     def outbound_local(self) -> bytes:
-        """Return a copy of those of the segments' bytes that do not lie in the data: close frames, sends, and answers
-        to what came in several pieces.
+        """Return a copy of the segments' bytes that do not lie in the data: close frames, sends, and answers to
+        messages that came in several pieces.
         """
         with self._exclusive:
             return b"".join(
@@ -375,11 +377,11 @@ class ServerEngine:
             )
 
     def clear_outbound(self) -> None:
-        """Forget what was owed, once it is sent. In a handler: what was owed so far, whether sent or not."""
+        """Forget the bytes to send, once they are sent. In a handler: those queued so far, whether sent or not."""
         with self._exclusive:
             lib.urs_outbound_clear(self._outbox, self._outbound)
             lib.urs_outbox_reset(self._outbox)
-            if not self._feeding:  # else the messages still to come lie in it
+            if not self._feeding:  # otherwise the messages that follow lie in it
                 self._data = None
 
     @overload
@@ -391,8 +393,8 @@ class ServerEngine:
     def send(self, opcode: Any, payload: Any = ABSENT) -> None:
         """Queue a message, a PING or a PONG, in one frame: `send(payload)`, or `send(opcode, payload)`.
 
-        Opcode and payload are as for `Connection.send`; the payload is copied. Raises TypeError or ValueError for what
-        cannot be sent, ConnectionClosed after a close frame.
+        Opcode and payload are as for `Connection.send`; the payload is copied. Raises TypeError or ValueError for a
+        frame that cannot be sent, ConnectionClosed after a close frame.
         """
         if payload is ABSENT:
             opcode, payload = name_opcode(opcode)
@@ -426,9 +428,11 @@ class ServerEngine:
         if self._feeding:
             raise RuntimeError("no data can be given to an engine by its own handler")
         if self._data is not None:
-            raise RuntimeError("what process_into found before is still to be sent: clear_outbound() comes first")
+            raise RuntimeError(
+                "the segments of the previous process_into are not cleared: send them and call clear_outbound() first"
+            )
         if self._core.held_bytes:
-            raise RuntimeError('feed() holds input that was not looked at yet: call feed(b"") until held_len is 0')
+            raise RuntimeError('feed() holds input that it has not parsed yet: call feed(b"") until held_len is 0')
 
     def _feed(self, data: Any, handler: Callable[[EngineMessage], object]) -> None:
         view = memoryview(data)
@@ -453,7 +457,7 @@ class ServerEngine:
             return False
         try:
             if kind not in (lib.URS_ITEM_MESSAGE, lib.URS_ITEM_FRAME):
-                self._owe(kind, item)
+                self._reply(kind, item)
             elif not self._core.close_sent:
                 self._deliver(item, handler)
         finally:
@@ -475,7 +479,7 @@ class ServerEngine:
                 view.release()
 
     def _payload(self, item: Any) -> memoryview:
-        """View a payload; what a handler keeps of it keeps the memory in which it lies."""
+        """View a payload. A view of it that a handler keeps also keeps its memory."""
         block = item.block
         if not block and self._data is not None:
             start = int(ffi.cast("uintptr_t", item.payload)) - self._data_start
@@ -486,7 +490,7 @@ class ServerEngine:
         return memoryview(ffi.buffer(payload, item.bytes))
 
     def _fail(self) -> None:
-        """End the connection: the handler raised, and its messages would be missing from then on."""
+        """End the connection: the handler raised, so later messages would arrive without the effect of this one."""
         failure = Close(CloseCode.INTERNAL_ERROR.value, "internal error")
         if not self.is_closed:
             self._violation = failure
@@ -496,7 +500,8 @@ class ServerEngine:
             reason = failure.reason.encode()
             check(lib.urs_outbound_close(self._outbox, self._outbound, failure.code, reason, len(reason)), "close")
 
-    def _owe(self, kind: int, item: Any) -> None:
+    def _reply(self, kind: int, item: Any) -> None:
+        """Answer a control frame or a violation, and note the end if it is one."""
         answered = self._core.close_sent
         if kind == lib.URS_ITEM_CLOSE:
             reason = bytes(ffi.buffer(item.payload, item.bytes)).decode() if item.bytes else ""

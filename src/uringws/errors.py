@@ -1,10 +1,10 @@
 """Every exception the library raises, and the one function that turns a negative C result into one.
 
-What a peer did wrong is a close code and reaches the handler; what the caller did wrong, or the system refused, is
-raised from here. No I/O, no policy, and no state.
+A peer's mistake is a close code and reaches the handler; the caller's mistakes, and the system's refusals, are raised
+from here. No I/O, no policy, and no state.
 """
 
-# ruff: noqa: N818  (a name says what happened, as with KeyboardInterrupt; not every one is an error)
+# ruff: noqa: N818  (a name says what happened, as KeyboardInterrupt does; not all of these are errors)
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class UnavailableReason(StrEnum):
     """Why the kernel gave no ring (io_uring_setup(2), ERRORS). `REMEDIES` says what to do about each."""
 
     KERNEL_TOO_OLD = "kernel_too_old"
-    """It has no io_uring (before 5.1), or not what is needed of it (before 6.0)."""
+    """It has no io_uring (before 5.1), or lacks a feature that is needed (before 6.0)."""
     SYSCTL = "sysctl"
     """kernel.io_uring_disabled is set (Linux 6.6 and later)."""
     SECCOMP_OR_CONTAINER = "seccomp_or_container"
@@ -81,7 +81,7 @@ REMEDIES: Final[Mapping[UnavailableReason, str]] = MappingProxyType(
 
 
 class UringUnavailable(UringWSError, OSError):
-    """No io_uring can be had here, and `backend="io_uring"` asked for nothing else.
+    """io_uring is not available here, and `backend="io_uring"` asked for nothing else.
 
     Attributes: `errno` and `strerror` as of any OSError, `reason`, and `remedy`, one line that says what to do.
     """
@@ -152,7 +152,7 @@ class HandshakeError(UringWSError):
 
 
 class ConnectionClosed(UringWSError):
-    """The connection's close handshake has begun or it is gone: nothing more can be sent on it."""
+    """The connection's close handshake has begun, or the connection has ended: nothing more can be sent on it."""
 
 
 class LimitReached(UringWSError):
@@ -172,7 +172,7 @@ class ReactorStateError(UringWSError, RuntimeError):
 
 
 class SenderFull(UringWSError, TimeoutError):
-    """`sender_commands_max` commands wait for the reactor and none was taken within the time allowed."""
+    """`sender_commands_max` commands wait for the reactor, and it ran none within the time allowed."""
 
 
 class OptionsError(UringWSError, ValueError):
@@ -217,7 +217,7 @@ LIBRARY_ERRORS: Final[Mapping[str, tuple[Callable[[str], UringWSError], str]]] =
         "URS_ERROR_LIMIT": (LimitReached, "a limit of the options is reached"),
         "URS_ERROR_MEMORY_BUDGET": (LimitReached, "memory_bytes_max would be exceeded"),
         "URS_ERROR_STATE": (ReactorStateError, "not allowed in this state"),
-        "URS_ERROR_REQUEST": (_BROKEN, "what came is no HTTP request"),
+        "URS_ERROR_REQUEST": (_BROKEN, "the bytes are not an HTTP request"),
         "URS_ERROR_THREAD": (
             WrongThread,
             "the reactor belongs to the thread that first ran it: use a Sender",
@@ -225,7 +225,7 @@ LIBRARY_ERRORS: Final[Mapping[str, tuple[Callable[[str], UringWSError], str]]] =
         "URS_ERROR_FORKED": (ReactorStateError, "the reactor belongs to the parent process: make one after the fork"),
     }
 )
-"""What each name of `enum urs_error` (base.h) means in Python. The numbers stand there alone."""
+"""The exception and its text for each name of `enum urs_error`. The numbers are in base.h only."""
 
 _ERRNO_MAX: Final = 4095  # the kernel's MAX_ERRNO; base.h keeps its own errors below it
 

@@ -1,4 +1,4 @@
-"""Field docs at run time: the string under a field of a dataclass, which Python forgets, for `help()`. Nothing else."""
+"""Docs of dataclass fields for `help()`: the string under each field, which Python does not keep at run time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def document_fields(cls: type[T]) -> type[T]:
 
 
 class _FieldDocs(dict[str, str | None]):
-    """The docs by field name, read from the source when the first is asked for: an import is not to pay for it."""
+    """The docs by field name, read from the source when the first one is asked for, so that an import costs nothing."""
 
     def __init__(self, cls: type) -> None:
         super().__init__(dict.fromkeys(field.name for field in dataclasses.fields(cls)))

@@ -1,6 +1,6 @@
 """Frames as RFC 6455 defines them: opcodes, close codes, the header's parser, and unmasking.
 
-Pure functions over bytes. What a frame means for its connection is `engine`'s.
+Pure functions over bytes. The engine decides what a frame means for its connection.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _KEY_BYTES: Final = 4
 
 
 class Opcode(IntEnum):
-    """What a frame is, RFC 6455 section 5.2. The other ten values are reserved."""
+    """The type of a frame, RFC 6455 section 5.2. The other ten values are reserved."""
 
     CONTINUATION = 0x0
     TEXT = 0x1
@@ -96,10 +96,10 @@ class FrameHeader(NamedTuple):
 
 
 class Incomplete(NamedTuple):
-    """The bytes at hand are only the beginning of a header."""
+    """The bytes given are only the beginning of a header."""
 
     at_least: int
-    """How many bytes the header has at least, those at hand included: there is no use in parsing it before."""
+    """The least size of the whole header in bytes: with fewer, parsing it again gives the same result."""
 
 
 _OPCODES: Final = {opcode.value: opcode for opcode in Opcode}
@@ -109,15 +109,14 @@ _MASK_RULES: Final = {True: lib.URS_FRAME_FROM_CLIENT, False: lib.URS_FRAME_FROM
 def parse_header(
     data: AnyBuffer, *, from_client: bool | None = True, rsv1_allowed: bool = False
 ) -> FrameHeader | Incomplete:
-    """Parse the frame header at the start of `data`, any contiguous buffer; what follows the header is not looked at.
+    """Parse the frame header at the start of `data`, any contiguous buffer; bytes after the header are ignored.
 
     `from_client` says whose frame it is: a client's must be masked, a server's must not be, and None takes either.
     `rsv1_allowed` is for a connection whose extension gave RSV1 a meaning (RFC 7692: the first frame of a compressed
     message).
 
-    Raises ProtocolError as soon as the bytes at hand prove a rule of RFC 6455 section 5 broken, even if they are not a
-    whole header. Raises TypeError or BufferError if `data` is no contiguous buffer, TypeError for any other
-    `from_client`.
+    Raises ProtocolError as soon as the bytes break a rule of RFC 6455 section 5, even if the header is incomplete.
+    Raises TypeError or BufferError if `data` is not a contiguous buffer, TypeError for any other `from_client`.
     """
     if from_client not in (True, False, None):
         raise TypeError(f"from_client is True, False or None, not {from_client!r}")

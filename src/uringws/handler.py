@@ -1,4 +1,4 @@
-"""What an application writes: callbacks for the events of every connection. Declarations only."""
+"""The callbacks that an application writes for the events of its connections. Declarations only."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class HandlerProtocol(Protocol):
         """Take a message."""
 
     def on_drain(self, conn: Connection, /) -> None:
-        """Go on sending."""
+        """Send more."""
 
     def on_close(self, conn: Connection, code: int, reason: str, /) -> None:
-        """Say farewell."""
+        """Learn that a connection has ended."""
 
 
 class Handler:
@@ -49,8 +49,8 @@ class Handler:
     and nothing after it. A callback that raises closes its connection with 1011 (an opening request is answered 500)
     and is logged with its traceback; the reactor goes on. A callback that blocks stops all connections.
 
-    What is no error (KeyboardInterrupt, SystemExit) gets out of the reactor's `run`. The callback that raised it is not
-    called again for the same event: a request that was being decided on is answered 500.
+    KeyboardInterrupt, SystemExit and other exceptions that are not an Exception propagate out of the reactor's `run`.
+    The callback that raised is not called again for the same event; an opening request is answered 500.
 
     The reactor looks the callbacks up once, when it is made or the handler is given to `bind` or `add_session`: one
     assigned to the handler later is not called. They are plain functions: a coroutine function or a generator function
@@ -61,7 +61,7 @@ class Handler:
     (`fin` is True). `on_message` is not called then.
 
     A handler that defines `on_pong(conn, payload)` is given the payload, bytes, of every pong: of those that answer
-    `conn.ping(payload)`, of those that nobody asked for (RFC 6455 5.5.3), and of those that answer the pings of
+    `conn.ping(payload)`, of unsolicited ones (RFC 6455 5.5.3), and of those that answer the pings of
     `Options.ping_interval_seconds`, whose payload is the library's own. A peer may answer only the latest of several
     pings.
     """
@@ -84,7 +84,7 @@ class Handler:
         return None
 
     def on_open(self, conn: Connection, /) -> None:
-        """Greet a connection that is open now: what is sent from here on follows the 101 answer."""
+        """Greet a connection that has just opened: bytes sent from here on follow the 101 answer."""
 
     def on_message(self, conn: Connection, message: Message, /) -> None:
         """Take a whole message, its fragments put together (RFC 6455 5.4).
@@ -93,17 +93,18 @@ class Handler:
         """
 
     def on_drain(self, conn: Connection, /) -> None:
-        """Go on sending: `conn.buffered_amount`, once at the high water mark, has fallen to the low one.
+        """Send more: `conn.buffered_amount`, after it reached the high water mark, has fallen to the low one.
 
-        Once for each such rise and fall. Whoever sends while `buffered_amount` is below
-        `Options.backlog_high_bytes`, and again from here, sends as fast as the peer reads and no faster.
+        Called once for each such rise and fall. To send as fast as the peer reads and no faster, send while
+        `buffered_amount` is below `Options.backlog_high_bytes`, stop then, and go on from here.
         """
 
     def on_close(self, conn: Connection, code: int, reason: str, /) -> None:
-        """Let go of a connection that has ended; nothing can be sent any more.
+        """Learn that a connection has ended; nothing can be sent on it any more.
 
-        `code` and `reason` are the peer's (RFC 6455 7.1.5, 7.1.6; 1005: its close frame had no code), or those it was
-        failed with (7.1.7). 1006 is a connection lost without a close frame, with the cause in `reason`.
+        `code` and `reason` are those of the peer's close frame (RFC 6455 7.1.5, 7.1.6; 1005: it had no code), or ours
+        if we failed the connection (7.1.7). 1006 is a connection lost without a close frame, with the cause in
+        `reason`.
         """
 
 

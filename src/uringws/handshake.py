@@ -1,7 +1,6 @@
 """The opening handshake (RFC 6455 4.2): a request's WebSocket fields checked, the 101 answer's bytes, and refusals.
 
-No I/O and no clock: who collects the head, and how long that may take, is decided elsewhere. What is HTTP without
-WebSocket is in http.py.
+No I/O and no clock: other modules collect the head and bound the time for it. HTTP without WebSocket is in http.py.
 """
 
 from __future__ import annotations
@@ -79,10 +78,10 @@ class Reject(Response):
 
 
 def check_upgrade(request: Request, options: Options) -> bytes:
-    """Hold a request against RFC 6455 4.2.1 and `options.origins`; return its Sec-WebSocket-Key.
+    """Check a request against RFC 6455 4.2.1 and `options.origins`; return its Sec-WebSocket-Key.
 
     Raises HandshakeError: 405 for a method other than GET, 426 for a plain request or another version of the protocol,
-    400 for a malformed one, 403 for an Origin that is not let in.
+    400 for a malformed one, 403 for an Origin that is not allowed.
     """
     values_of = request.headers.values_of
     if request.method != "GET":
@@ -90,7 +89,7 @@ def check_upgrade(request: Request, options: Options) -> bytes:
     if not request.is_upgrade:
         raise _upgrade_required("this is a WebSocket server: Upgrade: websocket over HTTP/1.1 is required")
     if not has_token(values_of(b"connection"), b"upgrade"):
-        raise HandshakeError(400, "Connection: Upgrade is required (does a proxy take it away?)")
+        raise HandshakeError(400, "Connection: Upgrade is required (does a proxy remove it?)")
     versions = values_of(b"sec-websocket-version")
     if len(versions) > 1:
         raise HandshakeError(400, "more than one Sec-WebSocket-Version")
@@ -146,7 +145,7 @@ _REFUSALS: Final[Mapping[RejectReason, tuple[int, str]]] = {
 
 
 def refusal(reason: RejectReason) -> HandshakeError:
-    """Return the refusal for a reason that lies not in the request: a limit, a deadline, a shutdown, a fault."""
+    """Return the refusal for a reason outside of the request: a limit, a deadline, a shutdown, a fault."""
     status, body = _REFUSALS[reason]
     return HandshakeError(status, body, reason=reason)
 
@@ -156,14 +155,16 @@ def encode_accept(
 ) -> bytes:
     """Return the 101 answer to a request with that Sec-WebSocket-Key, RFC 6455 4.2.2.
 
-    `offered` are the request's subprotocols. Raises ValueError if `accept.subprotocol` is none of them: a client has
-    to fail the connection then.
+    `offered` are the request's subprotocols. Raises ValueError if `accept.subprotocol` is not among them: a client
+    would have to fail the connection.
     """
     proof = b2a_base64(sha1(key + _GUID, usedforsecurity=False).digest(), newline=False)
     lines = accept.field_lines
     if accept.subprotocol is not None:
         if accept.subprotocol not in offered:
-            raise ValueError(f"subprotocol {accept.subprotocol!r} is none of those offered: {list(offered)!r}")
+            raise ValueError(
+                f"subprotocol {accept.subprotocol!r} was not offered by the client, which offered {list(offered)!r}"
+            )
         lines += b"Sec-WebSocket-Protocol: %b\r\n" % accept.subprotocol.encode("ascii")
     lines += encode_server(server_header)
     return b"%b%b\r\n%b\r\n" % (_ACCEPT_START, proof, lines)

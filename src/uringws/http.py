@@ -1,9 +1,8 @@
-"""HTTP/1.1 as a server needs it that closes after each answer (RFC 9110, RFC 9112): a request's head in, bytes out.
+"""HTTP/1.1 for a server that closes after each answer (RFC 9110, RFC 9112): a request's head in, an answer's bytes out.
 
-No I/O, no clock except that of Date, and nothing of WebSocket except that a request may ask for it: handshake.py has
-the rest. Requests are held to the letter where leniency has a history of request smuggling (docs/http.md lists what is
-refused), and every answer but a 101 closes the connection, so that no byte after a refused head is ever taken for a
-request.
+No I/O, no clock except for Date, and nothing of WebSocket except that a request may ask for it: handshake.py has the
+rest. Parsing is strict where lenient parsers made request smuggling possible (docs/http.md lists what is refused).
+Every answer but a 101 closes the connection, so that no byte after a refused head is taken for a request.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ TOKEN: Final = re.compile(_TOKEN_TEXT)
 # RFC 9112 section 3, one space between the parts. No fragment: RFC 9112 3.2 has none in a target.
 _REQUEST_LINE: Final = re.compile(rb"(" + _TOKEN_TEXT + rb') ([!"$-~]+) HTTP/([0-9]\.[0-9])')
 _ABSOLUTE_FORM: Final = re.compile(r"(https?|wss?)://([^/?@]+)(/[^?]*)?(\?.*)?", re.IGNORECASE)
-# RFC 3986 3.2.2 and 3.2.3, with the zone of RFC 6874, which most clients write behind a bare "%".
+# RFC 3986 3.2.2 and 3.2.3, with the zone of RFC 6874, which most clients write after a bare "%".
 _AUTHORITY: Final = re.compile(
     rb"(?:\[(?P<ipv6>[0-9A-Fa-f:.]+)(?P<zone>%[0-9A-Za-z\-._~%]+)?\]|(?P<name>[0-9A-Za-z\-._~%!$&'()*+,;=]+))"
     rb"(?::(?P<port>[0-9]*))?"
@@ -143,14 +142,14 @@ class Headers(Mapping[str, str]):
 
 
 def _joined(name: str, values: list[str]) -> str:
-    # A cookie's value may hold a comma, so that ", " would make other cookies of them.
+    # A cookie's value may hold a comma: joined with ", " the cookies would be parsed differently.
     return ("; " if name.lower() == "cookie" else ", ").join(values)
 
 
 def _key(name: str) -> bytes:
     if not isinstance(name, str):
         raise TypeError(f"the name of a field is a str, not {type(name).__name__}")
-    # A name that Latin-1 cannot encode names no field, and nor does one with "?" in it: nothing is found.
+    # A name that Latin-1 cannot encode is not a field's name. Its "?" is not valid in a name either: nothing is found.
     return name.lower().encode("latin-1", "replace")
 
 
@@ -166,7 +165,7 @@ class Request:
     raw_path: str
     """The target's path, percent-encoded, beginning with "/"; "*" where OPTIONS asks about the server as a whole."""
     query: str
-    """What follows the first "?" of the target, percent-encoded; "" if there is none."""
+    """The part of the target after the first "?", percent-encoded; "" if there is none."""
     headers: Headers
     """The field lines, by name in upper or lower case.
 
@@ -236,7 +235,7 @@ class Response:
 
 
 class _Collector:
-    """What httptools calls back: keeps the field lines of one request."""
+    """Receives the callbacks of httptools: keeps the field lines of one request."""
 
     __slots__ = ("fields",)
 
@@ -249,9 +248,9 @@ class _Collector:
 
 
 def parse_request(head: bytes, *, header_count_max: int, peer: Peer = None) -> Request:
-    """Parse a request's head: all bytes up to its blank line, that included, and none beyond.
+    """Parse a request's head: all bytes up to and including its blank line, and none after it.
 
-    Raises HandshakeError: 400 for what is not HTTP or not beyond doubt, 405 for methods other than GET, HEAD and
+    Raises HandshakeError: 400 for bytes that are not HTTP or are ambiguous, 405 for methods other than GET, HEAD and
     OPTIONS, 413 for a request with a body, 431 for more than `header_count_max` field lines, 505 for versions other
     than 1.0 and 1.1. Raises TypeError for a head that is not bytes. It says nothing yet about WebSocket: that is
     `check_upgrade`.
@@ -294,9 +293,9 @@ def parse_fields(head: bytes) -> list[tuple[bytes, bytes]]:
     try:
         httptools.HttpRequestParser(collector).feed_data(head)
     except httptools.HttpParserUpgrade:
-        pass  # How it says that the request asks for one.
+        pass  # httptools raises this when a request asks for an upgrade.
     except httptools.HttpParserCallbackError as error:
-        # Not the peer's doing: a signal handler raised while the callback ran.
+        # Not caused by the peer: a signal handler raised while the callback ran.
         raise (error.__context__ or error) from None
     except httptools.HttpParserError as error:
         raise HandshakeError(400, f"malformed request: {error}") from error
@@ -304,7 +303,7 @@ def parse_fields(head: bytes) -> list[tuple[bytes, bytes]]:
 
 
 def _refuse_body(headers: Headers) -> None:
-    """Refuse what announces a body: nothing reads one here, so its bytes would be taken for frames."""
+    """Refuse a request that announces a body: it is not read here, so its bytes would be taken for frames."""
     if headers.values_of(b"transfer-encoding"):
         raise HandshakeError(413, "a request body is not allowed")
     for length in headers.values_of(b"content-length"):
@@ -313,7 +312,10 @@ def _refuse_body(headers: Headers) -> None:
 
 
 def _parse_host(headers: Headers, version: str) -> re.Match[bytes] | None:
-    """RFC 9112 3.2: exactly one valid Host; HTTP/1.0 may leave it out. Its zone is taken out of `headers`."""
+    """Return the Host, without a zone, which is also removed from `headers`.
+
+    RFC 9112 3.2: exactly one valid Host is required; HTTP/1.0 may leave it out.
+    """
     hosts = headers.values_of(b"host")
     if not hosts and version == "1.0":
         return None
@@ -326,10 +328,10 @@ def _parse_host(headers: Headers, version: str) -> re.Match[bytes] | None:
 
 
 def _split_target(target: str, host: re.Match[bytes] | None) -> tuple[str, str]:
-    """Return path and query of the origin form or, RFC 9112 3.2.2 demands it, of the absolute form.
+    """Return path and query of the origin form or, as RFC 9112 3.2.2 requires, of the absolute form.
 
-    The latter must name the same authority as Host: where the two differ, servers and proxies differ in which they
-    believe.
+    The absolute form must name the same authority as Host: if the two differ, some servers and proxies believe one and
+    some the other.
     """
     if target[0] != "/":
         absolute = _ABSOLUTE_FORM.fullmatch(target)
@@ -345,7 +347,7 @@ def _split_target(target: str, host: re.Match[bytes] | None) -> tuple[str, str]:
 
 
 def _normalised(authority: re.Match[bytes], default_port: bytes) -> tuple[bytes | IPv6Address, bytes]:
-    """Return host and port such that those of equivalent authorities are equal (RFC 9110 4.2.3)."""
+    """Return host and port in a form that is equal for equivalent authorities (RFC 9110 4.2.3)."""
     port = (authority["port"] or default_port).lstrip(b"0")
     if authority["ipv6"] is None:
         return authority["name"].lower(), port
@@ -356,7 +358,7 @@ def _normalised(authority: re.Match[bytes], default_port: bytes) -> tuple[bytes 
 
 
 def encode_response(response: Response, *, head_only: bool = False, server_header: str | None = None) -> bytes:
-    """Return the bytes of a plain answer, after which the connection is to be closed. Date is added if it has none.
+    """Return the bytes of a plain answer; close the connection after it. Date is added if it has none.
 
     `head_only` answers HEAD: the body is left out. `server_header` is the value of Server, None for none:
     printable ASCII, else TypeError or ValueError is raised.
@@ -367,7 +369,7 @@ def encode_response(response: Response, *, head_only: bool = False, server_heade
 
 
 def encode_refusal(error: HandshakeError, *, head_only: bool = False, server_header: str | None = None) -> bytes:
-    """Return the bytes of the answer that a HandshakeError stands for, after which the connection is to be closed.
+    """Return the bytes of the answer that a HandshakeError stands for; close the connection after it.
 
     `head_only` answers HEAD: the body is left out. `server_header` is the value of Server, None for none:
     printable ASCII, else TypeError or ValueError is raised, as for the error's headers (see `Response`).
@@ -394,7 +396,7 @@ def _encode_answer(status: int, lines: bytes, body: bytes, *, head_only: bool, s
 
 
 def encode_server(server_header: str | None) -> bytes:
-    """Return the field line of Server, empty for None. Raises TypeError or ValueError for what cannot stand there."""
+    """Return the field line of Server, empty for None. Raises TypeError or ValueError for an invalid value."""
     if server_header is None:
         return b""
     if not isinstance(server_header, str):
@@ -418,7 +420,7 @@ def _date_line(seconds: int) -> bytes:
 
 
 def check_status(status: int, low: int) -> None:
-    """Raise TypeError or ValueError for what is no status of an answer from `low` to 599."""
+    """Raise TypeError or ValueError unless `status` is an int from `low` to 599."""
     if isinstance(status, bool) or not isinstance(status, int):
         raise TypeError(f"status must be an int, not {type(status).__name__}")
     if not low <= status <= _STATUS_MAX:
@@ -440,7 +442,7 @@ def _names_field(headers: HeaderFields, lower_name: str) -> bool:
 
 
 def encode_fields(headers: HeaderFields) -> bytes:
-    """Encode an answer's field lines, and refuse what would break out of its line (response splitting).
+    """Encode an answer's field lines. Refuse a value that would begin a new line (response splitting).
 
     Raises as `Response` does for its headers.
     """

@@ -13,13 +13,13 @@ __all__ = ["FILES_WANTED", "files_remedy", "warn_of_few_files"]
 logger = logging.getLogger("uringws")
 
 FILES_WANTED: Final = 65_536
-"""What to raise a limit of open files to: one for each session, and some to spare."""
-_FILES_OF_USE: Final = 256
-"""A server that can open fewer is hardly one: browsers alone keep several connections each."""
+"""The recommended limit of open files: one per session, and some to spare."""
+_FILES_MIN: Final = 256
+"""A server that can open fewer gets a warning: each browser alone keeps several connections."""
 
 
 def files_remedy(soft: int, hard: int, wanted: int = FILES_WANTED) -> str:
-    """Return what raises RLIMIT_NOFILE to `wanted`, given the soft and the hard limit (-1: unlimited)."""
+    """Return how to raise RLIMIT_NOFILE to `wanted`, given the soft and the hard limit (-1: unlimited)."""
     elsewhere = (
         f"LimitNOFILE={wanted} in the systemd unit, docker run --ulimit nofile={wanted}, or nofile in "
         "/etc/security/limits.conf"
@@ -37,7 +37,7 @@ def warn_of_few_files(sessions_max: int | None) -> None:
     if soft == resource.RLIM_INFINITY:
         return
     left = max(0, soft - _open_files())
-    if left < _FILES_OF_USE and (sessions_max is None or left < sessions_max):
+    if left < _FILES_MIN and (sessions_max is None or left < sessions_max):
         what = f"only {left} more files can be opened"
     elif sessions_max is not None and left < sessions_max:
         what = f"sessions_max is {sessions_max}, and only {left} more files can be opened"

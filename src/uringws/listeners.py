@@ -29,7 +29,7 @@ class Listeners:
         """What serves the connections of each listener, by the shim's index of it; `close` keeps them."""
         self._core = core
         self._sockets: list[socket.socket] = []
-        self._unshared: list[socket.socket] = []  # those that were made here, which no other server shares
+        self._unshared: list[socket.socket] = []  # sockets made here: no other server shares them
         self._paths: list[BoundPath] = []
 
     def __bool__(self) -> bool:

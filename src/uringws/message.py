@@ -14,9 +14,9 @@ __all__ = ["Message"]
 class Message(Turn):
     """A message (to `on_frame`: a frame). Valid until the handler returns; copy with `bytes(message)` or `text()`.
 
-    After the return `data` is released, and reading it raises ValueError (a slice taken of it shows what lies there by
-    then, never freed memory); once the turn is over, all else raises RuntimeError. The object is used again for the
-    next message. `len(message)` is the payload's size in bytes.
+    After the return `data` is released: reading it raises ValueError. A slice that was taken of it shows later bytes of
+    the receive buffer, never freed memory. Once the turn is over, everything else raises RuntimeError. The same object
+    is used for the next message. `len(message)` is the payload's size in bytes.
     """
 
     __slots__ = ()
@@ -45,7 +45,8 @@ class Message(Turn):
     def data(self) -> memoryview:
         """The payload: a writable memoryview of bytes ("B", one dimension), without a copy.
 
-        What is changed here is what `conn.echo()` sends. numpy.frombuffer(message.data, ...) costs no copy either.
+        `conn.echo()` sends the bytes with the changes made here. numpy.frombuffer(message.data, ...) makes no copy
+        either.
         """
         view = self._view
         if view is None:

@@ -1,4 +1,4 @@
-"""`Stats` in Prometheus' text exposition format 0.0.4. Pure text: who serves it, and to whom, is decided elsewhere."""
+"""`Stats` in Prometheus' text exposition format 0.0.4. Pure text: upgrade.py serves it."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _METRICS: Final = (
         label="reason",
         keys=get_args(RejectReason),
     ),
-    _counter("accept_pauses", "Times accepting stopped for want of descriptors or memory."),
+    _counter("accept_pauses", "Times that accepting stopped because descriptors or memory ran out."),
     _counter("close_codes", "Sessions that ended, by close code.", "sessions_closed", label="code"),
     _counter("timeouts", "Deadlines of sessions that passed."),
     _counter("messages_in", "Messages received.", "messages_received"),
@@ -60,7 +60,7 @@ _METRICS: Final = (
     _counter("pings_sent", "Pings sent."),
     _counter("pongs_received", "Pongs received."),
     _gauge("queued_bytes", "Bytes waiting in all backlogs now."),
-    _counter("drops", "Messages that a full backlog turned away.", "messages_dropped"),
+    _counter("drops", "Messages dropped because a backlog was full.", "messages_dropped"),
     _counter("sends_short", "Sends of which the socket took only a part."),
     _counter("sends_direct", "Large messages offered to the socket without a copy before it."),
     _counter("zero_copy_sends", "Sends without a copy into the kernel."),
@@ -81,12 +81,12 @@ _METRICS: Final = (
 def prometheus_text(stats: Stats) -> bytes:
     """Return `stats` as Prometheus scrapes it, to be sent with CONTENT_TYPE.
 
-    Each metric has its HELP and TYPE line. Every reason of a rejection has a sample from the start, so that a rate over
-    its first is seen; a close code has one from its first on. `events_per_turn` is left to a query:
+    Each metric has its HELP and TYPE line. Every reason of a rejection has a sample from the start, so that the first
+    rejection shows in a rate; a close code has one after its first use. `events_per_turn` is left to a query:
     rate(uringws_events_total) / rate(uringws_turns_total).
     """
     lines = [
-        "# HELP uringws_info What serves here.",
+        "# HELP uringws_info The server and its backend.",
         "# TYPE uringws_info gauge",
         f'uringws_info{{backend="{_escape(stats.backend)}"}} 1',
     ]

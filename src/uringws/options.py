@@ -1,6 +1,6 @@
 """Every setting and limit of the server, as one frozen dataclass that is checked when it is made.
 
-Nothing here acts on a setting: the C shim and the modules above read them.
+Other modules and the C shim act on the settings.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ __all__ = ["IPNetwork", "Options", "check_shared", "copy_options", "copy_rules"]
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
 _BYTES_MAX: Final = 2**31 - 1
-"""Of one message, backlog or turn: a send takes no more (MAX_RW_COUNT of the kernel), and lengths have 32 bits."""
+"""The most bytes of one message, backlog or turn: lengths have 32 bits, and a send takes no more (MAX_RW_COUNT)."""
 _DAY_SECONDS: Final = 86400.0
 _ZERO_COPY: Final = ("never", "auto", "always")
 _ON_FULL: Final = ("close", "drop", "error")
 _GROWTH: Final = 3
-"""Times its size that a message may take as it comes in: it moves to larger memory, which the shim rounds up."""
+"""A message may need this many times its size while it arrives: it moves to larger memory, whose size is rounded up."""
 _SPARE_BYTES: Final = 256 * KIB
-"""What small messages take beyond that, and the eighth of the memory that is kept free."""
+"""Memory for small messages, and for the eighth of the budget that is kept free."""
 
 _SHARED: Final = (
     "sessions_max",
@@ -51,7 +51,7 @@ IPNetwork = IPv4Network | IPv6Network
 
 
 class _Range(NamedTuple):
-    """The numbers a field may have, both ends included; in seconds for a float, else in what its name says."""
+    """The numbers that a field may have, both ends included, in the unit of the field's name."""
 
     low: float
     high: float
@@ -103,8 +103,8 @@ class Options:
     # Backpressure, per session
 
     backlog_bytes_max: Annotated[int, _Bytes] = 32 * MIB
-    """What may wait for a slow reader, the new message counted. Control frames have a small reserve of their own. While
-    16 pongs wait, only the latest ping is answered (RFC 6455 5.5.3)."""
+    """The most bytes that may wait for a slow reader, the new message included. Control frames have a small reserve of
+    their own. While 16 pongs wait, only the latest ping is answered (RFC 6455 5.5.3)."""
 
     backlog_high_bytes: Annotated[int | None, _Bytes] = None
     """A backlog of this size or more counts as high: `on_drain` is called once it has fallen to the low mark. None:
@@ -115,43 +115,43 @@ class Options:
     mark."""
 
     on_full: Literal["close", "drop", "error"] = "close"
-    """What `send` does with a message that would exceed `backlog_bytes_max`: close the session (1008), drop the message
-    and say so in its result, or raise `BacklogFull`."""
+    """The action of `send` for a message that would exceed `backlog_bytes_max`: close the session (1008), drop the
+    message and return DROPPED, or raise `BacklogFull`."""
 
     # Admission
 
     sessions_max: Annotated[int | None, _Count] = None
-    """Sessions at a time, upgrades in progress included; over it a connection is answered 503."""
+    """The most sessions at a time, upgrades in progress included; a connection over the limit is answered 503."""
 
     sessions_per_ip_max: Annotated[int | None, _Count] = None
-    """Sessions at a time of one peer address (the one a trusted PROXY header names); over it 429."""
+    """The most sessions at a time per peer address (the one that a trusted PROXY header names); over the limit 429."""
 
     handshakes_max: Annotated[int | None, _Count] = 1024
-    """Upgrades in progress at a time; over it a silent connection gives way (`silent_seconds_max`), or 503."""
+    """The most upgrades in progress at a time; over the limit a silent connection is closed (`silent_seconds_max`), or
+    the new one is answered 503."""
 
     silent_seconds_max: Annotated[float | None, _Seconds] = 1.0
     """When `handshakes_max` is reached, the oldest connection that has sent nothing for this long is closed to make
     room for the new one. None: it is kept, and the new one gets 503."""
 
     header_bytes_max: Annotated[int, _Range(256, MIB)] = 16 * KIB
-    """The whole head of an opening request, request line included; over it 431."""
+    """The largest head of an opening request, request line included; over the limit 431."""
 
     header_count_max: Annotated[int, _Range(8, 1_000)] = 100
-    """Field lines of an opening request; over it 431."""
+    """The most field lines of an opening request; over the limit 431."""
 
     subprotocols: Sequence[str] = ()
     """The subprotocols the server speaks, the preferred one first. The default `on_upgrade` takes the first one that
-    the client offers, and none if there is no such."""
+    the client offers, and none if the client offers none of them."""
 
     origins: Sequence[str | re.Pattern[str] | None] | None = None
-    """Values of Origin that are let in, as RFC 6454 writes them ("https://example.org", no slash at the end): equal to
-    a string or matched in full by a pattern; the element None lets in requests without Origin. Others get 403. None
-    for the whole lets in all, which leaves browsers open to cross-site WebSocket hijacking where cookies
-    authenticate."""
+    """Allowed values of Origin, as RFC 6454 writes them ("https://example.org", no slash at the end): strings are
+    compared, patterns must match in full, and the element None allows requests without Origin. Others get 403. None in
+    place of the sequence allows all, which makes cross-site WebSocket hijacking possible if cookies authenticate."""
 
     proxy_protocol_from: Sequence[str | IPNetwork] = ()
     """Peers that must begin with a PROXY protocol header (v1 or v2): addresses or networks ("10.0.0.0/8"), and the word
-    "unix" for peers on Unix sockets. From all others such a header is an error."""
+    "unix" for peers on Unix sockets. From all other peers such a header is an error."""
 
     listen_backlog: Annotated[int, _Range(1, 65_535)] = 4096
     """Connections the kernel may hold before they are accepted (capped by net.core.somaxconn)."""
@@ -159,69 +159,73 @@ class Options:
     # Deadlines
 
     handshake_seconds_max: Annotated[float | None, _Seconds] = 10.0
-    """From accept to the end of the opening request, however it trickles in; then 408. A connection that has not sent a
-    byte is closed without an answer."""
+    """From accept to the end of the opening request, even if bytes keep coming; then 408. A connection that has not
+    sent a byte is closed without an answer."""
 
     close_seconds_max: Annotated[float | None, _Seconds] = 5.0
-    """From when our close frame has left to the peer's, and then to the end of its stream; also without progress while
-    queued bytes are in front of the close frame, or of an HTTP answer's end. A peer that takes less than about 1 KiB
-    per second of them makes no progress. What cannot be finished is reset."""
+    """From when our close frame has left to the peer's close frame, and from there to the end of the peer's stream;
+    also the time without progress while queued bytes are in front of the close frame, or in front of an HTTP answer's
+    end. A peer that takes less than about 1 KiB per second of them makes no progress. A close that takes longer is
+    ended by a reset."""
 
     idle_seconds_max: Annotated[float | None, _Seconds] = None
-    """Without a byte from the peer; then close code 1001. What we send does not count, unless it waited in the backlog
-    and the peer takes it. The time while reading is paused does not count either."""
+    """The longest time without a byte from the peer; then close code 1001. Bytes that we send do not count, unless they
+    waited in the backlog and the peer takes them. The time while reading is paused does not count either."""
 
     ping_interval_seconds: Annotated[float | None, _Seconds] = 20.0
-    """Between pings of the server; None sends none. The first one comes up to half of it early, by chance, so that
-    sessions that came together are pinged apart."""
+    """The time between pings of the server; None sends none. The first ping comes up to half of that early, by chance,
+    so that sessions that opened at the same time are not pinged at the same time."""
 
     ping_timeout_seconds: Annotated[float | None, _Seconds] = 20.0
     """From when such a ping has left to its pong, or any other byte; then the connection is cut (1006). The clock
-    starts again each time the peer takes some of the bytes in front of the ping. None pings without consequence. Of no
-    effect where no pings are sent, and while reading is paused."""
+    starts again each time the peer takes some of the bytes in front of the ping. None sends pings and never
+    cuts. It has no effect if no pings are sent, and while reading is paused."""
 
     session_seconds_max: Annotated[float | None, _Seconds] = None
     """The age at which a session is closed with 1001, so that long-lived clients spread over new servers."""
 
     drain_seconds_max: Annotated[float, _Range(0, 366 * _DAY_SECONDS)] = 10.0
-    """What SIGINT or SIGTERM in `run` leaves to the sessions, after close code 1001, before they are cut."""
+    """The time that sessions have to close after SIGINT or SIGTERM in `run` (close code 1001), before they are cut."""
 
     # Memory and the ring
 
     memory_bytes_max: Annotated[int | None, _MemoryBytes] = None
-    """The receive pool, partial messages and backlogs of all sessions together. It must be at least the pool, three
-    times `message_bytes_max` and 256 KiB: a message takes more than its size while it grows. When sessions hold seven
-    eighths of what the pool leaves, those that hold the most are closed until a quarter is free: with 1009, or, where
-    unsent bytes are thrown away, with 1006 (no close frame). A message that does not fit even so is answered 1013."""
+    """The memory budget: the receive pool, partial messages and backlogs of all sessions together. It must be at least
+    the pool, three times `message_bytes_max` and 256 KiB: a message takes more than its size while it grows. When
+    sessions hold seven eighths of the budget without the pool, those that hold the most are closed until a quarter is
+    free: with 1009, or, if unsent bytes are thrown away, with 1006 (no close frame). A message that still does not fit
+    is answered 1013."""
 
     receive_buffers: Annotated[int, _Range(2, 32_768)] = 32
-    """Buffers of the receive pool, a power of two. Few and hot is faster than many: what is used of each goes through
-    the cache in turn. All of them together must take less than 4 GiB."""
+    """Buffers of the receive pool, a power of two. Few are faster than many, because they stay in the CPU's cache. All
+    of them together must take less than 4 GiB."""
 
     receive_buffer_bytes: Annotated[int, _Range(1 * KIB, 16 * MIB)] = 66 * KIB
-    """One buffer of the pool, the most a single receive brings. A message that fits whole is never copied."""
+    """The size of one buffer, which is the most that a single receive brings. A message that fits is never copied."""
 
     session_turn_bytes_max: Annotated[int, _Range(1 * KIB, _BYTES_MAX)] = 256 * KIB
-    """What one session may bring in one turn before the others have theirs. The middle of a large message does not
-    count: putting it aside would cost as much as taking it in."""
+    """The most bytes of one session that one turn handles before it goes on with the other sessions. The middle of a
+    large message does not count: putting it aside would cost as much as taking it in."""
 
     session_turn_messages_max: Annotated[int, _Range(1, 4096)] = 64
-    """The most messages of one session, pings included, that one turn handles before the others have theirs. The rest
-    is put aside until the next turn. A session that pipelines more than this pays for that with a copy of its input.
+    """The most messages of one session, pings included, that one turn handles before it goes on with the other
+    sessions. The rest is put aside until the next turn, at the cost of one copy of that input.
     In `run_echo`, which needs no handler, a run of small messages counts as one."""
 
     ring_entries: Annotated[int, _Range(8, 32_768)] = 512
-    """Submission queue entries. The kernel rounds up to a power of two; fewer are taken if locked memory is short."""
+    """Submission queue entries. The kernel rounds up to a power of two; if locked memory is short, a smaller ring is
+    used."""
 
     busy_poll_microseconds: Annotated[int, _Range(0, 1_000_000)] = 0
-    """How long the reactor looks for completions before it sleeps; 0 sleeps at once. Burns a core for a shorter round
-    trip."""
+    """How long the reactor looks for completions before it sleeps; 0 sleeps at once. Shorter round trips, at the cost
+    of a busy core."""
 
     zero_copy: Literal["auto", "never", "always"] = "auto"
-    """Whether large sends skip the copy into the kernel. "auto" stops for a session whose path copies anyway."""
+    """Whether large sends skip the copy into the kernel. "auto" stops for a session whose bytes the
+    kernel copies anyway."""
 
     zero_copy_bytes_min: Annotated[int, _Bytes] = 16 * KIB
-    """The smallest segment that `zero_copy="auto"` sends so."""
+    """The smallest segment that `zero_copy="auto"` sends without a copy."""
 
     tcp_nodelay: bool = True
     """Set TCP_NODELAY on accepted sockets, and on those of `add_session`; False leaves them as they are."""
@@ -232,8 +236,8 @@ class Options:
     # Plain HTTP
 
     metrics_path: str | None = None
-    """The path, "/metrics" for example, at which a plain GET is answered with `stats()` for Prometheus. Whoever
-    reaches the port reaches it."""
+    """The path, "/metrics" for example, at which a plain GET is answered with `stats()` for Prometheus. Every
+    client that reaches the port can read it."""
 
     server_header: str | None = None
     """The value of Server in HTTP answers; None sends none."""
@@ -293,7 +297,7 @@ class Options:
             raise OptionsError("server_header", self.server_header, "None or printable ASCII")
 
     def _check_together(self) -> None:
-        """Hold fields against each other."""
+        """Check the rules between fields."""
         low, high = self.water_marks()
         if high > self.backlog_bytes_max:
             raise OptionsError("backlog_high_bytes", high, f"at most backlog_bytes_max ({self.backlog_bytes_max})")
@@ -320,7 +324,7 @@ class Options:
                 raise OptionsError(
                     "memory_bytes_max",
                     self.memory_bytes_max,
-                    f"at least {needed}: the receive pool, and what a message of message_bytes_max takes as it grows",
+                    f"at least {needed}: the receive pool, and the memory that a message takes as it grows",
                 )
 
 
@@ -342,7 +346,7 @@ def copy_options(options: Options, shim: Any, pool_bytes: int) -> None:
     shim.ring_entries = options.ring_entries
     shim.receive_buffers = options.receive_buffers
     shim.receive_buffer_bytes = options.receive_buffer_bytes
-    # What is counted is the sessions' share: the pool is taken once and for all.
+    # The shim counts the sessions' share: the pool is allocated once.
     shim.memory_bytes_max = 0 if options.memory_bytes_max is None else options.memory_bytes_max - pool_bytes
     shim.sessions_max = options.sessions_max or 0
     shim.sessions_per_ip_max = options.sessions_per_ip_max or 0
@@ -381,7 +385,7 @@ _HINTS: Final[dict[str, Any]] = get_type_hints(Options, include_extras=True)
 
 
 def _check_value(name: str, value: object, hint: Any) -> None:
-    """Hold one value against its annotation: Annotated with a range, Literal, or bool. Others have rules by name."""
+    """Check one value against its annotation: Annotated with a range, Literal, or bool. Other fields have own rules."""
     if get_origin(hint) is Annotated:
         base, allowed = get_args(hint)
         none_allowed = type(None) in get_args(base)
@@ -401,7 +405,7 @@ def _check_value(name: str, value: object, hint: Any) -> None:
 
 
 def _sequence(name: str, value: object) -> tuple[Any, ...]:
-    # A lone string is a sequence too, of its letters: the commonest slip with such options.
+    # A single string is a sequence of its letters: the most common mistake with such options.
     if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
         raise OptionsError(name, value, "a list or tuple")
     return tuple(value)
@@ -412,7 +416,7 @@ def _network(value: object) -> IPNetwork | Literal["unix"]:
         return value
     if value == "unix":
         return "unix"
-    # An int is an address to ipaddress; here it is a slip.
+    # To ipaddress an int is an address; here it is a mistake.
     cause = None
     if isinstance(value, str):
         try:

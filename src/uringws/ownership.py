@@ -30,7 +30,7 @@ def _own_token() -> _Token:
 
 
 class Owner:
-    """The thread that something belongs to, by object: the ident of a thread is used again once it has ended."""
+    """The thread that a reactor belongs to. An object stands for it: the ident of a thread that ended is used again."""
 
     __slots__ = ("_process", "_token", "on_end")
 

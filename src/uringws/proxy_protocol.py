@@ -1,7 +1,7 @@
-"""The PROXY protocol, versions 1 and 2: who a connection through a load balancer really comes from.
+"""The PROXY protocol, versions 1 and 2: it names the client of a connection that comes through a load balancer.
 
-Pure parsing of the first bytes of a stream, after HAProxy's proxy-protocol.txt (2020/03/05). Whose word to take is
-decided elsewhere: a header from anyone but a trusted proxy is a forgery.
+Pure parsing of the first bytes of a stream, after HAProxy's proxy-protocol.txt (2020/03/05). upgrade.py decides whose
+headers to trust: a header from any other peer is a forgery.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ _V2_ADDRESS_BYTES: Final = {_V2_TCP4: 4, _V2_TCP6: 16, _V2_UNIX_STREAM: 108}
 
 
 class ProxyHeader(NamedTuple):
-    """What a PROXY header says."""
+    """The content of a PROXY header."""
 
     source: Endpoint | None
-    """The client. None where the proxy speaks for itself (a health check) or does not know: the connection's own peer
-    address holds then."""
+    """The client. None if the proxy made the connection itself (a health check) or does not know the client: then the
+    connection's own peer address counts."""
     destination: Endpoint | None
-    """What the client connected to; None as for `source`."""
+    """The address that the client connected to; None as for `source`."""
     header_bytes: int
     """The header's size: the client's own bytes follow."""
 
@@ -56,15 +56,15 @@ class ProxyHeader(NamedTuple):
 def parse_proxy_header(data: bytes) -> ProxyHeader | int:
     """Parse the PROXY header at the start of a stream.
 
-    Returns the header, or, where `data` is only the beginning of one, how many bytes there must be at least before it
-    is worth trying again (always more than `len(data)`, never more than HEADER_BYTES_MAX). Raises ProtocolError as
-    soon as the bytes at hand can be no header, and for one longer than HEADER_BYTES_MAX.
+    Returns the header. If `data` is only the beginning of one, returns the least number of bytes with which to try
+    again (always more than `len(data)`, never more than HEADER_BYTES_MAX). Raises ProtocolError as soon as the bytes
+    cannot begin a header, and for one longer than HEADER_BYTES_MAX.
     """
     if _V2_SIGNATURE.startswith(data[: len(_V2_SIGNATURE)]) and data:
         return _parse_v2(data)
     if _V1_PREFIX.startswith(data[: len(_V1_PREFIX)]):
         return _parse_v1(data)
-    raise ProtocolError("no PROXY protocol header")
+    raise ProtocolError("a PROXY protocol header is required, and this is none")
 
 
 def _parse_v1(data: bytes) -> ProxyHeader | int:
@@ -96,7 +96,7 @@ def _plain(address: IPv4Address | IPv6Address) -> str:
 def _v1_port(text: str) -> int:
     port = int(text)
     if port > _PORT_MAX or str(port) != text:
-        raise ProtocolError(f"PROXY v1: {text} is no port")
+        raise ProtocolError(f"PROXY v1: {text} is not a port")
     return port
 
 

@@ -1,7 +1,6 @@
 """The reactor: one thread, one I/O backend, many sessions. It decides when turns are taken, and when that ends.
 
-What happens in a turn is in dispatch.py, the rest in the modules that its parts come from; bytes and protocol are in
-the shim.
+dispatch.py handles a turn's events, and each other part has its own module; bytes and protocol are in the shim.
 """
 
 from __future__ import annotations
@@ -61,9 +60,9 @@ class Reactor:
     warning that says why. Raises UringUnavailable for "io_uring" where it is not available, ValueError for another
     backend, OSError where not even epoll is available, TypeError for what is no handler.
 
-    A reactor belongs to the thread that first runs it. `stop`, `sender` and what a Sender does are for all threads;
-    the rest raises WrongThread elsewhere, except that any thread may close it once its own thread has ended. It is a
-    context manager that closes itself.
+    A reactor belongs to the thread that first runs it. All threads may call `stop`, `sender` and the methods of a
+    Sender; everything else raises WrongThread in other threads, except that any thread may close the reactor once its
+    own thread has ended. It is a context manager that closes itself.
     """
 
     def __init__(self, handler: HandlerProtocol, options: Options | None = None, *, backend: Backend = "auto") -> None:
@@ -132,7 +131,7 @@ class Reactor:
 
         `host` is an IPv4 or IPv6 address or a name (its first address is taken; "" is all of IPv4, "::" all of IPv6).
         `reuse_port` lets several reactors share the port, the kernel spreading connections among them (SO_REUSEPORT,
-        socket(7)). Raises OSError with the address in its text, ValueError or TypeError for what is no address.
+        socket(7)). Raises OSError with the address in its text, ValueError or TypeError for anything but an address.
         """
         return self._listeners.bind(host, port, self._service(handler, options), reuse_port=reuse_port)
 
@@ -148,9 +147,9 @@ class Reactor:
 
         `path` is that of a file, or begins with NUL for an abstract name ("\0chat", unix(7)). `mode` is the file's
         permissions, such as 0o660 (a client needs the right to write); None leaves them to the umask. A socket
-        of that path that nobody listens on is replaced. `close` and `drain` remove the file if it is still this
-        reactor's own. Raises OSError with the path in its text, also where anything else lies there; ValueError or
-        TypeError for what is no path or mode.
+        file on which no program listens is replaced. `close` and `drain` remove the file if it is still this
+        reactor's own. Raises OSError with the path in its text, also if any other file exists there; ValueError or
+        TypeError for anything but a path and a mode.
         """
         return self._listeners.bind_unix(path, self._service(handler, options), mode=mode)
 
@@ -180,8 +179,8 @@ class Reactor:
         In the main thread SIGINT and SIGTERM drain it (`Options.drain_seconds_max`), unless the process ignores them; a
         second one ends it at once. Afterwards both are as they were.
 
-        What is no error and gets out of a callback (KeyboardInterrupt), or what another signal's handler raises, gets
-        out of here. No event is lost by it, and `run` may be called again.
+        A KeyboardInterrupt or another exception that is not an Exception propagates from a callback through `run`, as
+        does any exception of another signal's handler. No event is lost by it, and `run` may be called again.
         """
         self._run(echo=False)
 
@@ -196,9 +195,9 @@ class Reactor:
     def run_once(self, timeout: float | None = None) -> int:
         """Take one turn, waiting at most `timeout` seconds (None: without end); return the number of its events.
 
-        0 is a time-out, a wake-up, a timer, a signal or the deadline of a drain. What the handlers owe leaves with the
-        next turn. Raises WrongThread, ReactorStateError inside of `run`, OSError for a backend beyond use, TypeError or
-        ValueError for no time.
+        0 is a time-out, a wake-up, a timer, a signal or the deadline of a drain. Messages that the handlers sent leave
+        with the next turn. Raises WrongThread, ReactorStateError inside of `run`, OSError if the backend fails,
+        TypeError or ValueError for anything but seconds.
         """
         check_seconds(timeout)
         self._enter()
@@ -214,7 +213,7 @@ class Reactor:
             self._is_running = False
 
     def stop(self) -> None:
-        """Make `run` return after its present turn. From any thread, or a signal handler; for good manners see `drain`.
+        """Make `run` return after its present turn. From any thread, or a signal handler. `drain` ends sessions first.
 
         Sessions stay open until `close`; `run` may be called again.
         """
@@ -222,7 +221,7 @@ class Reactor:
         self._core.wake()
 
     def drain(self, timeout: float | None = None, *, code: int = CloseCode.GOING_AWAY) -> None:
-        """End in good order: accept nothing, answer requests that have begun 503, close every session with `code`.
+        """End gracefully: accept nothing, answer unfinished requests 503, and close every session with `code`.
 
         Called by a handler, or through `Sender.call`, it makes `run` return once all have ended, or after `timeout`
         seconds (None: `Options.drain_seconds_max`) when the rest are cut. Called outside of `run` it does all that
@@ -235,14 +234,14 @@ class Reactor:
         check_seconds(timeout)
         core.start()
         self._dispatcher.begin_drain(number)
-        self._listeners.close()  # else the kernel would go on completing connections that nobody takes
+        self._listeners.close()  # otherwise the kernel would go on completing connections
         self._drain.begin(self.options.drain_seconds_max if timeout is None else timeout)
         self._dispatcher.attention = True
         if not self._is_running:
             self._run(echo=False, signals=False)
 
     def _enter(self) -> None:
-        """Raise unless the caller may run it now, and start it if nobody has."""
+        """Raise unless the caller may run it now, and start it if it is new."""
         self._core.check_lasting()
         self._core.start()
         self._core.check_thread()
@@ -265,8 +264,8 @@ class Reactor:
             self._stop_requested = False
 
     def _should_continue(self) -> bool:
-        # First, so that what asks for attention meanwhile is not forgotten. A drain watches its deadline each turn, and
-        # timers theirs.
+        # Cleared first, so that a request for attention that comes meanwhile is kept. A drain and timers need to look
+        # at the clock after every turn.
         self._dispatcher.attention = self._core.is_draining or bool(self._timers)
         return not self._stop_requested and self._has_work()
 
@@ -277,11 +276,11 @@ class Reactor:
             return self._drain.take_next_step()
         if self._core.sessions or self._commands.waiting:
             return True
-        # In a drain nothing comes in any more: a Sender that is still alive has nobody left to send to.
+        # In a drain no new session comes: a Sender that is still alive has no connection left to send to.
         return not self._core.is_draining and bool(self._listeners or self._commands.senders)
 
     def _has_nothing_to_do(self) -> bool:
-        """Whether `run` would return at once although nobody asked for it."""
+        """Whether `run` would return at once although neither `stop` nor `drain` was called."""
         return not self._core.is_draining and not self._stop_requested and not self._has_work()
 
     def _wait_limit(self) -> float | None:
@@ -318,8 +317,9 @@ class Reactor:
         """Cut all sessions, stop listening, free everything: the reactor cannot be used any more. Twice is fine.
 
         From the thread that ran it or, once that has ended, from any: `on_close` is called there then. Raises
-        WrongThread while that thread lives, ReactorStateError inside of `run`. If `on_close` raises what is no error
-        (KeyboardInterrupt), close still calls it for the other connections and frees everything, and then raises it.
+        WrongThread while that thread lives, ReactorStateError inside of `run`. If `on_close` raises KeyboardInterrupt
+        or another exception that is not an Exception, close still calls it for the other connections and frees
+        everything, and then raises that exception.
         """
         core = self._core
         with core.lock:
@@ -355,7 +355,7 @@ class Reactor:
         self._commands.drop_all()
 
     def __del__(self) -> None:
-        """Free what nobody closed, for the kernel writes into this memory; say so, as a socket would."""
+        """Close a reactor that the application forgot, because the kernel writes into its memory, and warn."""
         core: Core | None = getattr(self, "_core", None)
         if core is not None and core.handle != ffi.NULL:
             name = repr(self)
@@ -386,8 +386,8 @@ class Reactor:
     def call_later(self, seconds: float, function: Callable[..., object], *arguments: Any) -> Timer:
         """Call `function(*arguments)` once, after 0 or more seconds, on the reactor's thread between two turns.
 
-        Return a handle to cancel it by. It is called while `run` or `run_once` runs, never early, and late by as much
-        as the callbacks before it take. What it raises is logged. A timer keeps no reactor running: `run` ends without
+        Return a handle to cancel it by. It is called while `run` or `run_once` runs, never early, and late by the time
+        that callbacks before it take. Its exceptions are logged. A timer keeps no reactor running: `run` ends without
         calling it when there is no listening socket, session and Sender left. Raises WrongThread (other threads write
         `sender.call(reactor.call_later, seconds, function)`), ReactorStateError once closed, TypeError or ValueError
         for wrong arguments.
@@ -400,8 +400,8 @@ class Reactor:
     def call_every(self, seconds: float, function: Callable[..., object], *arguments: Any) -> Timer:
         """Call `function(*arguments)` every so many seconds (0.001 or more), for the first time after as many.
 
-        As `call_later`, until it is cancelled. The times are multiples of `seconds` from now: a delay does not add up,
-        and calls that a busy reactor missed are left out. It goes on after an exception.
+        As `call_later`, until it is cancelled. The times are multiples of `seconds` from now: delays do not add up, and
+        calls that a busy reactor missed are left out. It goes on after an exception.
         """
         self._core.check_lasting()
         timer = self._timers.add(seconds, seconds, function, arguments)

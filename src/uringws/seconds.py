@@ -10,7 +10,7 @@ _SECONDS_MAX: Final = 366 * 86400.0  # as of Options
 
 
 def check_seconds(timeout: object) -> None:
-    """Raise for what is neither None nor a number of seconds that a turn can wait."""
+    """Raise unless `timeout` is None or a number of seconds that a turn can wait."""
     if timeout is None:
         return
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
@@ -20,7 +20,7 @@ def check_seconds(timeout: object) -> None:
 
 
 def sooner(first: float | None, second: float | None) -> float | None:
-    """Return the shorter of two waits; None is one without end."""
+    """Return the shorter of two waits; None is a wait without end."""
     if first is None or second is None:
         return second if first is None else first
     return min(first, second)

@@ -1,4 +1,4 @@
-"""The handle for other threads: what they ask of a reactor becomes commands in its queue."""
+"""The handle for other threads: it puts their calls as commands into the reactor's queue."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ __all__ = ["Sender"]
 
 
 class Sender:
-    """Commands to a reactor from any thread, carried out in the order of each thread's calls.
+    """Commands to a reactor from any thread. The commands of one thread run in the order of its calls.
 
-    A command returns False if its connection is gone at the time of the call. If the connection ends later, before the
-    reactor runs the command, or the reactor is closed, the command is dropped silently: only an answer of the peer
+    A method returns False if its connection is gone at the time of the call. If the connection ends later, before the
+    reactor runs the command, or if the reactor is closed, the command is dropped silently: only an answer of the peer
     proves delivery. The payload is copied at the call unless it is bytes or str, which cannot change.
 
-    At most `Options.sender_commands_max` commands wait; over that a call waits up to `timeout` seconds (None: without
-    end) and raises SenderFull. On the reactor's own thread, which cannot wait for itself, it raises at once. Once the
-    thread that ran the reactor has ended, nobody can carry out a command: each raises ReactorStateError.
+    At most `Options.sender_commands_max` commands wait. If that many wait, a call waits up to `timeout` seconds (None:
+    without end) and then raises SenderFull. On the reactor's own thread, which cannot wait for itself, it raises at
+    once. Once the thread that ran the reactor has ended, no command can run: each call raises ReactorStateError.
 
-    `Reactor.run` goes on while a Sender lives: release it, or use it in a `with`. A clone lives on its own.
+    `Reactor.run` goes on while a Sender lives: release it, or use it in a `with`. A clone must be released, too.
     """
 
     def __init__(self, reactor: Reactor, core: Core, sessions: Sessions, commands: Commands) -> None:
@@ -66,8 +66,8 @@ class Sender:
         """Send a message on the connection of that id: `send(id, payload)`, or `send(id, opcode, payload)`.
 
         Return False if the connection is gone or closing. Opcode and payload as for `Connection.send`, whose TypeError
-        and ValueError it raises at once. What a full backlog does is `Options.on_full`; "error" is logged. Raises
-        SenderFull, and ReactorStateError once released or the reactor is closed.
+        and ValueError it raises at once. `Options.on_full` says what happens if the backlog is full; "error" is logged.
+        Raises SenderFull, and ReactorStateError once released or the reactor is closed.
         """
         if payload is ABSENT:
             opcode, payload = name_opcode(opcode)
@@ -97,7 +97,7 @@ class Sender:
         return self.close_connection(id, *arguments, **options)
 
     def call(self, function: Callable[..., object], *arguments: Any, timeout: float | None = None) -> None:
-        """Have `function(*arguments)` called on the reactor's thread, between two turns. What it raises is logged.
+        """Call `function(*arguments)` on the reactor's thread, between two turns. Its exceptions are logged.
 
         Raises SenderFull and ReactorStateError as `send`, TypeError for anything but a plain function.
         """
@@ -134,11 +134,11 @@ class Sender:
         data: object = None,
         timeout: float | None = None,
     ) -> int:
-        """Have the reactor take over a socket and bytes read from it; wait for it and return the connection's id.
+        """Let the reactor take over a socket and bytes read from it, and wait; return the connection's id.
 
         As `Reactor.add_session_with_prefix`, whose exceptions it raises; TimeoutError (the caller keeps the socket) if
-        the reactor did not come to it within `timeout` seconds. It waits for the reactor's thread also where that does
-        not run the reactor yet: before `run`, the thread that is to call it takes `Reactor.add_session_with_prefix`.
+        the reactor did not take it within `timeout` seconds. It also waits if no thread runs the reactor yet: a thread
+        that will call `run` itself uses `Reactor.add_session_with_prefix` instead.
         """
         self._check_live()
         owner = self._core.owner
@@ -161,7 +161,7 @@ class Sender:
         try:
             self._commands.put(partial(add, copy), timeout, added)
             wait((added,), None if until is None else max(0.0, until - time.monotonic()))
-        except BaseException:  # also what a signal handler raises: the caller keeps the socket then
+        except BaseException:  # also that of a signal handler: the caller keeps the socket
             added.cancel()
             raise
         if added.cancel():
@@ -169,12 +169,12 @@ class Sender:
         return added.result()
 
     def clone(self) -> Sender:
-        """Return another handle to the same reactor, with a life of its own."""
+        """Return another handle to the same reactor, to be released separately."""
         self._check_live()
         return Sender(self._reactor, self._core, self._sessions, self._commands)
 
     def release(self) -> None:
-        """Give up the Sender, not a connection. What it has commanded is still carried out."""
+        """Give up the Sender. Its commands that wait still run, and connections stay open."""
         self._commands.remove_sender(self._key)
 
     def __enter__(self) -> Self:
@@ -188,7 +188,7 @@ class Sender:
         self.release()
 
     def __del__(self) -> None:
-        """A handle that nobody holds keeps no reactor running."""
+        """Release it: a handle that is collected keeps no reactor running."""
         if hasattr(self, "_key"):
             self._commands.remove_sender(self._key)
 

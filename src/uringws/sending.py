@@ -1,4 +1,4 @@
-"""What may be sent: payloads, opcodes and close codes, checked before they reach the shim. Pure functions."""
+"""Payloads, opcodes and close codes of sends, checked before they reach the shim. Pure functions."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def name_opcode(payload: Payload) -> tuple[int, Payload]:
 
 
 def check_send(opcode: int, payload: Payload) -> bytes | bytearray | memoryview:
-    """Return a payload as the buffer to send, or raise TypeError or ValueError with what is wrong with it.
+    """Return a payload as the buffer to send. Raises TypeError or ValueError if it cannot be sent.
 
     A small buffer is copied: the result is bytes then.
     """
@@ -105,7 +105,7 @@ def _flat(payload: Any) -> bytes | memoryview:
 
 
 def check_close(code: int | None, reason: str) -> tuple[int, bytes]:
-    """Return a close frame's code (0: none) and reason as they go out, or raise what is wrong with them."""
+    """Return a close frame's code (0: none) and encoded reason. Raises TypeError or ValueError for invalid ones."""
     if not isinstance(reason, str):
         raise TypeError(f"a close reason is a str, not {type(reason).__name__}")
     encoded = reason.encode()

@@ -1,4 +1,4 @@
-"""The one door to the C shim.
+"""The C shim, as all other modules import it.
 
 cffi's module has no types, so its names are Any here. Everything outside this module is typed, and nothing else imports
 `uringws._shim`.

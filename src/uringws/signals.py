@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM while a reactor runs: taken over in the main thread, and put back as they were. No policy."""
+"""SIGINT and SIGTERM while a reactor runs: handled in the main thread, and restored afterwards. No policy."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 def handled_by(on_signal: Callable[[int, FrameType | None], object], wake_descriptor: int) -> Iterator[None]:
     """Call `on_signal` for SIGINT and SIGTERM, in the main thread; in other threads do nothing.
 
-    A signal that the process ignores stays ignored: a shell does that for what it starts in the background, nohup for
-    what is to outlive its terminal. Each signal also writes a byte to `wake_descriptor`: one that comes just before a
-    wait would otherwise be seen only after it.
+    A signal that the process ignores stays ignored: a shell ignores SIGINT for its background jobs, and nohup SIGHUP.
+    Each signal also writes a byte to `wake_descriptor`: otherwise a signal that comes just before a wait would be seen
+    only after the wait.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -47,7 +47,7 @@ def handled_by(on_signal: Callable[[int, FrameType | None], object], wake_descri
 
 
 def _write_to(descriptor: int) -> None:
-    """Let signals write to the descriptor of before, or to none if that was closed meanwhile."""
+    """Let signals write to the earlier descriptor again, or to none if that was closed meanwhile."""
     try:
         signal.set_wakeup_fd(descriptor)
     except (OSError, ValueError):
@@ -55,8 +55,8 @@ def _write_to(descriptor: int) -> None:
 
 
 def _restore(saved: list[tuple[signal.Signals, Any, Any]]) -> None:
-    """Put back Python's handlers, and beneath them the system's, which may not be of Python's making."""
-    # Blocked meanwhile: a signal between the two steps would meet neither.
+    """Restore Python's handlers and then the system's, which need not be those that Python installs."""
+    # Blocked meanwhile: a signal between the two steps would meet neither handler.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
         for number, handler, action in saved:

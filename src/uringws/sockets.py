@@ -1,4 +1,4 @@
-"""Sockets for a reactor: listening ones are made here, and those it takes over are checked. No state."""
+"""Sockets for a reactor: makes listening sockets, and checks sockets that a reactor takes over. No state."""
 
 from __future__ import annotations
 
@@ -70,16 +70,20 @@ def listen_tcp(host: object, port: object, *, reuse_port: bool) -> socket.socket
 
 
 class BoundPath(NamedTuple):
-    """The file that a Unix socket was bound to: a later one of the same path is another."""
+    """The file that a Unix socket was bound to. Another file may take its path later: device and inode tell them
+    apart.
+    """
 
     path: str
-    """Absolute, so that it holds in whatever directory the process is by then."""
+    """Absolute, because the process may change its directory."""
     device: int
     inode: int
 
     def remove(self) -> None:
-        """Remove the file, unless it is gone or another has taken its path. Call it while the socket is still open:
-        until then no new file can have this inode, nor can a new server take the path for a stale one.
+        """Remove the file, unless it is gone or another file has its path.
+
+        Call this before the socket is closed: until then no new file gets this inode, and no new server can mistake
+        the path for a stale one.
         """
         with contextlib.suppress(OSError):
             found = os.lstat(self.path)
@@ -106,7 +110,7 @@ def listen_unix(name: str, mode: int | None) -> tuple[socket.socket, BoundPath |
         found = os.lstat(name)
         bound = BoundPath(str(Path(name).absolute()), found.st_dev, found.st_ino)
         if mode is not None:
-            Path(name).chmod(mode)  # nobody can have connected: the socket does not listen yet
+            Path(name).chmod(mode)  # no client can have connected: the socket does not listen yet
     except OSError as error:
         if bound is not None:
             bound.remove()
@@ -143,7 +147,7 @@ def _taken_hint(path: str) -> str:
 
 
 def _check_unix_name(name: str, mode: int | None) -> None:
-    if not name or "\0" in name[1:]:  # the kernel would choose a name itself, or cut this one short
+    if not name or "\0" in name[1:]:  # the kernel would choose a name itself, or end the path at the NUL
         raise ValueError(f"bind_unix takes a path, or NUL and an abstract name, not {name!r}")
     bytes_max = _UNIX_NAME_BYTES_MAX + name.startswith("\0")
     if len(os.fsencode(name)) > bytes_max:
@@ -160,7 +164,7 @@ def _check_unix_name(name: str, mode: int | None) -> None:
 
 
 def _remove_stale(path: str) -> None:
-    """Remove a socket that nobody listens on any more, and nothing else: not a file, a link, or a living socket."""
+    """Remove a socket on which no program listens any more. Leave everything else: files, links, and live sockets."""
     try:
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
             return
@@ -173,11 +177,11 @@ def _remove_stale(path: str) -> None:
         except ConnectionRefusedError:
             Path(path).unlink()
         except OSError:
-            pass  # somebody's: bind fails
+            pass  # a program listens: bind fails
 
 
 def check_listener(sock: socket.socket) -> None:
-    """Raise TypeError or ValueError for what cannot be listened on."""
+    """Raise TypeError or ValueError unless a reactor can listen on it."""
     if not isinstance(sock, socket.socket) or isinstance(sock, ssl.SSLSocket):
         raise TypeError(f"bind_socket takes a plain socket.socket, not {type(sock).__name__}")
     if sock.fileno() < 0:
@@ -203,7 +207,7 @@ def check_stream(sock: socket.socket | int) -> int:
 
 
 def _duplicate(descriptor: int) -> socket.socket:
-    """Return another handle of a socket. Raises OSError for what is none."""
+    """Return another handle of a socket. Raises OSError for a descriptor that is not a socket."""
     duplicate = os.dup(descriptor)
     try:
         return socket.socket(fileno=duplicate)
@@ -221,8 +225,8 @@ def address_of(sock: socket.socket) -> Address:
 
 
 def show_address(address: Address) -> str:
-    """Return an address as a URL has it: host:port, an IPv6 host in brackets; a path as it is, an abstract name with
-    "@" for its NUL, as ss(8) shows it.
+    """Return an address as text: host:port as in a URL, an IPv6 host in brackets; a path unchanged; an abstract name
+    with "@" in place of its NUL, as ss(8) shows it.
     """
     if isinstance(address, str):
         return address.replace("\0", "@", 1) if address.startswith("\0") else address

@@ -1,4 +1,4 @@
-"""What a reactor counts, as one frozen picture of a moment. Only data: who counts is the C shim and the reactor."""
+"""A reactor's figures at one moment, frozen. Only data: the C shim and the reactor count."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class Stats:
     accepted: int = 0
     """Connections that became sessions, adopted ones included."""
     rejected: Mapping[RejectReason, int] = field(default_factory=dict)
-    """Connections that did not, by reason."""
+    """Connections that became no session, by reason."""
     accept_pauses: int = 0
-    """Times accepting stopped for a while, for want of descriptors or memory."""
+    """Times that accepting stopped for a while, because descriptors or memory ran out."""
     close_codes: Mapping[int, int] = field(default_factory=dict)
     """Sessions that ended, by the code given to `on_close` (1006: without a close frame)."""
     timeouts: int = 0
@@ -46,26 +46,26 @@ class Stats:
     may have two of them). An opening request that took too long is counted in `rejected`."""
 
     messages_in: int = 0
-    """Messages (under `on_frame` frames) of text and binary that came whole."""
+    """Complete text and binary messages received; frames for a handler with `on_frame`."""
     messages_out: int = 0
-    """Those sent or queued, echoes included."""
+    """Messages sent or queued, echoes included."""
     bytes_in: int = 0
-    """Taken from sockets."""
+    """Read from sockets."""
     bytes_out: int = 0
-    """Taken by sockets."""
+    """Accepted by sockets for sending."""
     pings_sent: int = 0
-    """By the server's own interval or by `Connection.ping`."""
+    """Those of `Options.ping_interval_seconds` and of `Connection.ping`."""
     pongs_received: int = 0
-    """Asked for or not."""
+    """Answers to pings, and unsolicited ones (RFC 6455 5.5.3)."""
 
     queued_bytes: int = 0
-    """Waiting now in all backlogs, frame headers included."""
+    """Bytes that wait now in all backlogs, frame headers included."""
     drops: int = 0
-    """Messages that a full backlog turned away."""
+    """Messages that were dropped because a backlog was full."""
     sends_short: int = 0
     """Sends of which the socket took only a part."""
     sends_direct: int = 0
-    """Large messages offered to the socket within `send`, without a copy before it. What the socket did not take is
+    """Large messages given to the socket within `send`, without a copy. Bytes that the socket did not take are
     queued."""
     zero_copy_sends: int = 0
     """Sends that asked the kernel not to copy."""
@@ -73,19 +73,20 @@ class Stats:
     """Zero-copy sends that the kernel copied after all."""
 
     memory_bytes: int = 0
-    """Held now by partial messages and backlogs: what `Options.memory_bytes_max` bounds, without the receive pool."""
+    """Bytes held now by partial messages and backlogs; with the receive pool, `Options.memory_bytes_max` bounds
+    them."""
     evictions: int = 0
     """Sessions closed to keep within `Options.memory_bytes_max`."""
     pool_buffers: int = 0
     """Buffers of the receive pool."""
     pool_in_use: int = 0
-    """Of those, lent now to receives and sends."""
+    """Buffers of the pool that hold received bytes now."""
     pool_in_use_peak: int = 0
-    """The most that were lent at a time."""
+    """The most of them at a time."""
     enobufs_parks: int = 0
     """Receives that found the pool empty and waited."""
     cq_overflows: int = 0
-    """Times the kernel had more completions than the ring holds. None is lost by it."""
+    """Times that the kernel had more completions than the ring holds. No completion is lost."""
 
     turns: int = 0
     """Turns of the loop."""
@@ -101,7 +102,7 @@ class Stats:
 
     @property
     def events_per_turn(self) -> float:
-        """How well work is batched: events per turn, 0.0 before the first."""
+        """Events per turn, which shows how well work is batched; 0.0 before the first turn."""
         return self.events / self.turns if self.turns else 0.0
 
 
@@ -113,7 +114,7 @@ def stats_of(
     rejected: Mapping[RejectReason, int],
     close_codes: Mapping[int, int],
 ) -> Stats:
-    """Return the figures of a `struct urs_reactor_stats`, and beside them those that the reactor counts itself."""
+    """Return the figures of a `struct urs_reactor_stats`, together with those that Python counts."""
     return Stats(
         backend=backend,
         accepted=accepted,

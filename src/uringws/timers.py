@@ -16,11 +16,11 @@ __all__ = ["Timer", "Timers"]
 
 _INTERVAL_SECONDS_MIN: Final = 0.001  # a turn waits whole milliseconds
 _CANCELLED_MIN: Final = 64
-"""Cancelled timers that may lie in the heap before it is worth being cleared of them."""
+"""The heap is cleared of cancelled timers when it holds more of them than this."""
 
 
 class Timer:
-    """What `Reactor.call_later` and `Reactor.call_every` return: the handle to cancel it by."""
+    """The handle that `Reactor.call_later` and `Reactor.call_every` return: `cancel` stops the timer."""
 
     __slots__ = ("_arguments", "_due", "_function", "_interval", "_number", "_timers")
 
@@ -33,7 +33,7 @@ class Timer:
         self._function: Callable[..., object] | None = function
         self._arguments = arguments
         self._due = 0.0
-        self._number = 0  # of the one entry of the heap that is valid
+        self._number = 0  # the number of its only valid entry in the heap
 
     @property
     def is_active(self) -> bool:
@@ -72,7 +72,7 @@ class Timers:
     ) -> Timer:
         """Add a timer that is due in `seconds`, and then every `interval` seconds unless that is None.
 
-        Raises TypeError or ValueError for no time and no function.
+        Raises TypeError or ValueError for anything but seconds and a function.
         """
         self._check()
         if callable(seconds):
@@ -116,17 +116,17 @@ class Timers:
         return max(0.0, self._heap[0][0] - time.monotonic()) if self._heap else None
 
     def run_due(self) -> None:
-        """Call the functions of the timers that are due now, in the order of their times; report what they raise.
+        """Call the functions of the timers that are due now, in the order of their times; report their errors.
 
-        What is no error (KeyboardInterrupt) gets out, and the other timers stay for the next call. One that is added
-        meanwhile waits for the next call, however soon it is due.
+        A KeyboardInterrupt or another exception that is not an Exception propagates; the other timers stay for the next
+        call. A timer that is added meanwhile waits for the next call, even if it is due at once.
         """
         now = time.monotonic()
         last = self._numbers
         while self._drop_invalid() and self._heap[0][0] <= now:
             due, number, timer = self._heap[0]
             if number > last:
-                return  # its turn comes next time, else a timer that sets itself again would stop everything
+                return  # for the next call: otherwise a timer that sets itself again would never let this return
             self._call(timer, due, now)
 
     def _call(self, timer: Timer, due: float, now: float) -> None:
@@ -135,7 +135,7 @@ class Timers:
             # From here to the call nothing can raise: a timer interrupted by a signal before it is still set.
             timer._function, timer._arguments = None, ()
         else:
-            # At its own pace: calls that a busy reactor missed are not made up for.
+            # Calls that a busy reactor missed are left out.
             missed = (now - due) // timer._interval
             self._push(timer, due + (missed + 1) * timer._interval)
         try:
@@ -147,10 +147,10 @@ class Timers:
         self._numbers += 1
         number = self._numbers
         heapq.heappush(self._heap, (due, number, timer))
-        timer._number = number  # in place of an earlier entry, which is valid until here
+        timer._number = number  # an earlier entry is valid until here
 
     def _drop_invalid(self) -> bool:
-        """Drop what was cancelled, or set again, from the front; return whether anything is left."""
+        """Drop entries of cancelled and of reset timers from the front; return whether an entry is left."""
         while self._heap and not _is_valid(self._heap[0]):
             heapq.heappop(self._heap)
         return bool(self._heap)

@@ -1,6 +1,6 @@
-"""The turn that Python handles: its events, which of them is current, and where that one's payload lies. No callbacks.
+"""The turn that Python handles: its events, the current one among them, and that one's payload. No callbacks.
 
-What `Message` and `Connection` know of their reactor, they know from here.
+`Message` and `Connection` know their reactor only through this.
 """
 
 from __future__ import annotations
@@ -83,20 +83,20 @@ class Turn:
         self._offsets, self._lengths, self._opcodes = self._columns
 
     def _hide(self) -> None:
-        """Let nothing be read: the current event is no message, and the index may already be that of the next event."""
+        """Make reading fail: the current event is not a message, and the index may already be that of the next one."""
         self._offsets = self._lengths = self._opcodes = _NO_COLUMN
 
     def _release(self) -> None:
         """End the view of the message that was handled."""
         view, self._view = self._view, None
         if view is not None:
-            try:  # noqa: SIM105 - suppress() costs more than all else that a message costs
+            try:  # noqa: SIM105 - suppress() costs more than everything else here
                 view.release()
             except BufferError:
-                pass  # The handler keeps a slice: it will show whatever the pool holds then, but nothing freed.
+                pass  # The handler keeps a slice. It will show later bytes of the pool, never freed memory.
 
     def _block_view(self) -> memoryview:
-        """View a payload that lies in a block: the view shares the block, which so outlives the turn if need be."""
+        """View a payload that lies in a block. The view holds a reference, so that the block may outlive the turn."""
         item = self._events[self._index].item
         block = item.block
         if block == ffi.NULL:
@@ -107,15 +107,17 @@ class Turn:
         return memoryview(ffi.buffer(payload, item.bytes))
 
     def _events_before_close(self, connection: Connection | None) -> int:
-        """Return how many events must be applied before a close frame on a connection (None: on all of them): those
-        before the current one and, if that is a message to be echoed on the connection, this message too.
+        """Return how many of the turn's events must be applied before a close frame on a connection (None: on all).
+
+        These are the events before the current one. If the current one is a message that this connection echoes, it is
+        included.
         """
         index = self._index
         is_concerned = self._connection is not None and (connection is None or connection is self._connection)
         if not is_concerned or not self._echo_flags[index]:
             return index
         if self._view is None and self._offsets[index] == IN_BLOCK:
-            self._view = self._block_view()  # the echo takes the block along, and the handler may still read it
+            self._view = self._block_view()  # applying the echo drops the block, and the handler may still read it
         return index + 1
 
     def _closing(self, connection: Connection) -> Closing | None:

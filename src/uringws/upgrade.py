@@ -1,4 +1,4 @@
-"""What becomes of an opening request: the PROXY header, the checks of RFC 6455, plain HTTP, the handler's decision.
+"""Decides on opening requests: the PROXY header, the checks of RFC 6455, plain HTTP, and the handler's answer.
 
 Bytes in and out; the dispatch loop carries the decision out.
 """
@@ -64,11 +64,10 @@ class Upgrader:
     def decide(self, upgrade: Upgrade) -> tuple[Decision, BaseException | None]:
         """Decide on a request; return the decision, and what is to be raised once it is carried out.
 
-        What is no error (KeyboardInterrupt) may come out of the handler, and a signal handler may raise anything
-        anywhere. A request whose handler was called is answered 500 then. One whose handler was not is as good as
-        before: it is decided on again, at once or by the next turn, to which the exception that gets out of here leaves
-        it. A request that cannot be answered at all, for a fault of this library's, raises nothing: it must not end the
-        server.
+        The handler may raise a KeyboardInterrupt, and a signal handler may raise any exception anywhere. If the handler
+        was called before that, the request is answered 500. If not, the request is decided on again: at once, or, if
+        this raises, by the next turn. A bug of this library that prevents any answer raises nothing: it must not end
+        the server.
         """
         try:
             return self._decide(upgrade), None
@@ -89,7 +88,7 @@ class Upgrader:
         return Decision(response, reason="handler")
 
     def _decide(self, upgrade: Upgrade) -> Decision:
-        """Decide on a request. Errors are answers too, 500 for those of the handler."""
+        """Decide on a request. An error becomes an answer, 500 for those of the handler."""
         options = self._options
         head_only = False
         try:
@@ -130,7 +129,7 @@ class Upgrader:
         return head[header.header_bytes :], source
 
     def _set_proxied_peer(self, identity: int, source: tuple[str, int] | None) -> None:
-        """Tell the shim, which counts sessions by address, where this one really comes from."""
+        """Tell the shim, which counts sessions by address, the real address of this one."""
         peer = ffi.NULL
         if source is not None:
             address = ip_address(source[0])
