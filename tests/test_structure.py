@@ -137,7 +137,7 @@ BOUNDED_PYTHON = sorted(
     if "node_modules" not in path.parts
 )
 C_SOURCES = sorted([*C_FILES, *(path for name in ("bench", "fuzz") for path in (ROOT / name).rglob("*.[ch]"))])
-PLAIN_FILES = PYTHON_FILES
+PLAIN_FILES = [path for path in PYTHON_FILES if path.parent == PACKAGE]
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 

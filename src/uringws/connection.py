@@ -61,7 +61,7 @@ class Connection:
     data: Any
     """Yours. Begins as what `Accept.data` or `add_session` gave."""
     subprotocol: str | None = None
-    """What the upgrade agreed on (RFC 6455 1.9). Only connections that have one spend memory on it."""
+    """The subprotocol that the upgrade agreed on (RFC 6455 1.9). Connections without one spend no memory on it."""
     _service: Service | None = None  # None is the reactor's own; only connections of another spend memory on it
 
     def __init__(self, turn: Turn, connection_id: int, data: object) -> None:

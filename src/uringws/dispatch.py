@@ -47,14 +47,14 @@ _PART_EVENTS: Final = 16
 
 
 class TurnOutcome(IntEnum):
-    """What a bounded turn did."""
+    """The result of a bounded turn."""
 
     IDLE = 0
     """The time was over, a watched descriptor became ready, or a signal came."""
     BUSY = 1
-    """It called back, and no event is left."""
+    """It called callbacks, and no event is left."""
     CUT_SHORT = 2
-    """It called back until its time was over: the next turn hands out the events that are left."""
+    """It called callbacks until its time was over: the next turn hands out the events that are left."""
 
 
 class Dispatcher:
@@ -83,7 +83,9 @@ class Dispatcher:
         self._by_listener = by_listener
         self._first: Service | None = None
         self._on_message: Callable[..., object] | None = ignore  # None: that of each connection's service
-        self._decided: tuple[int, Decision] | None = None  # what is being carried out, and for which session
+        self._decided: tuple[int, Decision] | None = (
+            None  # the decision that is being carried out, with its session's id
+        )
         targets = lib.urs_reactor_columns(core.handle).targets
         self._targets = memoryview(ffi.buffer(targets, ffi.sizeof("int32_t") * EVENTS_MAX)).cast("i")
         self._events: CData = lib.urs_reactor_events(core.handle)
@@ -407,7 +409,10 @@ class Dispatcher:
             self._call(connection, self._service_of(connection).on_open, connection)
 
     def _decide(self, upgrade: Upgrade, service: Service) -> Connection | None:
-        """Decide on a request, and return its connection if it has become one. What got out of it is raised then."""
+        """Decide on a request and carry that out; return the connection if it was accepted.
+
+        Raises what a callback raised, once the decision is carried out.
+        """
         identity = upgrade.identity
         error = connection = None
         if self._decided is not None and self._decided[0] == identity:

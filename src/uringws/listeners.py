@@ -78,14 +78,14 @@ class Listeners:
     def _listen(self, sock: socket.socket, service: Service) -> Address:
         options = service.options
         if options.tcp_nodelay and sock.family != socket.AF_UNIX:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited by what it accepts
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted sockets inherit it
         sock.listen(options.listen_backlog)
         core = self._core
         with core.lock:
             core.check_lasting()
             core.check_thread()
             if core.is_draining:
-                raise ReactorStateError("a reactor that drains listens no more: make a new one")
+                raise ReactorStateError("a reactor that is draining cannot listen: make a new one")
             is_local = sock.family == socket.AF_UNIX
             index = check(lib.urs_reactor_listen(core.handle, sock.fileno(), is_local, service.rules), "listen")
             self.services[index] = service

@@ -414,11 +414,11 @@ class Reactor:
         """Call `callback()` after each turn in which a descriptor was readable (`writable`: writable); return a handle
         to cancel it by.
 
-        For everything that shares the reactor's thread and is no WebSocket: a pipe, a database client, another event
-        loop. `descriptor` is a number, or an object with `fileno()`; all that poll(2) can wait for can be watched, from
-        any turn's start on. A descriptor that is not read empty is reported again by the next turn, one that has failed
-        or was hung up too. Each direction has a watch of its own. It is called while `run` or `run_once` runs, on the
-        reactor's thread; what it raises is logged. A watch keeps no reactor running.
+        This is for other descriptors on the reactor's thread: a pipe, a database client, another event loop.
+        `descriptor` is a number, or an object with `fileno()`, of any file that poll(2) can wait for. A descriptor that
+        is not read empty is reported again by the next turn, and so is one that has failed or was hung up. Each
+        direction needs its own watch. The callback runs while `run` or `run_once` runs, on the reactor's thread; its
+        exceptions are logged. A watch keeps no reactor running.
 
         The reactor keeps the open file until a turn after `Watch.cancel`: cancel before you close the descriptor.
         Raises WrongThread, ReactorStateError once closed, ValueError for a closed descriptor and for one that is always

@@ -118,7 +118,7 @@ class Sender:
         data: object = None,
         timeout: float | None = None,
     ) -> int:
-        """Have the reactor take over a socket; wait for it. As `Reactor.add_session`."""
+        """Let the reactor take over a socket, and wait until it has. As `Reactor.add_session`."""
         return self.add_session_with_prefix(
             sock, b"", handler=handler, options=options, subprotocol=subprotocol, data=data, timeout=timeout
         )
@@ -152,7 +152,7 @@ class Sender:
         )
         if owner.is_caller:
             return add(prefix)
-        check_stream(sock)  # what is wrong with it is raised here at once
+        check_stream(sock)  # errors of the caller are raised at once
         copy = bytes(memoryview(prefix))
         if not owner.is_known and threading.active_count() == 1:
             raise ReactorStateError("no other thread can run the reactor while this one waits: use its add_session")

@@ -20,7 +20,7 @@ _TAKEN_MAX: Final = 64
 
 
 class Watch:
-    """What `Reactor.watch` returns: the handle to cancel it by."""
+    """The handle that `Reactor.watch` returns: `cancel` ends it."""
 
     __slots__ = ("_callback", "_descriptor", "_id", "_watches", "_writable")
 
@@ -99,10 +99,10 @@ class Watches:
         lib.urs_reactor_unwatch(self._core.handle, watch._id)
 
     def run_ready(self) -> None:
-        """Call the callbacks of the descriptors that are ready; report what they raise.
+        """Call the callbacks of the descriptors that are ready; report their errors.
 
-        What is no error (KeyboardInterrupt) gets out. The callbacks that it prevents are called after the next turn, if
-        their descriptors are still ready then.
+        A KeyboardInterrupt or another exception that is not an Exception propagates. The callbacks that it prevents are
+        called after the next turn, if their descriptors are still ready.
         """
         count = lib.urs_reactor_take_watches(self._core.handle, self._ids, _TAKEN_MAX)
         for identity in self._ids[0:count]:
