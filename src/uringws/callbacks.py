@@ -1,4 +1,4 @@
-"""What a reactor calls of a handler: looked up once, when it is given to the reactor, and checked. No state."""
+"""A handler's callbacks: looked up once, when the reactor gets the handler, and checked for mistakes. No state."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ class Listeners:
         self.addresses: list[Address] = []
         """In the order of the bind calls; `close` keeps them."""
         self.services: dict[int, Service] = {}
-        """What serves the connections of each listener, by the shim's index of it; `close` keeps them."""
+        """The service of each listener's connections, by the shim's index of it; `close` keeps them."""
         self._core = core
         self._sockets: list[socket.socket] = []
         self._unshared: list[socket.socket] = []  # sockets made here: no other server shares them

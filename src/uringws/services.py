@@ -1,4 +1,4 @@
-"""The handlers of one reactor, each with the options of the connections that it serves. Who calls them is elsewhere."""
+"""The handlers of one reactor, each with the options of the connections that it serves. dispatch.py calls them."""
 
 from __future__ import annotations
 
