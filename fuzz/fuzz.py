@@ -63,7 +63,7 @@ class Target:
         return BUILD / self.name
 
 
-CODEC = ("block", "engine", "frame", "mask", "outbound", "pages", "utf8")
+CODEC = ("block", "chain", "engine", "frame", "mask", "outbound", "pages", "utf8")
 NOT_FUZZED = {"io_uring", "fast_engine", "fast_send"}  # which need a kernel, and Python
 REACTOR = tuple(sorted({path.stem for path in SHIM.glob("*.c")} - NOT_FUZZED))
 TARGETS = {

@@ -307,7 +307,7 @@ static void check_held(const struct world *world)
         + PREFIX_BYTES_MAX;
     for (uint32_t slot = 0; slot < world->reactor->sessions.slots; slot++) {
         const struct urs_session *session = urs_core_session(world->reactor, slot);
-        CHECK(session->held == NULL || urs_block_bytes(session->held) <= max);
+        CHECK(session->held.block == NULL || urs_slice_bytes(&session->held) <= max);
     }
 }
 
@@ -383,14 +383,14 @@ static void check_settled(struct world *world)
         const struct urs_session *session = urs_session_find(&world->reactor->sessions, peer->id);
         if (session == NULL || peer->fd < 0 || session->state != URS_SESSION_OPEN || session->delayed)
             continue;
-        CHECK(session->backlog == NULL && session->outbound.first == 0 && !session->choked);
+        CHECK(session->backlog.bytes == 0 && session->outbound.first == 0 && !session->choked);
         CHECK(peer->parsed == peer->received.bytes);
         while (queue_left(&peer->owed) > 0)
             CHECK((queue_take(&peer->owed) & 1) != 0 || drops(world));
         if (session->paused)
             continue;
         peer_consult_reference(peer, &world->rules[peer->adopted].engine);
-        CHECK(session->held == NULL && queue_left(&peer->items) == 0);
+        CHECK(session->held.block == NULL && queue_left(&peer->items) == 0);
     }
 }
 

@@ -497,7 +497,7 @@ MUTANTS = (
     Mutant(
         "adopted-prefix-waits",
         "uring_shim/lifecycle.c",
-        """    if (session->held != NULL)
+        """    if (session->held.block != NULL)
         urs_turn_ready(reactor, session);
     urs_turn_receive(reactor, session);
 }

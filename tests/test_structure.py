@@ -26,6 +26,7 @@ C_LAYERS = (
     {"base"},
     {"pages"},
     {"block", "fault", "frame", "head", "mask", "signals", "utf8", "wheel"},
+    {"chain"},
     {"engine"},
     {"outbound"},
     {"pool"},
@@ -33,6 +34,7 @@ C_LAYERS = (
     {"io_fault"},
     {"io_epoll", "io_uring"},
     {"rules", "session"},
+    {"backlog"},
     {"core", "reactor"},
     {"invariants"},
     {"fast_engine", "fast_send"},
@@ -70,7 +72,7 @@ PYTHON_LAYERS = (
 )
 
 # The engine and what it stands on do no I/O and know no clock: from the system they take memory and arithmetic.
-PURE = {"base", "block", "engine", "frame", "head", "mask", "outbound", "utf8", "wheel"}
+PURE = {"base", "block", "chain", "engine", "frame", "head", "mask", "outbound", "utf8", "wheel"}
 PURE_HEADERS = re.compile(
     r"(assert|errno|limits|stdbool|stddef|stdint|stdlib|string|emmintrin|immintrin|arm_neon|cpuid)\.h|sys/auxv\.h"
 )

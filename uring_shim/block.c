@@ -17,6 +17,7 @@ enum {
 };
 
 _Static_assert(URS_COUNT(((struct urs_memory *)0)->cache) == URS_BLOCK_CLASSES, "a list for each class");
+_Static_assert(offsetof(struct urs_block, bytes) + URS_BLOCK_HEADROOM == 64, "payloads begin at a cache line");
 
 /* The total bytes of a block of that class, its struct included: whole pages. */
 static size_t class_bytes(uint32_t index) { return (size_t)CLASS_BYTES_MIN << index; }
@@ -134,7 +135,7 @@ struct urs_block *urs_block_new(struct urs_memory *memory, size_t room)
     block->next = NULL;
     block->memory = memory;
     block->capacity = capacity;
-    block->start = block->end = URS_BLOCK_HEADROOM;
+    block->end = URS_BLOCK_HEADROOM;
     block->references = 1;
     block->class_index = index;
     memory->bytes_used += capacity;
@@ -170,10 +171,11 @@ void urs_block_abandon(struct urs_block *block)
         urs_block_drop(block);
 }
 
-int urs_block_reserve(struct urs_memory *memory, struct urs_block **block, size_t more, size_t expected)
+int urs_block_reserve(struct urs_memory *memory, struct urs_block **block, size_t from, size_t more, size_t expected)
 {
     struct urs_block *old = *block;
-    size_t have = old == NULL ? 0 : urs_block_bytes(old);
+    URS_ASSERT(from >= URS_BLOCK_HEADROOM && (old == NULL || from <= old->end));
+    size_t have = old == NULL ? 0 : old->end - from;
     if (old != NULL && urs_block_room(old) >= more)
         return 0;
     /* Allocates a multiple of the present size, but not more than was announced: a peer can make us allocate only in
@@ -186,7 +188,7 @@ int urs_block_reserve(struct urs_memory *memory, struct urs_block **block, size_
     if (grown == NULL)
         return urs_memory_error(memory, wanted);
     if (old != NULL) {
-        memcpy(grown->bytes + grown->end, urs_block_data(old), have);
+        memcpy(grown->bytes + grown->end, old->bytes + from, have);
         grown->end += have;
         urs_block_drop(old);
     }

@@ -1,5 +1,6 @@
 /* Heap memory whose amount a peer can influence: reference-counted blocks, charged to one budget. Partial messages,
- * backlogs and held input are stored here. Receive buffers (pool) and the replies of one turn (outbound) are not. */
+ * backlogs and held input are stored here. Receive buffers (pool) and the replies of one turn (outbound) are not. A
+ * block is bytes only; chain.h puts parts of blocks in order. */
 #ifndef URS_BLOCK_H
 #define URS_BLOCK_H
 
@@ -8,18 +9,19 @@
 /* cdef: begin */
 
 enum urs_block_limit {
-    URS_BLOCK_HEADROOM = 16,             /* bytes kept free in front, for the header of a reply */
+    URS_BLOCK_HEADROOM = 24,             /* bytes kept free in front, for the header of a reply; with the struct they
+                                            make 64, so that the payload begins at a cache line */
     URS_BLOCK_CLASSES = 7,               /* 64 KiB .. 2 MiB by powers of two, and one class for everything larger */
     URS_BLOCK_CACHE_BYTES_MAX = 32 * 1024 * 1024 /* freed blocks kept for reuse */
 };
 
-/* A run of bytes on the heap. [start, end) of `bytes` is in use. A block is in one list at a time. */
+/* A run of bytes on the heap: [URS_BLOCK_HEADROOM, end) of `bytes` has been written. Everything that refers to a part
+ * of the block holds a reference; `end` only grows while there is more than one. */
 struct urs_block {
-    struct urs_block *next;
+    struct urs_block *next;              /* in the cache of freed blocks, nowhere else */
     struct urs_memory *memory;           /* the budget that the block is charged to; NULL once Python shares the
                                             block */
     size_t capacity;
-    size_t start;
     size_t end;
     uint32_t references;
     uint32_t class_index;                /* URS_BLOCK_CLASSES: the block is too small for a class */
@@ -71,20 +73,31 @@ static inline bool urs_block_is_sole(const struct urs_block *block)
     return __atomic_load_n(&block->references, __ATOMIC_ACQUIRE) == 1;
 }
 
-/* Creates a block with one reference, start = end = URS_BLOCK_HEADROOM, and room for `room` bytes after `end`. Returns
- * NULL if the budget or the heap has no room: urs_memory_error tells which. */
+/* Returns the number of references. Only for a charged block, whose references all belong to the owner's thread. */
+static inline uint32_t urs_block_references(const struct urs_block *block)
+{
+    URS_ASSERT(block->memory != NULL);
+    return __atomic_load_n(&block->references, __ATOMIC_RELAXED);
+}
+
+/* Creates an empty block with one reference and room for `room` bytes after `end`. Returns NULL if the budget or the
+ * heap has no room: urs_memory_error tells which. */
 struct urs_block *urs_block_new(struct urs_memory *memory, size_t room);
 
 /* Ensures room for `more` bytes after `end`. Allocates ahead up to `expected` bytes in total, and never more unless
- * `more` requires it. May move the block (amortised O(1) per byte). On failure returns URS_ERROR_MEMORY_BUDGET or
- * -ENOMEM and leaves *block unchanged. */
-int urs_block_reserve(struct urs_memory *memory, struct urs_block **block, size_t more, size_t expected);
+ * `more` requires it. May replace the block by a larger one, which begins with the bytes that the old one had from
+ * position `from` on (amortised O(1) per byte). On failure returns URS_ERROR_MEMORY_BUDGET or -ENOMEM and leaves *block
+ * unchanged. */
+int urs_block_reserve(struct urs_memory *memory, struct urs_block **block, size_t from, size_t more, size_t expected);
 
 /* Returns URS_ERROR_MEMORY_BUDGET if `room` bytes would not fit into the budget, otherwise -ENOMEM. */
 int urs_memory_error(const struct urs_memory *memory, size_t room);
 
-static inline uint8_t *urs_block_data(struct urs_block *block) { return block->bytes + block->start; }
-static inline size_t urs_block_bytes(const struct urs_block *block) { return block->end - block->start; }
+static inline uint8_t *urs_block_data(struct urs_block *block) { return block->bytes + URS_BLOCK_HEADROOM; }
+static inline size_t urs_block_bytes(const struct urs_block *block) { return block->end - URS_BLOCK_HEADROOM; }
 static inline size_t urs_block_room(const struct urs_block *block) { return block->capacity - block->end; }
+
+/* Allows no more bytes to be added. For a block that is complete and will be shared. */
+static inline void urs_block_seal(struct urs_block *block) { block->end = block->capacity; }
 
 #endif

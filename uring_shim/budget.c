@@ -11,38 +11,45 @@ struct holder {
     size_t bytes;
 };
 
-/* The result of one scan of all sessions. */
-struct scan {
-    struct holder greediest[VICTIMS_MAX]; /* sorted: the one that holds the most comes first */
+/* Sessions in order: the one that holds the most comes first. */
+struct ranking {
+    struct holder holders[VICTIMS_MAX];
     size_t count;
     size_t bytes;                        /* held by all sessions together */
 };
 
-/* Inserts a holder at its place among the greediest, if it holds enough. */
-static void rank(struct scan *scan, struct holder holder)
+/* The result of one scan of all sessions. */
+struct scan {
+    struct ranking freed;                /* by what the end of a session frees at once */
+    struct ranking shares;               /* by what a session holds, blocks of several sessions in equal parts */
+};
+
+/* Inserts a holder at its place in the ranking, if it holds enough. */
+static void rank(struct ranking *ranking, struct holder holder)
 {
-    if (scan->count == VICTIMS_MAX && holder.bytes <= scan->greediest[VICTIMS_MAX - 1].bytes)
+    ranking->bytes += holder.bytes;
+    if (holder.bytes == 0
+        || (ranking->count == VICTIMS_MAX && holder.bytes <= ranking->holders[VICTIMS_MAX - 1].bytes))
         return;
     size_t place = 0;
-    while (place < scan->count && scan->greediest[place].bytes >= holder.bytes)
+    while (place < ranking->count && ranking->holders[place].bytes >= holder.bytes)
         place++;
-    scan->count = urs_min(scan->count + 1, VICTIMS_MAX);
-    memmove(&scan->greediest[place + 1], &scan->greediest[place], (scan->count - 1 - place) * sizeof holder);
-    scan->greediest[place] = holder;
+    ranking->count = urs_min(ranking->count + 1, VICTIMS_MAX);
+    memmove(&ranking->holders[place + 1], &ranking->holders[place], (ranking->count - 1 - place) * sizeof holder);
+    ranking->holders[place] = holder;
 }
 
 static void scan_sessions(const struct urs_reactor *reactor, struct scan *scan)
 {
-    scan->count = 0;
-    scan->bytes = 0;
+    scan->freed.count = scan->shares.count = 0;
+    scan->freed.bytes = scan->shares.bytes = 0;
     for (uint32_t slot = 0; slot < reactor->sessions.slots; slot++) {
         const struct urs_session *session = urs_core_session(reactor, slot);
         if (session->state == URS_SESSION_FREE)
             continue;
-        struct holder holder = {.slot = slot, .bytes = urs_session_memory_bytes(session)};
-        scan->bytes += holder.bytes;
-        if (holder.bytes > 0)
-            rank(scan, holder);
+        struct urs_holding holding = urs_session_holding(session);
+        rank(&scan->freed, (struct holder){.slot = slot, .bytes = holding.freed_bytes});
+        rank(&scan->shares, (struct holder){.slot = slot, .bytes = holding.share_bytes});
     }
 }
 
@@ -52,7 +59,7 @@ static void evict(struct urs_reactor *reactor, struct urs_session *session)
     const struct urs_close frame = urs_failure_close(URS_FAILURE_MEMORY);
     URS_ASSERT(session->state != URS_SESSION_FREE && session->fd >= 0);
     reactor->stats.evictions++;
-    if (session->backlog != NULL || session->state != URS_SESSION_OPEN) {
+    if (session->backlog.bytes > 0 || session->state != URS_SESSION_OPEN) {
         /* Bytes would be missing from its stream, so it cannot be closed cleanly. */
         urs_life_lose(reactor, session, URS_ERROR_MEMORY_BUDGET);
         return;
@@ -77,13 +84,19 @@ void urs_budget_enforce(struct urs_reactor *reactor)
         return;
     struct scan scan;
     size_t ended = 0;
+    size_t bytes_kept_max = max - max / 4;
     scan_sessions(reactor, &scan);
+    URS_ASSERT(scan.freed.bytes <= scan.shares.bytes);
+    /* A session that only shares a block frees nothing by its end. Such sessions are ended only if the others do not
+     * hold enough: then the holders of the largest shares, and with the last holder of a block its memory is free. */
+    bool freed_suffices = scan.shares.bytes - scan.freed.bytes <= bytes_kept_max;
+    const struct ranking *greediest = freed_suffices ? &scan.freed : &scan.shares;
     /* Memory that belongs to no session (for example memory lent to the kernel) returns by itself: no session is ended
      * for it. */
-    for (size_t left = scan.bytes; ended < scan.count && left > max - max / 4; ended++) {
-        URS_ASSERT(scan.greediest[ended].bytes <= left);
-        evict(reactor, urs_core_session(reactor, scan.greediest[ended].slot));
-        left -= scan.greediest[ended].bytes;
+    for (size_t left = scan.shares.bytes; ended < greediest->count && left > bytes_kept_max; ended++) {
+        URS_ASSERT(greediest->holders[ended].bytes <= left);
+        evict(reactor, urs_core_session(reactor, greediest->holders[ended].slot));
+        left -= greediest->holders[ended].bytes;
     }
     if (ended == 0)
         reactor->budget_scan_ms = reactor->now_ms + URS_DELAY_MS;  /* no session to end: wait before the next scan */

@@ -29,6 +29,7 @@ HEADERS = (
     "base.h",
     "signals.h",
     "block.h",
+    "chain.h",
     "mask.h",
     "utf8.h",
     "frame.h",

@@ -4,6 +4,7 @@
 #ifndef URS_CORE_H
 #define URS_CORE_H
 
+#include "backlog.h"
 #include "base.h"
 #include "block.h"
 #include "engine.h"

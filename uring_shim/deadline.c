@@ -85,7 +85,7 @@ void urs_deadline_set(struct urs_reactor *reactor, struct urs_session *session, 
 
 bool urs_deadline_is_queued(const struct urs_session *session)
 {
-    return session->backlog != NULL || session->outbound.first != 0 || urs_io_unsent_bytes(session->fd) > 0;
+    return session->backlog.bytes > 0 || session->outbound.first != 0 || urs_io_unsent_bytes(session->fd) > 0;
 }
 
 /* The peer must answer the bytes that were queued last. */
@@ -93,14 +93,14 @@ static void set_question(struct urs_session *session, bool queued)
 {
     URS_ASSERT(session->fd >= 0);
     session->acked_bytes = session->sent_bytes - (queued ? urs_io_unsent_bytes(session->fd) : 0);
-    session->question_bytes = session->sent_bytes + (uint32_t)(session->backlog_bytes + session->outbound.bytes);
+    session->question_bytes = session->sent_bytes + (uint32_t)(session->backlog.bytes + session->outbound.bytes);
     session->question_queued = queued;
     session->question_unsent = true;
 }
 
 void urs_deadline_left(struct urs_reactor *reactor, struct urs_session *session)
 {
-    URS_ASSERT(session->question_unsent && session->backlog == NULL && session->outbound.first == 0);
+    URS_ASSERT(session->question_unsent && session->backlog.bytes == 0 && session->outbound.first == 0);
     session->question_unsent = false;
     session->deadline_ms = (uint32_t)reactor->now_ms + period_ms(reactor, session);
 }
@@ -162,7 +162,7 @@ static void send_ping(struct urs_reactor *reactor, struct urs_session *session)
     /* If a missing pong ends the session, only one ping may be outstanding. */
     if (session->ping_sent_us != 0 && judged)
         return;
-    if (session->backlog_bytes > rules->backlog_bytes_max + URS_CONTROL_RESERVE_BYTES)
+    if (session->backlog.bytes > rules->backlog_bytes_max + URS_CONTROL_RESERVE_BYTES)
         return;
     /* Otherwise the first ping is repeated: a slow peer may answer any of them, and the pong tells the full time. */
     uint64_t sent_us = session->ping_sent_us != 0 ? session->ping_sent_us : reactor->now_us;
@@ -214,7 +214,7 @@ static bool input_waits(struct urs_session *session)
     bool engine = session->state == URS_SESSION_OPEN || session->state == URS_SESSION_AWAIT_CLOSE;
     if (engine && !urs_core_may_feed(session))
         return false;
-    if (session->unread || (engine && session->held != NULL))
+    if (session->unread || (engine && session->held.block != NULL))
         return true;
     if (session->input_ended)
         return false;
@@ -238,7 +238,7 @@ static bool judge_silence(struct urs_reactor *reactor, struct urs_session *sessi
     uint32_t now_ms = (uint32_t)reactor->now_ms;
     bool pong_due = session->has_deadline && until(reactor, session->deadline_ms) == 0;
     bool idle_due = rules->idle_ms != 0 && until(reactor, session->last_input_ms + rules->idle_ms) == 0;
-    bool behind = session->question_queued || session->backlog != NULL;
+    bool behind = session->question_queued || session->backlog.bytes > 0;
     if (session->question_queued || (behind && (pong_due || idle_due))) {
         /* A peer that takes the bytes in front of the ping is alive; the clock of the ping starts once the ping has
          * been sent. */

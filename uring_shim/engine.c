@@ -191,7 +191,7 @@ static uint8_t *collect(struct urs_engine *engine, struct urs_memory *memory, st
     if (!engine->frame_fin)
         expected = urs_max(expected, 2 * (have + bytes) + 256);  /* the total is unknown: grow by doubling */
     URS_ASSERT(engine->phase != URS_ENGINE_ENDED && engine->header_have == 0);
-    *error = urs_block_reserve(memory, block, bytes, expected);
+    *error = urs_block_reserve(memory, block, URS_BLOCK_HEADROOM, bytes, expected);
     if (*error != 0)
         return NULL;
     uint8_t *target = (*block)->bytes + (*block)->end;

@@ -8,34 +8,35 @@
  * quick. */
 enum { SESSIONS_EACH_CALL = 256, CALLS_SKIPPED = 64 };
 
-static void check_block(const struct urs_block *block)
+static void check_slice(const struct urs_slice *slice)
 {
+    const struct urs_block *block = slice->block;
     URS_ASSERT(__atomic_load_n(&block->references, __ATOMIC_RELAXED) >= 1);
-    URS_ASSERT(block->start <= block->end && block->end <= block->capacity);
+    URS_ASSERT(slice->start >= URS_BLOCK_HEADROOM && slice->start < slice->end);
+    URS_ASSERT(slice->end <= block->end && block->end <= block->capacity);
 }
 
 static void check_memory(const struct urs_session *session)
 {
     size_t backlog_bytes = 0;
-    const struct urs_block *last = NULL;
-    for (const struct urs_block *block = session->backlog; block != NULL; block = block->next) {
-        check_block(block);
-        backlog_bytes += urs_block_bytes(block);
-        last = block;
+    for (uint32_t place = 0; place < session->backlog.count; place++) {
+        const struct urs_slice *slice = urs_chain_at(&session->backlog, place);
+        check_slice(slice);
+        URS_ASSERT(slice->block->memory != NULL);  /* the budget knows of every byte of a backlog */
+        backlog_bytes += urs_slice_bytes(slice);
     }
-    URS_ASSERT(last == session->backlog_last);
-    URS_ASSERT(backlog_bytes == session->backlog_bytes);
-    URS_ASSERT(session->pong == NULL || session->backlog != NULL);
-    URS_ASSERT(session->held == NULL || urs_block_bytes(session->held) > 0);
-    if (session->held != NULL)
-        check_block(session->held);
-    if (session->engine.partial != NULL)
-        check_block(session->engine.partial);
+    URS_ASSERT(backlog_bytes == session->backlog.bytes);
+    URS_ASSERT((session->backlog.ring == NULL) == (session->backlog.count == 0));
+    URS_ASSERT(!session->pong_waits || session->backlog.count > 0);
+    if (session->held.block != NULL)
+        check_slice(&session->held);
+    const struct urs_block *partial = session->engine.partial;
+    URS_ASSERT(partial == NULL || (partial->end >= URS_BLOCK_HEADROOM && partial->end <= partial->capacity));
 }
 
 static void check_free(const struct urs_session *session)
 {
-    URS_ASSERT(session->fd < 0 && session->backlog == NULL && session->held == NULL);
+    URS_ASSERT(session->fd < 0 && session->backlog.bytes == 0 && session->held.block == NULL);
     URS_ASSERT(session->engine.partial == NULL && session->engine.control == NULL);
     URS_ASSERT(session->outbound.first == 0 && session->late_events == 0);
     URS_ASSERT(!session->dirty && !session->ready && !session->parked && !session->delayed);
@@ -56,14 +57,14 @@ static void check_session(const struct urs_session *session)
      * completion. */
     URS_ASSERT(!session->sending);
     URS_ASSERT(session->outbound.first == 0 || session->dirty || session->lost);
-    URS_ASSERT(session->backlog == NULL || session->dirty || session->polling || session->delayed);
+    URS_ASSERT(session->backlog.bytes == 0 || session->dirty || session->polling || session->delayed);
     URS_ASSERT(!session->stopping || session->receiving);
     URS_ASSERT(!session->parked || !session->receiving);
     /* A descriptor is closed only when no completion for it can come any more. */
     URS_ASSERT(session->fd >= 0 || session->state == URS_SESSION_AWAIT_REQUESTS);
     URS_ASSERT(session->fd >= 0 || (!session->receiving && !session->polling));
     URS_ASSERT(session->state != URS_SESSION_AWAIT_REQUESTS || session->lost);
-    URS_ASSERT(!session->silent || (session->state == URS_SESSION_AWAIT_HEAD && session->held == NULL));
+    URS_ASSERT(!session->silent || (session->state == URS_SESSION_AWAIT_HEAD && session->held.block == NULL));
     /* A mark that is set and cleared while deadlines are judged. */
     URS_ASSERT(!session->unread);
     /* The deadline of an open session is the deadline of its pong. */

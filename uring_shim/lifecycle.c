@@ -77,12 +77,12 @@ void urs_life_head(struct urs_reactor *reactor, struct urs_session *session, uin
     int error = 0;
     URS_ASSERT(session->state == URS_SESSION_AWAIT_HEAD && bytes > 0);
     urs_admission_spoke(reactor, session);
-    if (session->held != NULL) {
-        seen = urs_block_bytes(session->held);
+    if (session->held.block != NULL) {
+        seen = urs_slice_bytes(&session->held);
         error = urs_session_hold(session, &reactor->memory, data, bytes);
-        held = session->held;
-        data = urs_block_data(held);
-        bytes = urs_block_bytes(held);
+        held = session->held.block;
+        data = urs_slice_data(&session->held);
+        bytes = urs_slice_bytes(&session->held);
     }
     int64_t head = error != 0 ? error : urs_head_find(data, bytes, seen, &head_rules);
     if (head == 0) {
@@ -92,7 +92,7 @@ void urs_life_head(struct urs_reactor *reactor, struct urs_session *session, uin
             urs_life_lose(reactor, session, error);
         return;
     }
-    session->held = NULL;
+    session->held = (struct urs_slice){0};
     urs_session_set_state(session, URS_SESSION_AWAIT_VERDICT);
     if (head > 0) {
         item.payload = data;
@@ -125,7 +125,7 @@ void urs_life_open(struct urs_reactor *reactor, struct urs_session *session)
     end_handshake(reactor, session);
     urs_session_set_state(session, URS_SESSION_OPEN);
     urs_deadline_open(reactor, session);
-    if (session->held != NULL)
+    if (session->held.block != NULL)
         urs_turn_ready(reactor, session);
     urs_turn_receive(reactor, session);
 }
@@ -146,7 +146,7 @@ int urs_life_close(struct urs_reactor *reactor, struct urs_session *session, uns
     urs_deadline_set_ending(reactor, session, queued);
     urs_turn_dirty(reactor, session);
     urs_turn_receive(reactor, session);  /* even if Python paused reading: the peer's close frame must be read */
-    if (session->held != NULL)
+    if (session->held.block != NULL)
         urs_turn_ready(reactor, session);
     return 0;
 }
@@ -165,8 +165,7 @@ void urs_life_finish(struct urs_reactor *reactor, struct urs_session *session)
         return;
     end_handshake(reactor, session);
     urs_session_set_state(session, URS_SESSION_AWAIT_FLUSH);
-    urs_block_drop(session->held);
-    session->held = NULL;
+    urs_slice_drop(&session->held);
     urs_engine_clear(&session->engine);
     urs_deadline_set_ending(reactor, session, urs_deadline_is_queued(session));
     urs_turn_dirty(reactor, session);
@@ -175,14 +174,14 @@ void urs_life_finish(struct urs_reactor *reactor, struct urs_session *session)
 
 static void await_end(struct urs_reactor *reactor, struct urs_session *session)
 {
-    URS_ASSERT(session->backlog == NULL && session->outbound.first == 0 && !session->input_ended);
+    URS_ASSERT(session->backlog.bytes == 0 && session->outbound.first == 0 && !session->input_ended);
     urs_session_set_state(session, URS_SESSION_AWAIT_END);
     urs_deadline_set_ending(reactor, session, urs_deadline_is_queued(session));
 }
 
 void urs_life_flushed(struct urs_reactor *reactor, struct urs_session *session)
 {
-    if (session->outbound.first != 0 || session->backlog != NULL)
+    if (session->outbound.first != 0 || session->backlog.bytes > 0)
         return;
     if (URS_UNLIKELY(session->question_unsent))
         urs_deadline_left(reactor, session);
@@ -208,7 +207,7 @@ void urs_life_lose(struct urs_reactor *reactor, struct urs_session *session, int
     if (error != 0) {
         session->lost = true;
         /* The system still delivers the bytes that the socket has taken, unless the peer does not take them. */
-        session->reset = session->reset || session->backlog != NULL || session->outbound.first != 0
+        session->reset = session->reset || session->backlog.bytes > 0 || session->outbound.first != 0
             || (error == -ETIMEDOUT && urs_io_unsent_bytes(session->fd) > 0);
         urs_outbound_clear(&reactor->outbox, &session->outbound);
         urs_session_drop_memory(session);

@@ -103,15 +103,28 @@ int urs_outbound_answers(struct urs_outbox *outbox, struct urs_outbound *outboun
                                                          .until = item->payload + item->bytes + keys_behind});
 }
 
+/* Keeps the arena until the end of the turn: segments refer to it. */
+static int keep_full_arena(struct urs_outbox *outbox)
+{
+    struct urs_block *arena = outbox->arena;
+    if (arena == NULL || urs_block_bytes(arena) == 0) {
+        urs_block_drop(arena);
+        return 0;
+    }
+    struct urs_slice slice = {.block = arena, .start = URS_BLOCK_HEADROOM, .end = (uint32_t)arena->end};
+    return urs_chain_push(&outbox->arena_full, &outbox->arena_memory, slice);
+}
+
 /* Returns room for `bytes` contiguous bytes in the arena, or NULL. */
 static uint8_t *arena_take(struct urs_outbox *outbox, size_t bytes)
 {
     struct urs_block *arena = outbox->arena;
     if (arena == NULL || urs_block_room(arena) < bytes) {
         arena = urs_block_new(&outbox->arena_memory, urs_max(bytes, ARENA_BYTES_MIN - URS_BLOCK_HEADROOM));
-        if (arena == NULL)
+        if (arena == NULL || keep_full_arena(outbox) != 0) {
+            urs_block_drop(arena);
             return NULL;
-        arena->next = outbox->arena;
+        }
         outbox->arena = arena;
     }
     URS_ASSERT(urs_block_room(arena) >= bytes);
@@ -141,6 +154,13 @@ int urs_outbound_frame(struct urs_outbox *outbox, struct urs_outbound *outbound,
     if (bytes > 0)
         memcpy(target + header_bytes, payload, bytes);
     return append(outbox, outbound, (struct urs_segment){.data = target, .bytes = header_bytes + bytes});
+}
+
+int urs_outbound_slice(struct urs_outbox *outbox, struct urs_outbound *outbound, struct urs_slice slice)
+{
+    URS_ASSERT(urs_block_room(slice.block) == 0 && slice.block->memory != NULL && slice.start < slice.end);
+    return append(outbox, outbound, (struct urs_segment){.data = urs_slice_data(&slice), .bytes = urs_slice_bytes(&slice),
+                                                         .block = slice.block, .output = true});
 }
 
 int urs_outbound_close(struct urs_outbox *outbox, struct urs_outbound *outbound, unsigned code,
@@ -192,13 +212,9 @@ void urs_outbox_reset(struct urs_outbox *outbox)
     outbox->arena_bytes = 0;
     if (arena == NULL)
         return;
-    while (arena->next != NULL) {
-        struct urs_block *older = arena->next;
-        arena->next = older->next;
-        urs_block_drop(older);
-    }
+    urs_chain_consume(&outbox->arena_full, outbox->arena_full.bytes);
     if (arena->capacity <= ARENA_KEPT_BYTES_MAX) {
-        arena->end = arena->start;
+        arena->end = URS_BLOCK_HEADROOM;
         return;
     }
     /* The arena grew for one large message: so much memory is not kept. */

@@ -5,6 +5,7 @@
 
 #include "base.h"
 #include "block.h"
+#include "chain.h"
 #include "engine.h"
 
 /* cdef: begin */
@@ -12,7 +13,6 @@
 enum urs_outbound_limit {
     URS_OUTBOUND_GAP_BYTES_MAX = 64,     /* replies to input this close together ... */
     URS_OUTBOUND_CLOSE_UP_BYTES_MAX = 4096, /* ... and not larger than this are moved together into one segment */
-    URS_OUTBOUND_ARENA_PAYLOAD_BYTES_MAX = 65536, /* larger payloads get a block of their own */
     URS_CLOSE_REASON_BYTES_MAX = 123     /* RFC 6455 5.5: 125 minus the 2 bytes of the code */
 };
 
@@ -23,6 +23,8 @@ struct urs_segment {
     size_t bytes;
     struct urs_block *block;
     uint32_t next;                       /* index + 1 of the next segment; 0 ends the list */
+    bool output;                         /* the block was made for output: sealed, charged, and never shown to Python,
+                                            so that several sessions may keep it */
     uint8_t *until;                      /* for replies in place: the end of the input already consumed; the bytes
                                             between data + bytes and here are free. NULL if nothing may be moved: in the
                                             arena, and for a reply whose payload still has a reader */
@@ -33,7 +35,8 @@ struct urs_outbox {
     struct urs_segment *segments;
     uint32_t count;
     uint32_t capacity;
-    struct urs_block *arena;             /* the newest block, being filled; older ones follow through `next` */
+    struct urs_block *arena;             /* the block being filled */
+    struct urs_chain arena_full;         /* the blocks of this turn that are full */
     size_t arena_bytes;                  /* written since the last reset */
     struct urs_memory arena_memory;      /* no budget: the reactor flushes before the arena grows large */
 };
@@ -66,6 +69,10 @@ int urs_outbound_frame(struct urs_outbox *outbox, struct urs_outbound *outbound,
 
 /* Copies bytes that are not a frame (an HTTP response) into the arena. Returns 0 or -ENOMEM. */
 int urs_outbound_bytes(struct urs_outbox *outbox, struct urs_outbound *outbound, const uint8_t *data, size_t bytes);
+
+/* Adds a part of a sealed block without copying it. Takes over the slice's reference, also on failure. Returns 0 or
+ * -ENOMEM. */
+int urs_outbound_slice(struct urs_outbox *outbox, struct urs_outbound *outbound, struct urs_slice slice);
 
 /* Adds a close frame. With `code` 0 or 1005 it carries no code; the reason is at most URS_CLOSE_REASON_BYTES_MAX bytes
  * of UTF-8. Returns 0 or -ENOMEM. */

@@ -165,7 +165,7 @@ void urs_reactor_close(struct urs_reactor *reactor)
             continue;
         if (session->fd >= 0)
             close_socket(session->fd,
-                         session->reset || session->backlog != NULL || session->outbound.first != 0);
+                         session->reset || session->backlog.bytes > 0 || session->outbound.first != 0);
         urs_outbound_clear(&reactor->outbox, &session->outbound);
         urs_session_drop_memory(session);
     }
@@ -352,7 +352,7 @@ void urs_reactor_read_stats(struct urs_reactor *reactor, struct urs_reactor_stat
     stats->pool_in_use = reactor->pool.in_use;
     stats->pool_in_use_most = reactor->pool.in_use_max;
     for (uint32_t slot = 0; slot < reactor->sessions.slots; slot++)
-        stats->queued_bytes += urs_core_session(reactor, slot)->backlog_bytes;
+        stats->queued_bytes += urs_core_session(reactor, slot)->backlog.bytes;
 }
 
 /* ---- one session --------------------------------------------------------------------------------------------- */
@@ -413,6 +413,27 @@ static int refuse_message(struct urs_reactor *reactor, struct urs_session *sessi
     return URS_DROPPED;
 }
 
+/* Copies what the socket did not take into a block. The next flush moves the block to the backlog and sends from
+ * there. */
+static int queue_rest(struct urs_reactor *reactor, struct urs_session *session, const struct iovec *vectors, size_t sent)
+{
+    size_t rest = vectors[0].iov_len + vectors[1].iov_len - sent;
+    struct urs_slice slice = {.block = urs_block_new(&reactor->memory, rest)};
+    if (slice.block == NULL)
+        return urs_memory_error(&reactor->memory, rest);
+    slice.start = slice.end = URS_BLOCK_HEADROOM;
+    for (size_t index = 0; index < 2; index++) {
+        size_t skip = urs_min(sent, vectors[index].iov_len);
+        size_t bytes = vectors[index].iov_len - skip;
+        memcpy(slice.block->bytes + slice.end, (const uint8_t *)vectors[index].iov_base + skip, bytes);
+        slice.end += (uint32_t)bytes;
+        sent -= skip;
+    }
+    URS_ASSERT(sent == 0 && urs_slice_bytes(&slice) == rest);
+    urs_block_seal(slice.block);
+    return urs_outbound_slice(&reactor->outbox, &session->outbound, slice);
+}
+
 /* Sends a large payload at once from the caller's memory, if no other bytes of the session wait. Only the bytes that
  * the socket does not take are copied. Returns an urs_send_outcome or a negative result. */
 static int send_direct(struct urs_reactor *reactor, struct urs_session *session, uint8_t opcode, const uint8_t *data,
@@ -434,13 +455,7 @@ static int send_direct(struct urs_reactor *reactor, struct urs_session *session,
     session->sent_bytes += (uint32_t)sent;
     if (sent == header_bytes + bytes)
         return URS_SENT;
-    /* The rest goes through the arena into the backlog in the next flush, and is sent from there. */
-    int error = 0;
-    if (sent < header_bytes)
-        error = urs_outbound_bytes(&reactor->outbox, &session->outbound, header + sent, header_bytes - sent);
-    size_t from = sent > header_bytes ? sent - header_bytes : 0;
-    if (error == 0)
-        error = urs_outbound_bytes(&reactor->outbox, &session->outbound, data + from, bytes - from);
+    int error = queue_rest(reactor, session, vectors, sent);
     if (error != 0) {
         session->reset = true;
         urs_life_lose(reactor, session, error);
@@ -454,7 +469,7 @@ static int send_direct(struct urs_reactor *reactor, struct urs_session *session,
  * an URS_EVENT_DRAIN must follow, even if the next flush sends all bytes. */
 static size_t waiting(struct urs_reactor *reactor, struct urs_session *session)
 {
-    size_t bytes = session->backlog_bytes + session->outbound.bytes;
+    size_t bytes = session->backlog.bytes + session->outbound.bytes;
     if (bytes >= urs_core_rules(reactor, session)->backlog_high_bytes)
         session->above_high = true;
     return bytes;
@@ -470,7 +485,7 @@ int urs_session_send(struct urs_reactor *reactor, uint64_t id, uint32_t index, u
     urs_turn_apply(reactor, index, URS_NO_EVENT);
     if (session->state != URS_SESSION_OPEN || session->lost)
         return URS_ERROR_CLOSING;
-    size_t pending = session->backlog_bytes + session->outbound.bytes;
+    size_t pending = session->backlog.bytes + session->outbound.bytes;
     size_t reserve = opcode >= URS_OPCODE_CLOSE ? URS_CONTROL_RESERVE_BYTES : 0;
     if (pending + bytes > urs_core_rules(reactor, session)->backlog_bytes_max + reserve)
         return refuse_message(reactor, session);
@@ -484,7 +499,7 @@ int urs_session_send(struct urs_reactor *reactor, uint64_t id, uint32_t index, u
         result = urs_outbound_frame(&reactor->outbox, &session->outbound, opcode, true, data, bytes);
         if (result != 0)
             return result;
-        result = session->backlog != NULL || session->polling ? URS_QUEUED : URS_SENT;
+        result = session->backlog.bytes > 0 || session->polling ? URS_QUEUED : URS_SENT;
         urs_turn_dirty(reactor, session);
     }
     waiting(reactor, session);
@@ -493,7 +508,7 @@ int urs_session_send(struct urs_reactor *reactor, uint64_t id, uint32_t index, u
         if (error != 0)
             return error;
         urs_outbox_reset(&reactor->outbox);
-        result = session->backlog != NULL ? URS_QUEUED : result;
+        result = session->backlog.bytes > 0 ? URS_QUEUED : result;
     }
     return result;
 }
@@ -558,7 +573,7 @@ int urs_session_resume(struct urs_reactor *reactor, uint64_t id)
     if (session->paused) {
         session->paused = false;
         urs_deadline_resumed(reactor, session);
-        if (session->held != NULL)
+        if (session->held.block != NULL)
             urs_turn_ready(reactor, session);
         urs_turn_receive(reactor, session);
     }

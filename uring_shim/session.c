@@ -1,13 +1,8 @@
-/* Sessions: the slot table, the backlog, held input. */
+/* Sessions: the slot table, states, held input. */
 #include "session.h"
 
 #include <errno.h>
 #include <stdlib.h>
-#include <string.h>
-
-#include "frame.h"
-
-enum { BACKLOG_BLOCK_BYTES_MIN = 4096, BACKLOG_BLOCK_BYTES_MAX = 1 << 18, BACKLOG_SHARE = 4, MOVE_BYTES_MIN = 4096 };
 
 struct urs_session *urs_session_find(const struct urs_sessions *sessions, uint64_t id)
 {
@@ -122,161 +117,26 @@ void urs_sessions_close(struct urs_sessions *sessions)
     *sessions = (struct urs_sessions){0};
 }
 
-static void append_block(struct urs_session *session, struct urs_block *block)
-{
-    URS_ASSERT((session->backlog == NULL) == (session->backlog_last == NULL));
-    block->next = NULL;
-    if (session->backlog_last == NULL)
-        session->backlog = block;
-    else
-        session->backlog_last->next = block;
-    session->backlog_last = block;
-}
-
-static int store_bytes(struct urs_session *session, struct urs_memory *memory, const uint8_t *data, size_t bytes)
-{
-    struct urs_block *last = session->backlog_last;
-    session->backlog_bytes += bytes;
-    if (last != NULL && urs_block_is_sole(last)) {
-        size_t part = urs_min(bytes, urs_block_room(last));
-        memcpy(last->bytes + last->end, data, part);
-        last->end += part;
-        data += part;
-        bytes -= part;
-    }
-    if (bytes == 0)
-        return 0;
-    /* The longer the backlog, the larger its blocks: at most a quarter of the backlog is spare room, and large blocks
-     * are freed in pages. */
-    size_t spare = urs_min(session->backlog_bytes / BACKLOG_SHARE, BACKLOG_BLOCK_BYTES_MAX);
-    struct urs_block *block = urs_block_new(memory, urs_max(bytes, urs_max(spare, BACKLOG_BLOCK_BYTES_MIN)));
-    if (block == NULL)
-        block = urs_block_new(memory, bytes);
-    if (block == NULL) {
-        session->backlog_bytes -= bytes;
-        return urs_memory_error(memory, bytes);
-    }
-    memcpy(block->bytes + block->end, data, bytes);
-    block->end += bytes;
-    append_block(session, block);
-    return 0;
-}
-
-/* Returns true if the segment's block may be moved into the backlog unchanged: no other reference to it exists. */
-static bool movable(const struct urs_segment *segment, size_t bytes)
-{
-    return segment->block != NULL && segment->block->memory != NULL && bytes >= MOVE_BYTES_MIN
-        && urs_block_is_sole(segment->block);
-}
-
-int urs_session_store(struct urs_session *session, struct urs_outbox *outbox, struct urs_memory *memory, size_t from)
-{
-    int error = 0;
-    for (uint32_t index = session->outbound.first; index != 0; index = outbox->segments[index - 1].next) {
-        struct urs_segment *segment = &outbox->segments[index - 1];
-        size_t skip = urs_min(from, segment->bytes);
-        uint8_t *data = segment->data + skip;
-        size_t bytes = segment->bytes - skip;
-        from -= skip;
-        if (error != 0 || bytes == 0)
-            continue;
-        if (movable(segment, bytes)) {
-            segment->block->start = (size_t)(data - segment->block->bytes);
-            segment->block->end = segment->block->start + bytes;
-            append_block(session, segment->block);
-            session->backlog_bytes += bytes;
-            segment->block = NULL;
-        } else {
-            error = store_bytes(session, memory, data, bytes);
-        }
-    }
-    urs_outbound_clear(outbox, &session->outbound);
-    return error;
-}
-
-int urs_session_store_pong(struct urs_session *session, struct urs_memory *memory, const uint8_t *payload,
-                           size_t bytes)
-{
-    URS_ASSERT(session->backlog != NULL && bytes <= URS_FRAME_CONTROL_BYTES_MAX);
-    struct urs_block *pong = session->pong;
-    /* If the backlog has dropped its reference, this one is the only one. */
-    bool waits = pong != NULL && !urs_block_is_sole(pong) && pong->start == URS_BLOCK_HEADROOM;
-    if (!waits) {
-        struct urs_block *fresh = urs_block_new(memory, URS_FRAME_ANSWER_BYTES_MAX + URS_FRAME_CONTROL_BYTES_MAX);
-        if (fresh == NULL)
-            return urs_memory_error(memory, URS_FRAME_ANSWER_BYTES_MAX + URS_FRAME_CONTROL_BYTES_MAX);
-        urs_block_drop(pong);
-        session->pong = pong = fresh;
-        urs_block_hold(pong);  /* this also keeps later bytes from being appended to the block */
-        append_block(session, pong);
-    }
-    session->backlog_bytes -= urs_block_bytes(pong);
-    size_t header_bytes = urs_frame_write(urs_block_data(pong), URS_OPCODE_PONG, true, bytes);
-    memcpy(urs_block_data(pong) + header_bytes, payload, bytes);
-    pong->end = pong->start + header_bytes + bytes;
-    session->backlog_bytes += urs_block_bytes(pong);
-    return 0;
-}
-
-uint32_t urs_session_backlog_vectors(const struct urs_session *session, struct iovec *vectors, uint32_t room)
-{
-    uint32_t count = 0;
-    for (struct urs_block *block = session->backlog; block != NULL && count < room; block = block->next)
-        vectors[count++] = (struct iovec){.iov_base = urs_block_data(block), .iov_len = urs_block_bytes(block)};
-    return count;
-}
-
-void urs_session_backlog_consume(struct urs_session *session, size_t bytes)
-{
-    URS_ASSERT(bytes <= session->backlog_bytes);
-    session->backlog_bytes -= bytes;
-    while (session->backlog != NULL) {
-        struct urs_block *block = session->backlog;
-        size_t part = urs_min(bytes, urs_block_bytes(block));
-        block->start += part;
-        bytes -= part;
-        if (urs_block_bytes(block) > 0)
-            return;
-        session->backlog = block->next;
-        urs_block_drop(block);
-    }
-    URS_ASSERT(bytes == 0 && session->backlog_bytes == 0);
-    session->backlog_last = NULL;
-    urs_block_drop(session->pong);
-    session->pong = NULL;
-}
-
 int urs_session_hold(struct urs_session *session, struct urs_memory *memory, const uint8_t *data, size_t bytes)
 {
-    size_t have = session->held == NULL ? 0 : urs_block_bytes(session->held);
-    int error = urs_block_reserve(memory, &session->held, bytes, 2 * (have + bytes));
-    if (error != 0)
-        return error;
-    URS_ASSERT(bytes > 0 && urs_block_room(session->held) >= bytes);
-    memcpy(session->held->bytes + session->held->end, data, bytes);
-    session->held->end += bytes;
-    return 0;
+    size_t expected = 2 * (urs_slice_bytes(&session->held) + bytes);
+    return urs_slice_append(&session->held, memory, data, bytes, expected);
 }
 
-/* A block that Python shares is charged to no budget. */
-static size_t charged_bytes(const struct urs_block *block)
+struct urs_holding urs_session_holding(const struct urs_session *session)
 {
-    return block == NULL || block->memory == NULL ? 0 : block->capacity;
-}
-
-size_t urs_session_memory_bytes(const struct urs_session *session)
-{
-    size_t bytes = charged_bytes(session->held) + charged_bytes(session->engine.partial)
-        + charged_bytes(session->engine.control);
-    for (const struct urs_block *block = session->backlog; block != NULL; block = block->next)
-        bytes += charged_bytes(block);
-    return bytes;
+    struct urs_holding holding = {0};
+    urs_holding_add(&holding, session->held.block, 1);
+    urs_holding_add(&holding, session->engine.partial, 1);
+    urs_holding_add(&holding, session->engine.control, 1);
+    urs_chain_measure(&session->backlog, &holding);
+    return holding;
 }
 
 void urs_session_drop_memory(struct urs_session *session)
 {
-    urs_session_backlog_consume(session, session->backlog_bytes);
-    urs_block_drop(session->held);
-    session->held = NULL;
+    urs_chain_consume(&session->backlog, session->backlog.bytes);
+    session->pong_waits = false;
+    urs_slice_drop(&session->held);
     urs_engine_clear(&session->engine);
 }

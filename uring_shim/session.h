@@ -1,12 +1,12 @@
 /* The sessions of one reactor: slots with generations, and per session the state, the backlog (bytes that the socket
- * did not take) and the held input (bytes not yet given to the engine). Lists and counts only: no I/O, no policy. */
+ * did not take, see backlog.h) and the held input (bytes not yet given to the engine). Lists and counts only: no I/O,
+ * no policy. */
 #ifndef URS_SESSION_H
 #define URS_SESSION_H
 
-#include <sys/uio.h>
-
 #include "base.h"
 #include "block.h"
+#include "chain.h"
 #include "engine.h"
 #include "outbound.h"
 
@@ -56,11 +56,11 @@ struct urs_close urs_failure_close(enum urs_failure failure);
 struct urs_session {
     struct urs_engine engine;
     struct urs_outbound outbound;        /* the segments of this turn */
-    struct urs_block *backlog;           /* the oldest block; linked by next */
-    struct urs_block *backlog_last;
-    size_t backlog_bytes;
-    struct urs_block *held;              /* input that arrived but may not be fed yet */
-    struct urs_block *pong;              /* the last pong frame in the backlog, see urs_session_store_pong */
+    struct urs_chain backlog;            /* no chain has an empty slice: there is a backlog if it has bytes */
+    struct urs_slice held;               /* input that arrived but may not be fed yet */
+    uint32_t pong;                       /* if pong_waits: the number in the chain of the pong that
+                                            urs_backlog_store_pong may replace */
+    float latency_seconds;               /* of the last pong; negative: none yet */
     union {
         uint64_t ping_sent_us;           /* open: when the ping that awaits its pong was made; 0: no ping does */
         struct {                         /* silent: slot + 1 of the neighbours on the reactor's list; 0 at the ends of
@@ -69,7 +69,6 @@ struct urs_session {
             uint32_t silent_previous;
         };
     };
-    float latency_seconds;               /* of the last pong; negative: none yet */
     int fd;
     uint32_t slot;
     uint32_t generation;                 /* odd while in use; each request carries its low 24 bits */
@@ -105,6 +104,7 @@ struct urs_session {
                                             yet */
     bool unsure : 1;                     /* data came and nothing was sent since: a receive may have missed a reset */
     bool silent : 1;                     /* on the reactor's list of sessions that have not sent a byte yet */
+    bool pong_waits : 1;
     bool reset : 1;                      /* bytes were discarded: end with a reset, so that the stream does not look
                                             complete */
     bool receiving;                      /* a receive is armed, or its last completion is still to come */
@@ -167,28 +167,12 @@ void urs_sessions_close(struct urs_sessions *sessions);
 /* Moves the session to a state that may follow its present state; session.c has the table of legal moves. */
 void urs_session_set_state(struct urs_session *session, enum urs_session_state state);
 
-/* Moves the segments of this turn, without their first `from` bytes, to the end of the backlog: whole blocks by
- * reference, everything else as a copy. Returns 0, URS_ERROR_MEMORY_BUDGET or -ENOMEM; the list of segments is empty
- * afterwards. */
-int urs_session_store(struct urs_session *session, struct urs_outbox *outbox, struct urs_memory *memory, size_t from);
-
-/* Puts the pong of the latest ping into the backlog. It replaces the last pong that this function put there, or goes to
- * the end if the socket has taken a part of that pong. Returns 0, URS_ERROR_MEMORY_BUDGET or -ENOMEM. */
-int urs_session_store_pong(struct urs_session *session, struct urs_memory *memory, const uint8_t *payload,
-                           size_t bytes);
-
-/* Describes the first bytes of the backlog in at most `room` vectors; returns the number of vectors used. */
-uint32_t urs_session_backlog_vectors(const struct urs_session *session, struct iovec *vectors, uint32_t room);
-
-/* Removes `bytes` bytes from the front of the backlog. */
-void urs_session_backlog_consume(struct urs_session *session, size_t bytes);
-
 /* Appends input that cannot be fed now. Returns 0, URS_ERROR_MEMORY_BUDGET or -ENOMEM. */
 int urs_session_hold(struct urs_session *session, struct urs_memory *memory, const uint8_t *data, size_t bytes);
 
-/* Returns how many bytes of the budget the end of the session would free. The time grows with the number of blocks in
- * the backlog. */
-size_t urs_session_memory_bytes(const struct urs_session *session);
+/* Returns what the end of the session would do for the budget. The time grows with the number of slices in the
+ * backlog. */
+struct urs_holding urs_session_holding(const struct urs_session *session);
 
 /* Frees the backlog, the held input and an unfinished message. */
 void urs_session_drop_memory(struct urs_session *session);

@@ -77,7 +77,7 @@ static void store(struct urs_reactor *reactor, struct urs_session *session, size
 static bool has_room(struct urs_reactor *reactor, struct urs_session *session, uint32_t count, size_t bytes)
 {
     const struct urs_rules *rules = urs_core_rules(reactor, session);
-    if (URS_LIKELY(session->backlog_bytes + session->outbound.bytes + bytes <= rules->backlog_bytes_max))
+    if (URS_LIKELY(session->backlog.bytes + session->outbound.bytes + bytes <= rules->backlog_bytes_max))
         return true;
     reactor->stats.drops += count;
     if (rules->on_full != URS_ON_FULL_DROP)
@@ -117,10 +117,10 @@ static void apply_message(struct urs_reactor *reactor, struct urs_session *sessi
 static bool joins_outbound(struct urs_reactor *reactor, struct urs_session *session, const struct urs_item *item)
 {
     size_t bytes = urs_frame_answer_bytes(item->bytes) + item->bytes;
-    if (session->backlog_bytes + session->outbound.bytes + bytes
+    if (session->backlog.bytes + session->outbound.bytes + bytes
         > urs_core_rules(reactor, session)->backlog_bytes_max + URS_CONTROL_RESERVE_BYTES)
         return false;
-    if (session->backlog == NULL)
+    if (session->backlog.bytes == 0)
         session->pongs = 0;
     else if (session->pongs < URS_PONGS_WAITING_MAX)
         session->pongs++;
@@ -128,7 +128,7 @@ static bool joins_outbound(struct urs_reactor *reactor, struct urs_session *sess
         store(reactor, session, 0);  /* the bytes queued earlier stay in front */
         if (session->lost)
             return false;
-        int error = urs_session_store_pong(session, &reactor->memory, item->payload, item->bytes);
+        int error = urs_backlog_store_pong(session, &reactor->memory, item->payload, item->bytes);
         if (error != 0)
             urs_life_lose(reactor, session, error);
         return false;
@@ -202,14 +202,14 @@ void urs_turn_apply(struct urs_reactor *reactor, uint32_t until, uint32_t in_han
 static void note_backlog(struct urs_reactor *reactor, struct urs_session *session)
 {
     const struct urs_rules *rules = urs_core_rules(reactor, session);
-    if (session->backlog_bytes >= rules->backlog_high_bytes) {
+    if (session->backlog.bytes >= rules->backlog_high_bytes) {
         session->above_high = true;
         /* In run_echo, a peer that does not read its replies is not read from either. */
         if (reactor->echo && !session->choked) {
             session->choked = true;
             urs_turn_receive(reactor, session);
         }
-    } else if (session->above_high && session->backlog_bytes <= rules->backlog_low_bytes) {
+    } else if (session->above_high && session->backlog.bytes <= rules->backlog_low_bytes) {
         session->above_high = false;
         if (session->state == URS_SESSION_OPEN && !session->drain_told) {
             session->drain_told = true;
@@ -218,7 +218,7 @@ static void note_backlog(struct urs_reactor *reactor, struct urs_session *sessio
         if (session->choked) {
             session->choked = false;
             urs_deadline_resumed(reactor, session);
-            if (session->held != NULL)
+            if (session->held.block != NULL)
                 urs_turn_ready(reactor, session);
             urs_turn_receive(reactor, session);
         }
@@ -227,7 +227,7 @@ static void note_backlog(struct urs_reactor *reactor, struct urs_session *sessio
 
 static void store(struct urs_reactor *reactor, struct urs_session *session, size_t from)
 {
-    int error = urs_session_store(session, &reactor->outbox, &reactor->memory, from);
+    int error = urs_backlog_store(session, &reactor->outbox, &reactor->memory, from);
     if (error != 0) {
         session->reset = true;  /* the segments are dropped already, so the stream is incomplete */
         urs_life_lose(reactor, session, error);
@@ -256,11 +256,11 @@ static int send_one(struct urs_reactor *reactor, struct urs_session *session)
         urs_outbound_clear(&reactor->outbox, &session->outbound);
         return 0;
     }
-    if (session->outbound.first != 0 && (session->backlog != NULL || session->polling || session->delayed))
+    if (session->outbound.first != 0 && (session->backlog.bytes > 0 || session->polling || session->delayed))
         store(reactor, session, 0);
     if (session->polling || session->delayed || session->lost)
         return 0;
-    if (session->outbound.first == 0 && session->backlog == NULL) {
+    if (session->outbound.first == 0 && session->backlog.bytes == 0) {
         urs_life_flushed(reactor, session);
         return 0;
     }
@@ -268,8 +268,8 @@ static int send_one(struct urs_reactor *reactor, struct urs_session *session)
         return -EBUSY;
 
     struct iovec *vectors = reactor->vectors + reactor->vector_count;
-    session->sent_backlog = session->backlog != NULL;
-    uint32_t count = session->sent_backlog ? urs_session_backlog_vectors(session, vectors, URS_IO_VECTORS_MAX)
+    session->sent_backlog = session->backlog.bytes > 0;
+    uint32_t count = session->sent_backlog ? urs_backlog_vectors(session, vectors, URS_IO_VECTORS_MAX)
                                            : segment_vectors(reactor, session, vectors);
     if (reactor->loans != NULL && !session->sent_backlog) {
         int error = urs_zero_copy_send(reactor, session);
@@ -315,7 +315,7 @@ static void on_sent(struct urs_reactor *reactor, struct urs_session *session, in
     session->sending = false;
     session->unsure = session->unsure && sent == 0;
     if (session->sent_backlog) {
-        urs_session_backlog_consume(session, sent);
+        urs_backlog_consume(session, sent);
         note_backlog(reactor, session);
     } else if (URS_LIKELY(sent == session->outbound.bytes)) {
         urs_outbound_clear(&reactor->outbox, &session->outbound);
@@ -328,7 +328,7 @@ static void on_sent(struct urs_reactor *reactor, struct urs_session *session, in
     }
     if (fate == URS_FATE_LOST)
         urs_life_lose(reactor, session, result);
-    else if (session->backlog == NULL)
+    else if (session->backlog.bytes == 0)
         urs_life_flushed(reactor, session);
     else if ((uint32_t)sent == session->offered)
         urs_turn_dirty(reactor, session);
@@ -446,7 +446,7 @@ static bool wants_input(const struct urs_session *session)
     if (session->input_ended || session->lost || session->state == URS_SESSION_AWAIT_REQUESTS)
         return false;
     if (session->state == URS_SESSION_OPEN || session->state == URS_SESSION_AWAIT_CLOSE)
-        return session->held == NULL && urs_core_may_feed(session);
+        return session->held.block == NULL && urs_core_may_feed(session);
     return true;
 }
 
@@ -581,7 +581,7 @@ static void take_input(struct urs_reactor *reactor, struct urs_session *session,
      * may exceed the session's share. */
     bool in_share = session->turn_bytes < urs_core_rules(reactor, session)->session_turn_bytes_max
         || (session->engine.phase == URS_ENGINE_AWAIT_PAYLOAD && bytes < session->engine.frame_left);
-    bool may = session->held == NULL && urs_core_may_feed(session) && in_share;
+    bool may = session->held.block == NULL && urs_core_may_feed(session) && in_share;
     session->turn_bytes += (uint32_t)bytes;
     if (URS_LIKELY(may))
         feed(reactor, session, &input, NULL);
@@ -634,7 +634,7 @@ static void on_receive(struct urs_reactor *reactor, const struct urs_completion 
     case URS_FATE_END:
         session->input_ended = true;
         /* Held input came before the end of the stream, so it is handled first. */
-        if (session->held == NULL || session->state == URS_SESSION_AWAIT_HEAD)
+        if (session->held.block == NULL || session->state == URS_SESSION_AWAIT_HEAD)
             urs_life_lose(reactor, session, 0);
         break;
     case URS_FATE_PARK:
@@ -684,21 +684,20 @@ static void feed_held(struct urs_reactor *reactor)
     while (done < count && reactor->event_count < URS_MESSAGES_MAX / 2) {
         struct urs_session *session = urs_core_session(reactor, reactor->ready.slots[done++]);
         session->ready = false;
-        struct urs_block *block = session->held;
-        if (block == NULL || !urs_core_may_feed(session))
+        struct urs_slice *held = &session->held;
+        if (held->block == NULL || !urs_core_may_feed(session))
             continue;
-        uint8_t *data = urs_block_data(block);
-        size_t bytes = urs_min(urs_block_bytes(block), reactor->pool.buffer_bytes);
+        uint8_t *data = urs_slice_data(held);
+        size_t bytes = urs_min(urs_slice_bytes(held), reactor->pool.buffer_bytes);
         struct urs_input input = {.next = data, .end = data + bytes};
         begin_share(reactor, session);
-        feed(reactor, session, &input, block);
-        block->start += (size_t)(input.next - data);
-        if (urs_block_bytes(block) > 0) {
+        feed(reactor, session, &input, held->block);
+        held->start += (uint32_t)(input.next - data);
+        if (urs_slice_bytes(held) > 0) {
             urs_turn_ready(reactor, session);
             continue;
         }
-        session->held = NULL;
-        urs_block_drop(block);
+        urs_slice_drop(held);
         if (session->input_ended)
             urs_life_lose(reactor, session, 0);
         urs_turn_receive(reactor, session);

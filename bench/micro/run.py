@@ -32,7 +32,7 @@ from dispatch import dispatch_tables  # noqa: E402
 from sends import send_tables  # noqa: E402
 from tables import Candidate, Effort, Table, UnavailableError, report  # noqa: E402
 
-COMPILED = ("mask", "utf8", "frame", "pages", "block", "engine", "outbound")
+COMPILED = ("mask", "utf8", "frame", "pages", "block", "chain", "engine", "outbound")
 DECLARED = ("mask", "utf8", "frame")  # what is called from here; loops.c calls the rest
 
 # Payload sizes, and the header before each: its end decides how a payload is aligned, hardly ever by 16.

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "core.h"
+#include "frame.h"
 
 #define CHECK(condition) ((condition) ? (void)0 : fail(#condition, __LINE__))
 
@@ -53,16 +54,16 @@ static struct urs_session *add_session(struct urs_reactor *reactor, int *peer)
     return urs_session_find(&reactor->sessions, id);
 }
 
-/* The program is linked with --wrap: every call of urs_session_memory_bytes comes here. */
-size_t __wrap_urs_session_memory_bytes(const struct urs_session *session);
-size_t __real_urs_session_memory_bytes(const struct urs_session *session);
+/* The program is linked with --wrap: every call of urs_session_holding comes here. */
+struct urs_holding __wrap_urs_session_holding(const struct urs_session *session);
+struct urs_holding __real_urs_session_holding(const struct urs_session *session);
 
 static size_t sessions_looked_at;
 
-size_t __wrap_urs_session_memory_bytes(const struct urs_session *session)
+struct urs_holding __wrap_urs_session_holding(const struct urs_session *session)
 {
     sessions_looked_at++;
-    return __real_urs_session_memory_bytes(session);
+    return __real_urs_session_holding(session);
 }
 
 /* ---- cases --------------------------------------------------------------------------------------------------- */
@@ -208,13 +209,97 @@ static void a_share_of_python_is_not_counted(void)
     struct urs_reactor *reactor = start_reactor(BUDGET_BYTES);
     struct urs_session *session = add_session(reactor, &peer);
     CHECK(urs_session_hold(session, &reactor->memory, pool, 1000) == 0);
-    CHECK(urs_session_memory_bytes(session) == reactor->memory.bytes_used);
-    struct urs_block *shared = session->held;
+    CHECK(urs_session_holding(session).freed_bytes == reactor->memory.bytes_used);
+    struct urs_block *shared = session->held.block;
     urs_block_share(shared);
-    CHECK(urs_session_memory_bytes(session) == 0 && reactor->memory.bytes_used == 0);
+    CHECK(urs_session_holding(session).share_bytes == 0 && reactor->memory.bytes_used == 0);
     urs_reactor_close(reactor);
     urs_block_drop(shared);
     close(peer);
+}
+
+/* A frame of a million bytes for many sessions, as one block; each has a reference to it. */
+static struct urs_slice send_to_all(struct urs_reactor *reactor, struct urs_session **sessions, size_t count)
+{
+    enum { BYTES = 1000000 };
+    struct urs_block *block = urs_block_new(&reactor->memory, BYTES + URS_FRAME_ANSWER_BYTES_MAX);
+    CHECK(block != NULL);
+    size_t header = urs_frame_write(urs_block_data(block), URS_OPCODE_BINARY, true, BYTES);
+    for (size_t index = 0; index < BYTES; index++)
+        urs_block_data(block)[header + index] = (uint8_t)(index * index >> 8);
+    struct urs_slice slice = {block, URS_BLOCK_HEADROOM, URS_BLOCK_HEADROOM + (uint32_t)(header + BYTES)};
+    urs_block_seal(block);
+    for (size_t index = 0; index < count; index++) {
+        urs_block_hold(block);
+        CHECK(urs_outbound_slice(&reactor->outbox, &sessions[index]->outbound, slice) == 0);
+        urs_turn_dirty(reactor, sessions[index]);
+    }
+    urs_block_drop(block);
+    CHECK(urs_turn_flush(reactor) == 0);
+    return slice;
+}
+
+/* The memory of a message that many sessions are slow to read grows with the message. Each reads it at its own pace, to
+ * the last byte. */
+static void a_message_to_many_is_kept_once(void)
+{
+    enum { READERS = 20 };
+    static uint8_t copy[1 << 21];
+    static uint8_t expected[1 << 21];
+    int peers[READERS];
+    struct urs_session *sessions[READERS];
+    struct urs_reactor *reactor = start_reactor(0);
+    for (size_t index = 0; index < READERS; index++)
+        sessions[index] = add_session(reactor, &peers[index]);
+    struct urs_slice slice = send_to_all(reactor, sessions, READERS);
+    size_t bytes = urs_slice_bytes(&slice);
+    memcpy(expected, urs_slice_data(&slice), bytes);
+    CHECK(reactor->memory.bytes_used < 3 * bytes);
+    for (size_t index = 0; index < READERS; index++) {
+        CHECK(sessions[index]->backlog.bytes > bytes / 4);
+        size_t have = 0;
+        while (have < bytes) {
+            ssize_t got = recv(peers[index], copy + have, 10000 + 1000 * index, MSG_DONTWAIT);
+            have += got > 0 ? (size_t)got : 0;
+            if (got < 0)
+                urs_reactor_turn(reactor, 1, false);
+        }
+        CHECK(have == bytes && memcmp(copy, expected, bytes) == 0);
+    }
+    for (int turn = 0; turn < 3; turn++)
+        urs_reactor_turn(reactor, 0, false);
+    CHECK(reactor->memory.bytes_used == 0 && reactor->stats.bytes_out == READERS * bytes);
+    urs_reactor_close(reactor);
+    for (size_t index = 0; index < READERS; index++)
+        close(peers[index]);
+}
+
+/* Sessions that share a message are not ended near the budget while the end of others frees enough. */
+static void a_shared_message_ends_none_of_its_readers(void)
+{
+    enum { READERS = 3 };
+    int peers[READERS], greedy_peer;
+    struct urs_session *sessions[READERS];
+    struct urs_reactor *reactor = start_reactor(0);
+    for (size_t index = 0; index < READERS; index++)
+        sessions[index] = add_session(reactor, &peers[index]);
+    send_to_all(reactor, sessions, READERS);
+    struct urs_session *greedy = add_session(reactor, &greedy_peer);
+    greedy->engine.partial = urs_block_new(&reactor->memory, 400000);  /* less than the message takes */
+    CHECK(greedy->engine.partial != NULL);
+    reactor->memory.bytes_max = reactor->memory.bytes_used + reactor->memory.bytes_used / 20;
+    urs_budget_enforce(reactor);
+    CHECK(reactor->stats.evictions == 1 && greedy->state != URS_SESSION_OPEN);
+    /* Now only the end of all readers of the message frees memory. */
+    reactor->memory.bytes_max = reactor->memory.bytes_used + reactor->memory.bytes_used / 20;
+    reactor->now_ms += URS_DELAY_MS;
+    for (int turn = 0; turn < 3; turn++)
+        urs_budget_enforce(reactor);
+    CHECK(reactor->memory.bytes_used == 0 && reactor->stats.evictions == 1 + READERS);
+    urs_reactor_close(reactor);
+    close(greedy_peer);
+    for (size_t index = 0; index < READERS; index++)
+        close(peers[index]);
 }
 
 /* A small block that the kernel still sends from is not freed with the reactor: whoever was given its memory would write
@@ -249,7 +334,7 @@ static void gigabytes_are_progress(void)
         session->sent_bytes += steps[count];
         while (session->last_input_ms == since_ms && session->state == URS_SESSION_OPEN)
             urs_reactor_turn(reactor, 10, false);
-        CHECK(session->state == URS_SESSION_OPEN && session->backlog != NULL);
+        CHECK(session->state == URS_SESSION_OPEN && session->backlog.bytes > 0);
     }
     for (int turn = 0; turn < 100 && session->state == URS_SESSION_OPEN; turn++)
         urs_reactor_turn(reactor, 10, false);
@@ -301,6 +386,8 @@ int main(int count, char **arguments)
         {"one_look_finds_who_gives_way", one_look_finds_who_gives_way},
         {"nobody_gives_way_for_memory_of_nobody", nobody_gives_way_for_memory_of_nobody},
         {"a_share_of_python_is_not_counted", a_share_of_python_is_not_counted},
+        {"a_message_to_many_is_kept_once", a_message_to_many_is_kept_once},
+        {"a_shared_message_ends_none_of_its_readers", a_shared_message_ends_none_of_its_readers},
         {"what_is_lent_outlives_the_reactor", what_is_lent_outlives_the_reactor},
         {"gigabytes_are_progress", gigabytes_are_progress},
         {"a_reset_behind_the_search_is_found", a_reset_behind_the_search_is_found},
