@@ -67,7 +67,9 @@ PYTHON_LAYERS = (
     {"driver", "reactor", "reactor_thread"},
     {"workers"},
     {"__init__"},
-    {"adapters", "asyncio", "doctor"},
+    {"asyncio", "doctor"},
+    {"asgi", "links"},
+    {"uvicorn"},
     {"__main__"},
 )
 

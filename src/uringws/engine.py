@@ -211,6 +211,11 @@ class ServerEngine:
         return bool(self._core.close_sent)
 
     @property
+    def has_failed(self) -> bool:
+        """Whether the peer broke the protocol, so that it was failed (RFC 6455 7.1.7)."""
+        return self._violation is not None
+
+    @property
     def closing(self) -> Closing | None:
         """Both sides' close frames; None before either side began. Complete once `is_closed`."""
         if self._sent is None and self._received is None:
