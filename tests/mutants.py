@@ -85,7 +85,7 @@ MUTANTS = (
         "        if (line_feed == head || line_feed[-1] != '\\r')\n            return false;\n",
         "",
         "A head with a bare LF is refused at once",
-        ("tests/test_upgrades.py::test_what_can_be_no_request_is_refused_at_once",),
+        ("tests/test_upgrades.py::test_bytes_that_cannot_begin_a_request_are_refused_at_once",),
     ),
     Mutant(
         "banner-waits",
@@ -93,7 +93,7 @@ MUTANTS = (
         "if (!names_http(head, (size_t)(line_feed - head) + 1))",
         "if (false)",
         "A first line that is not HTTP's is refused at once",
-        ("tests/test_upgrades.py::test_what_can_be_no_request_is_refused_at_once",),
+        ("tests/test_upgrades.py::test_bytes_that_cannot_begin_a_request_are_refused_at_once",),
     ),
     Mutant(
         "empty-line-after-proxy-v1",
@@ -125,7 +125,7 @@ MUTANTS = (
         "if not _DATED.search(lines):",
         "if lines is not None:",
         "A Date of the handler's own stands alone",
-        ("tests/test_handshake.py::test_a_date_of_the_handlers_own_stands_alone",),
+        ("tests/test_handshake.py::test_a_date_given_by_the_handler_replaces_ours",),
     ),
     Mutant(
         "refusal-of-yesterday",
@@ -141,7 +141,7 @@ MUTANTS = (
         "if not stat.S_ISSOCK(os.lstat(path).st_mode):",
         "if not os.lstat(path):",
         "`bind_unix` never removes a file",
-        ("tests/test_unix_sockets.py::test_whatever_else_lies_there_is_never_removed",),
+        ("tests/test_unix_sockets.py::test_other_files_at_the_path_are_never_removed",),
     ),
     Mutant(
         "mapped-peer",
@@ -158,7 +158,7 @@ MUTANTS = (
         "(uint32_t)urs_min(first + share, URS_MESSAGES_MAX)",
         "URS_MESSAGES_MAX",
         "One session's messages never fill a turn",
-        ("tests/test_fairness.py::test_a_flood_of_tiny_messages_has_its_share_of_each_turn_and_no_more",),
+        ("tests/test_fairness.py::test_a_flood_of_tiny_messages_gets_at_most_its_share_of_each_turn",),
     ),
     Mutant(
         "held-input-fills-a-turn",
@@ -166,7 +166,7 @@ MUTANTS = (
         "while (done < count && reactor->event_count < URS_MESSAGES_MAX / 2)",
         "while (done < count && reactor->event_count < URS_MESSAGES_MAX)",
         "Held input leaves half of each turn to what has come since",
-        ("tests/test_fairness.py::test_floods_that_are_held_leave_room_for_what_comes_since",),
+        ("tests/test_fairness.py::test_held_floods_leave_room_for_newer_input",),
     ),
     # Backlogs
     Mutant(
@@ -175,7 +175,7 @@ MUTANTS = (
         "session->outbound.bytes + bytes <= rules->backlog_bytes_max))",
         "session->outbound.bytes + bytes < rules->backlog_bytes_max))",
         "An echo may fill the backlog to `backlog_bytes_max`",
-        ("tests/test_backpressure.py::test_an_echo_may_fill_the_backlog_and_no_more",),
+        ("tests/test_backpressure.py::test_an_echo_may_fill_the_backlog_but_not_exceed_it",),
     ),
     Mutant(
         "pongs-without-reserve",
@@ -191,7 +191,7 @@ MUTANTS = (
         "&& (item->kind != URS_ITEM_PING || joins_outbound(reactor, session, item))) {",
         ") {",
         "Pongs have a reserve, and it ends",
-        ("tests/test_backpressure.py::test_a_flood_of_pings_to_who_does_not_read_the_pongs_is_bounded",),
+        ("tests/test_backpressure.py::test_a_flood_of_pings_from_a_peer_that_does_not_read_is_bounded",),
     ),
     Mutant(
         "backlog-pauses-each-64-blocks",
@@ -259,7 +259,7 @@ MUTANTS = (
         "    if (reactor->draining) {\n        refuse",
         "    if (false) {\n        refuse",
         "Nobody is let in while draining",
-        ("tests/test_draining.py::test_who_was_accepted_but_not_seen_before_a_drain_is_not_let_in",),
+        ("tests/test_draining.py::test_connections_accepted_but_not_seen_before_a_drain_are_refused",),
     ),
     # The end of a session
     Mutant(
@@ -269,8 +269,8 @@ MUTANTS = (
         "if (true)",
         "A peer that still sends is not reset before it has read the close frame",
         (
-            "tests/test_farewell.py::test_who_sends_on_after_the_end_still_reads_all_that_was_said",
-            "tests/test_farewell.py::test_who_is_refused_an_upgrade_and_sends_on_still_reads_why",
+            "tests/test_farewell.py::test_a_peer_that_keeps_sending_after_the_end_still_reads_everything",
+            "tests/test_farewell.py::test_a_refused_peer_that_keeps_sending_still_reads_the_answer",
         ),
     ),
     # Deadlines
@@ -280,7 +280,7 @@ MUTANTS = (
         "bool queued = judged && urs_deadline_is_queued(session);",
         "bool queued = false;",
         "A ping behind other bytes is not an unanswered ping",
-        ("tests/test_deadlines.py::test_a_ping_in_the_socket_behind_a_large_message_has_not_reached_the_peer",),
+        ("tests/test_deadlines.py::test_a_ping_in_the_socket_after_a_large_message_has_not_reached_the_peer",),
     ),
     Mutant(
         "bytes-behind-the-ping-count",
@@ -297,7 +297,7 @@ MUTANTS = (
         "if (false && input_waits(session))",
         "What has arrived is read before a peer is called silent",
         (
-            "tests/test_deadlines.py::test_what_came_while_the_server_stalled_counts_against_idleness",
+            "tests/test_deadlines.py::test_input_that_came_while_the_server_stalled_counts_against_idleness",
             "tests/test_deadlines.py::test_pongs_that_came_while_the_server_stalled_count",
         ),
     ),
@@ -318,7 +318,7 @@ MUTANTS = (
         "passed = !input_waits(session) || (passed && !first && !session->parked);",
         "passed = !input_waits(session);",
         "A peer that talks on after our close frame wins no time",
-        ("tests/test_deadlines.py::test_who_talks_on_after_our_close_frame_is_cut_all_the_same",),
+        ("tests/test_deadlines.py::test_a_peer_that_keeps_sending_after_our_close_frame_is_cut_too",),
     ),
     Mutant(
         "question-never-leaves",
@@ -337,7 +337,7 @@ MUTANTS = (
         "look(session) >= urs_max(period / LOOKS_PER_PERIOD, 1)",
         "look(session) > 0",
         "A session that ends is not kept by a peer that takes next to nothing",
-        ("tests/test_deadlines.py::test_who_takes_the_rest_in_drops_is_cut_all_the_same",),
+        ("tests/test_deadlines.py::test_a_peer_that_reads_the_rest_in_small_pieces_is_cut_too",),
     ),
     Mutant(
         "idle-behind-a-backlog",
@@ -393,7 +393,7 @@ MUTANTS = (
         """                raise
 """,
         "A Sender that waits for room is woken when there is some",
-        ("tests/test_sender.py::test_who_waits_for_room_without_a_time_out_goes_on_when_there_is_room",),
+        ("tests/test_sender.py::test_a_thread_that_waits_for_room_without_a_timeout_continues_when_there_is_room",),
     ),
     Mutant(
         "fork-keeps-locks",
@@ -401,7 +401,7 @@ MUTANTS = (
         "        self.renew_lock()  # the thread that held it is not in this process\n",
         "",
         "A child process does not hang on locks that threads of its parent held",
-        ("tests/test_reactor.py::test_a_fork_does_not_hang_on_what_other_threads_were_doing",),
+        ("tests/test_reactor.py::test_a_fork_does_not_hang_on_locks_of_other_threads",),
     ),
     # Who is let in
     Mutant(
@@ -419,7 +419,7 @@ MUTANTS = (
         " || session->late_events > 0)",
         ")",
         "An event of a session is never told of the next one in its slot",
-        ("tests/test_turns.py::test_what_was_to_be_told_of_a_session_is_not_told_of_the_next_one_in_its_slot",),
+        ("tests/test_turns.py::test_a_late_event_of_a_session_never_reaches_the_next_one_in_its_slot",),
     ),
     Mutant(
         "slot-freed-while-on-a-list",
@@ -468,7 +468,7 @@ MUTANTS = (
         "        submit_all(uring);\n        sqe = io_uring_get_sqe(&uring->ring);",
         "        sqe = NULL;",
         "A full submission queue is submitted; nobody waits for it",
-        ("tests/test_shortages.py::test_a_full_submission_queue_makes_nobody_wait",),
+        ("tests/test_shortages.py::test_a_full_submission_queue_delays_no_request",),
     ),
     Mutant(
         "buffer-lent-twice",
@@ -539,7 +539,7 @@ MUTANTS = (
 """,
         "        pass\n",
         "A Sender that nobody holds keeps no reactor running",
-        ("tests/test_sender.py::test_a_sender_that_nobody_holds_keeps_no_reactor_running",),
+        ("tests/test_sender.py::test_a_sender_that_was_collected_keeps_no_reactor_running",),
     ),
     Mutant(
         "sender-reaches-next-session",
@@ -624,7 +624,9 @@ MUTANTS = (
         "if (URS_UNLIKELY(in_hand))",
         "if (false && in_hand)",
         "A message stays as it is while it is handled",
-        ("tests/test_misuse.py::test_the_message_at_hand_stays_as_it_is_when_its_connection_is_closed_after_its_echo",),
+        (
+            "tests/test_misuse.py::test_the_current_message_stays_unchanged_when_its_connection_is_closed_after_its_echo",
+        ),
     ),
     Mutant(
         "mapped-address-counted-apart",
@@ -643,7 +645,7 @@ MUTANTS = (
 """,
         "",
         "One ping at a time decides about a session",
-        ("tests/test_liveness.py::test_who_does_not_answer_a_ping_is_not_given_more_time_by_another",),
+        ("tests/test_liveness.py::test_another_ping_gives_a_silent_peer_no_more_time",),
     ),
     Mutant(
         "clock-before-question",
@@ -653,7 +655,7 @@ MUTANTS = (
         """    session->question_queued = false && queued;
 """,
         "A clock that waits for an answer starts when the question has left",
-        ("tests/test_deadlines.py::test_a_ping_in_the_socket_behind_a_large_message_has_not_reached_the_peer",),
+        ("tests/test_deadlines.py::test_a_ping_in_the_socket_after_a_large_message_has_not_reached_the_peer",),
     ),
     Mutant(
         "progress-does-not-count",
@@ -694,7 +696,7 @@ MUTANTS = (
 """,
         "",
         "A stream that is cut is reset, and does not look whole",
-        ("tests/test_deadlines.py::test_a_page_that_the_socket_holds_but_nobody_takes_is_reset_too",),
+        ("tests/test_deadlines.py::test_a_page_that_the_socket_holds_and_no_peer_reads_is_reset_too",),
     ),
     Mutant(
         "silent-are-answered",
@@ -770,8 +772,16 @@ MUTANTS = (
     Mutant(
         "signal-handlers-blamed-on-handlers",
         "src/uringws/dispatch.py",
-        " or not came_out_of(on_message, error)",
-        "",
+        """                            pass
+                return
+            except Exception as error:
+                if connection is None or on_message is ignore or not came_out_of(on_message, error):
+""",
+        """                            pass
+                return
+            except Exception as error:
+                if connection is None or on_message is ignore:
+""",
         "What a signal handler raises gets out of `run`",
         ("tests/test_interrupts.py::test_an_exception_anywhere_loses_no_event",),
     ),
@@ -781,7 +791,7 @@ MUTANTS = (
         "            if upgrade.handler_called:",
         "            if False:",
         "A handler is asked once about a request",
-        ("tests/test_interrupts.py::test_what_gets_out_while_a_request_is_decided_on_is_answered_500",),
+        ("tests/test_interrupts.py::test_an_interrupt_while_a_request_is_decided_on_is_answered_500",),
     ),
     Mutant(
         "nodelay-always",

@@ -89,7 +89,7 @@ def test_handshakes_max_is_a_limit_on_upgrades_in_progress_only(backend: Backend
         wait_until(lambda: stats(server).handshakes == 0)
 
 
-def test_sessions_per_ip_max_is_each_address_own_limit(backend: Backend) -> None:
+def test_sessions_per_ip_max_limits_each_address_separately(backend: Backend) -> None:
     with serving(backend, Options(sessions_per_ip_max=2)) as server, ExitStack() as stack:
         here = [stack.enter_context(Peer.connect(server.address)) for _ in range(2)]
         for _ in range(3):
@@ -107,7 +107,7 @@ def test_sessions_per_ip_max_is_each_address_own_limit(backend: Backend) -> None
         assert status(server.address, source=THERE) == 429
 
 
-def test_many_addresses_come_and_go(backend: Backend) -> None:
+def test_sessions_per_ip_max_counts_many_addresses(backend: Backend) -> None:
     with serving(backend, Options(sessions_per_ip_max=1)) as server:
         addresses = [f"127.0.{1 + number // 250}.{1 + number % 250}" for number in range(300)]
         with ExitStack() as stack:
@@ -155,7 +155,7 @@ def refusal_of(server: ReactorThread, reason: str, stack: ExitStack) -> Response
 
 @pytest.mark.parametrize("reason", TOLD)
 @pytest.mark.parametrize("server_header", [None, "tests/1"])
-def test_who_is_refused_is_told_why(backend: Backend, reason: str, server_header: str | None) -> None:
+def test_a_refused_peer_gets_the_reason(backend: Backend, reason: str, server_header: str | None) -> None:
     options = Options(server_header=server_header, **TOLD[reason])  # type: ignore[arg-type]
     with serving(backend, options) as server, ExitStack() as stack:
         response = refusal_of(server, reason, stack)
@@ -335,7 +335,7 @@ def test_the_mapped_form_is_the_same_peer_to_the_limit(backend: Backend) -> None
 
 
 @pytest.mark.parametrize("name", NAMED)
-def test_nobody_else_may_name_the_peer(backend: Backend, name: str) -> None:
+def test_only_a_trusted_proxy_may_name_the_peer(backend: Backend, name: str) -> None:
     header, _ = NAMED[name]
     with serving(backend, Options(proxy_protocol_from=[THERE])) as server:
         assert status(server.address, before=header) == 400

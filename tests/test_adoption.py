@@ -103,7 +103,7 @@ def test_tcp_and_blocking_sockets_are_as_good(reactor: Reactor) -> None:
         converse(reactor, peer)
 
 
-def test_closing_the_reactor_closes_what_it_adopted(
+def test_closing_the_reactor_closes_adopted_sockets(
     backend: Backend, recorder: EchoRecorder, pair: tuple[socket.socket, Peer]
 ) -> None:
     ours, _ = pair
@@ -133,7 +133,7 @@ def listening_socket(_: ExitStack) -> socket.socket:
 
 @pytest.mark.parametrize("make", [tls_socket, datagram_socket, listening_socket])
 @pytest.mark.parametrize("through", ["reactor", "sender"])
-def test_what_carries_no_session_is_refused_and_stays_the_callers(
+def test_a_socket_that_cannot_be_a_session_is_refused_and_stays_the_callers(
     reactor: Reactor,
     recorder: EchoRecorder,
     make: Callable[[ExitStack], socket.socket],
@@ -151,7 +151,7 @@ def test_what_carries_no_session_is_refused_and_stays_the_callers(
     assert recorder.events == []
 
 
-def test_what_is_no_socket_is_refused_and_stays_the_callers(reactor: Reactor) -> None:
+def test_a_descriptor_of_another_kind_is_refused_and_stays_the_callers(reactor: Reactor) -> None:
     reading, writing = os.pipe()
     try:
         with pytest.raises((OSError, ValueError)):

@@ -293,7 +293,7 @@ def test_mixed_fragments_raise_type_error_and_fail_the_connection(loop: str) -> 
 
 
 @pytest.mark.parametrize("message", [None, 1, {"a": 1}, [None]])
-def test_what_is_no_message_raises_type_error(message: Any) -> None:
+def test_a_payload_of_a_wrong_type_raises_type_error(message: Any) -> None:
     async def main() -> None:
         async with listen() as server, await Wire.connect(server) as wire:
             with pytest.raises(TypeError):

@@ -236,7 +236,7 @@ def test_a_hook_is_cancelled_when_its_client_leaves(loop: str) -> None:
 
 
 @each_loop
-def test_basic_auth_lets_in_who_knows_the_password(loop: str) -> None:
+def test_basic_auth_accepts_the_right_password(loop: str) -> None:
     async def main() -> None:
         async with listen(process_request=basic_auth("home", ("user", "secret"))) as server:
             status, headers, _ = await ask(server)
@@ -390,7 +390,7 @@ def connection_of(connections: set[ServerConnection]) -> ServerConnection:
 
 
 @each_loop
-def test_a_connection_says_who_and_where(loop: str) -> None:
+def test_a_connection_has_its_addresses_and_its_mode(loop: str) -> None:
     async def main() -> None:
         async with listen() as server, await Wire.connect(server) as wire:
             connection = await first_connection(server)
@@ -451,9 +451,7 @@ def test_two_servers_in_one_loop_have_their_own_limits(loop: str) -> None:
 
 
 @each_loop
-def test_broadcast_leaves_out_who_is_closing_or_in_the_middle_of_a_message(
-    loop: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_broadcast_skips_connections_that_close_or_send_fragments(loop: str, caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         gate = asyncio.Event()
 
@@ -492,12 +490,12 @@ def test_broadcast_leaves_out_who_is_closing_or_in_the_middle_of_a_message(
 # ---- misuse
 
 
-def test_serve_outside_of_a_loop_says_what_to_do() -> None:
+def test_serve_outside_of_a_loop_raises_with_the_remedy() -> None:
     with pytest.raises(RuntimeError, match="needs a running event loop"):
         serve(echo, "127.0.0.1", 0)
 
 
-def test_a_server_awaited_in_another_loop_says_so() -> None:
+def test_a_server_awaited_in_another_loop_raises() -> None:
     servers: list[Server] = []
 
     async def make() -> None:
@@ -548,7 +546,7 @@ def test_a_handler_of_the_wrong_shape_is_refused(handler: Any, text: str) -> Non
     run_on("stock", main)
 
 
-def test_a_handler_that_is_no_coroutine_function_is_told_so(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_handler_that_is_not_a_coroutine_function_is_refused(caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         async with listen(_plain) as server, await Wire.connect(server) as wire:
             assert (await wire.frame()).close_code == 1011
@@ -561,7 +559,7 @@ def test_a_handler_that_is_no_coroutine_function_is_told_so(caplog: pytest.LogCa
 
 
 @each_loop
-def test_a_connection_used_from_another_thread_says_so(loop: str) -> None:
+def test_a_connection_used_from_another_thread_raises(loop: str) -> None:
     async def main() -> None:
         async with listen() as server, await Wire.connect(server) as wire:
             connection = await first_connection(server)

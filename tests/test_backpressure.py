@@ -125,7 +125,7 @@ def test_on_full_error_raises_and_leaves_the_connection_as_it_was(backend: Backe
         assert it.peer.shake_hands() == 1000
 
 
-def test_on_full_close_delivers_what_was_queued_and_then_1008(backend: Backend) -> None:
+def test_on_full_close_delivers_the_backlog_and_then_1008(backend: Backend) -> None:
     with session(backend, Options(backlog_bytes_max=MIB, on_full="close")) as it:
         kept = len(it.send_until(SendResult.DROPPED)) - 1
         assert it.peer.read_frames(kept) == [Frame(BINARY, CHUNK)] * kept
@@ -215,7 +215,7 @@ def test_on_drain_comes_once_for_each_time_the_high_mark_was_reached(backend: Ba
             assert len(it.recorder.of("drain")) == crossing
 
 
-def test_on_drain_does_not_come_below_the_high_mark(backend: Backend) -> None:
+def test_on_drain_is_not_called_for_a_backlog_below_the_high_mark(backend: Backend) -> None:
     options = Options(backlog_high_bytes=MIB, backlog_low_bytes=10 * KIB)
     with session(backend, options) as it:
         chunks = len(it.send_until(SendResult.QUEUED))
@@ -295,7 +295,7 @@ def test_a_full_backlog_still_takes_a_pong(backend: Backend) -> None:
         assert it.peer.read_frame() == Frame(PONG, b"alive?")
 
 
-def test_a_flood_of_pings_to_who_does_not_read_the_pongs_is_bounded(backend: Backend) -> None:
+def test_a_flood_of_pings_from_a_peer_that_does_not_read_is_bounded(backend: Backend) -> None:
     options = Options(backlog_bytes_max=MIB, on_full="drop", ping_interval_seconds=None)
     with session(backend, options) as it:
         sent = filled(it, MIB)
@@ -361,7 +361,7 @@ def test_echoes_by_a_handler_are_dropped_whole_and_counted(backend: Backend) -> 
 
 
 @pytest.mark.parametrize("size", [20, 125, 5000, 70_000])
-def test_an_echo_may_fill_the_backlog_and_no_more(backend: Backend, size: int) -> None:
+def test_an_echo_may_fill_the_backlog_but_not_exceed_it(backend: Backend, size: int) -> None:
     recorder = EchoRecorder()
     with session(backend, Options(backlog_bytes_max=MIB, on_full="drop"), recorder) as it:
         sent = [Frame(BINARY, CHUNK)] * len(it.send_until(SendResult.QUEUED))
@@ -378,7 +378,7 @@ def test_an_echo_may_fill_the_backlog_and_no_more(backend: Backend, size: int) -
         assert it.peer.read_frames(len(sent) + 2) == [*sent, Frame(BINARY, filler), Frame(BINARY, b"." * room)]
 
 
-def test_echoes_by_a_handler_close_who_does_not_read_them(backend: Backend, recorder: EchoRecorder) -> None:
+def test_echoes_by_a_handler_close_a_peer_that_does_not_read_them(backend: Backend, recorder: EchoRecorder) -> None:
     options = Options(backlog_bytes_max=MIB, on_full="close", close_seconds_max=0.2)
     with session(backend, options, recorder) as it:
         writer = write_in_background_until_cut(it.peer, frame(BINARY, bytes(40_000)) * 1000)
@@ -398,7 +398,7 @@ def write_in_background_until_cut(peer: Peer, data: bytes) -> threading.Thread:
     return thread
 
 
-def test_run_echo_reads_no_more_than_the_high_mark_and_loses_nothing(backend: Backend) -> None:
+def test_run_echo_reads_at_most_the_high_mark_and_loses_nothing(backend: Backend) -> None:
     payloads = numbered(400, 60_000)
     options = Options(backlog_bytes_max=2 * MIB, backlog_high_bytes=512 * KIB)
     recorder = Recorder()
@@ -457,7 +457,7 @@ def test_pauses_in_the_middle_of_a_stream_lose_nothing(backend: Backend) -> None
         writer.join()
 
 
-def test_the_end_of_the_stream_waits_behind_a_pause(backend: Backend) -> None:
+def test_the_end_of_the_stream_is_seen_after_a_pause(backend: Backend) -> None:
     recorder = Recorder()
     with session(backend, Options(ping_interval_seconds=None), recorder) as it:
         it.server.ask(it.conn.pause_reading)
@@ -471,7 +471,7 @@ def test_the_end_of_the_stream_waits_behind_a_pause(backend: Backend) -> None:
         assert [message[3] for message in recorder.of("message")] == [b"%d" % number for number in range(50)]
 
 
-def test_a_close_frame_waits_behind_a_pause(backend: Backend) -> None:
+def test_a_close_frame_is_read_after_a_pause(backend: Backend) -> None:
     recorder = Recorder()
     with session(backend, Options(), recorder) as it:
         it.server.ask(it.conn.pause_reading)
@@ -493,7 +493,7 @@ def test_a_session_that_is_closing_cannot_be_paused(backend: Backend) -> None:
         assert it.peer.shake_hands() == 1000
 
 
-def test_a_paused_session_can_be_closed_and_hears_the_answer(backend: Backend) -> None:
+def test_a_paused_session_can_be_closed_and_gets_the_peers_close_frame(backend: Backend) -> None:
     recorder = Recorder()
     with session(backend, Options(close_seconds_max=5.0), recorder) as it:
         it.server.ask(it.conn.pause_reading)
@@ -550,7 +550,7 @@ class Turns(Handler):
         bytes_by_id[conn.id] = bytes_by_id.get(conn.id, 0) + len(message.data)
 
 
-def test_a_flood_has_its_share_of_each_turn_and_no_more(backend: Backend) -> None:
+def test_a_flood_gets_at_most_its_share_of_each_turn(backend: Backend) -> None:
     options = Options(receive_buffer_bytes=16 * KIB, session_turn_bytes_max=32 * KIB)
     share = 32 * KIB + 16 * KIB + 4000  # the buffer that passes the limit, and a message begun before
     handler = Turns()
@@ -609,7 +609,7 @@ def test_stalled_readers_hold_no_pool_buffer_and_no_neighbour_up(backend: Backen
         wait_until(lambda: server.ask(server.reactor.stats).pool_in_use == 0)
 
 
-def test_the_pong_of_a_peer_that_reads_comes_beside_its_own_backlog(backend: Backend) -> None:
+def test_a_peer_that_reads_gets_its_pongs_in_spite_of_its_backlog(backend: Backend) -> None:
     with session(backend, Options(backlog_bytes_max=8 * MIB)) as it:
         chunks = len(it.send_until(SendResult.QUEUED))
         it.peer.send(PING, b"alive?")

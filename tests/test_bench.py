@@ -395,7 +395,7 @@ class TestPlan:
         assert self.plan(cases=[CASES["round-trip"]]).steps() == 3 * 2  # three servers in one mode
 
 
-def test_what_all_are_compared_with_is_visited_between_them() -> None:
+def test_the_baseline_is_visited_between_the_others() -> None:
     def server(name: str) -> processes.Server:
         return processes.Server(contenders.peer(f"{name}=1:/bin/true"), 1, 1)
 

@@ -122,7 +122,7 @@ def browsing(chromium: str, url: str, profile: Path, *options: str) -> Iterator[
             process.wait()
 
 
-def test_a_page_gets_back_what_it_sent(
+def test_a_page_gets_its_messages_back(
     echo_server: ServerProcess, page_server: PageServer, chromium: str, tmp_path: Path
 ) -> None:
     query = urlencode({"url": echo_server.url, "sizes": json.dumps(SIZES)})

@@ -134,7 +134,7 @@ def test_the_greediest_partial_message_is_closed_with_1009(backend: Backend) -> 
         assert stats(server).close_codes == {1009: 1}
 
 
-def test_who_is_closed_for_memory_and_sends_on_still_reads_why(backend: Backend) -> None:
+def test_a_peer_closed_for_memory_that_keeps_sending_still_reads_the_reason(backend: Backend) -> None:
     """The rest of the message is on its way; a reset would make the next write fail, and destroy the close frame."""
     recorder = Pushing()
     with serving(backend, recorder) as server, ExitStack() as stack:
@@ -196,7 +196,7 @@ def test_many_partial_messages_stay_within_the_budget(backend: Backend) -> None:
             assert late.read_frame() == Frame(BINARY, payload)
 
 
-def test_fragments_count_as_what_they_are_part_of(backend: Backend) -> None:
+def test_fragments_count_as_the_type_of_their_message(backend: Backend) -> None:
     recorder = Pushing()
     with serving(backend, recorder) as server, ExitStack() as stack:
         lively = stack.enter_context(Peer.connect(server.address))

@@ -76,7 +76,7 @@ def without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Without:
 # The cut
 
 
-def test_cut_keeps_what_stands_between_the_marks() -> None:
+def test_cut_keeps_the_text_between_the_marks() -> None:
     text = "#define A 1\n/* cdef: begin */\nint f(void);\n/* cdef: end */\nint g(void);\n"
     assert build_ffi.cut_cdef(text, "a.h") == '# 3 "a.h"\nint f(void);\n'
 
@@ -141,7 +141,7 @@ def test_include_order_holds_for_this_header(name: str) -> None:
         ("liburing.h", ["liburing-dev", "liburing-devel", "liburing (Arch)"]),
     ],
 )
-def test_what_is_missing_is_named_with_its_packages(without: Without, header: str, packages: list[str]) -> None:
+def test_missing_tools_are_named_with_their_packages(without: Without, header: str, packages: list[str]) -> None:
     without(header)
     with pytest.raises(build_ffi.BuildError) as caught:
         build_ffi.check_requirements()
@@ -215,11 +215,11 @@ def test_extension_exports_nothing_but_its_entry() -> None:
     assert {line.split()[-1] for line in listing.splitlines()} == {"PyInit__shim"}
 
 
-def test_every_name_of_the_shim_says_whose_it_is() -> None:
+def test_every_name_of_the_shim_has_its_prefix() -> None:
     assert [name for name in dir(_shim.lib) if not name.startswith(("urs_", "URS_"))] == []
 
 
-def test_the_functions_outside_cffi_check_what_they_are_given() -> None:
+def test_the_functions_outside_cffi_check_their_arguments() -> None:
     """A wrong argument raises, and a reactor that is gone is one without any session."""
     assert shim.fast_send(0, 1 << 32, 0, 1, b"") == _shim.lib.URS_ERROR_STALE
     assert shim.fast_send_event(0, 1 << 32, 0, 1) == _shim.lib.URS_ERROR_STATE

@@ -72,7 +72,7 @@ NO_HANDLERS: dict[str, tuple[Callable[[], object], str]] = {
 
 
 @pytest.mark.parametrize("name", NO_HANDLERS)
-def test_what_is_no_handler_is_refused_with_the_remedy(backend: Backend, name: str) -> None:
+def test_a_wrong_handler_is_refused_with_the_remedy(backend: Backend, name: str) -> None:
     make, text = NO_HANDLERS[name]
     handler: Any = make()
     with pytest.raises(TypeError, match=text):
@@ -181,7 +181,7 @@ def test_callbacks_are_looked_up_when_the_reactor_is_made_all_of_them(backend: B
     assert called == ["first"]
 
 
-def test_run_without_anything_to_do_says_so(backend: Backend, caplog: pytest.LogCaptureFixture) -> None:
+def test_run_without_anything_to_do_warns(backend: Backend, caplog: pytest.LogCaptureFixture) -> None:
     with Reactor(Silent(), QUIET, backend=backend) as reactor, caplog.at_level(logging.WARNING, "uringws"):
         reactor.run()
         assert ["bind" in record.message for record in caplog.records] == [True]

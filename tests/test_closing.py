@@ -172,7 +172,7 @@ def test_a_deadline_of_an_open_connection(backend: Backend, options: Options, re
     assert closing == Closing(sent=Close(1001, reason), received=Close(1001), received_first=False)
 
 
-def test_what_the_shim_has_sent_is_told_before_the_end(backend: Backend) -> None:
+def test_closing_has_the_close_frame_that_the_shim_sent_before_the_end(backend: Backend) -> None:
     recorder = Recorder()
     options = Options(session_seconds_max=0.05, ping_interval_seconds=None)
     with ReactorThread(recorder, backend=backend, options=options) as server, Peer.connect(server.address) as peer:

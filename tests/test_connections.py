@@ -58,7 +58,7 @@ def test_a_message_may_be_sent_to_all_as_it_lies(backend: Backend, size: int) ->
 
 
 @pytest.mark.parametrize("size", [10, 16_000, 70_000, 1 << 20])
-def test_what_was_sent_does_not_change_with_the_message(backend: Backend, size: int) -> None:
+def test_sent_bytes_do_not_change_with_the_message(backend: Backend, size: int) -> None:
     def answer(conn: Connection, message: Message) -> None:
         conn.send(message.opcode, message.data)
         message.data[:] = bytes(len(message))
@@ -186,7 +186,7 @@ def test_abort_ends_at_once_without_a_close_frame(backend: Backend) -> None:
     assert [event[0] for event in recorder.events] == ["open", "message", "close"]
 
 
-def test_answering_a_peer_that_has_left_is_no_fault_of_the_handlers(
+def test_answering_a_peer_that_has_left_is_not_logged_as_an_error(
     backend: Backend, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Answer(Recorder):
@@ -208,7 +208,7 @@ def test_answering_a_peer_that_has_left_is_no_fault_of_the_handlers(
     assert caplog.records == []
 
 
-def test_echo_is_for_the_message_at_hand(echo: ReactorThread, recorder: EchoRecorder) -> None:
+def test_echo_is_for_the_current_message(echo: ReactorThread, recorder: EchoRecorder) -> None:
     with Peer.connect(echo.address) as peer:
         peer.send(TEXT, b"hello")
         assert peer.read_frame() == Frame(TEXT, b"hello")
@@ -253,7 +253,7 @@ def test_pausing_in_a_handler_holds_the_rest_of_the_turn_back(backend: Backend) 
         assert [event[3] for event in recorder.wait_for("message", 2)] == [b"one", b"two"]
 
 
-def test_latency_is_that_of_the_servers_own_pings(backend: Backend, recorder: EchoRecorder) -> None:
+def test_latency_is_that_of_the_servers_pings(backend: Backend, recorder: EchoRecorder) -> None:
     options = Options(ping_interval_seconds=0.05)
     with ReactorThread(recorder, backend=backend, options=options) as server, Peer.connect(server.address) as peer:
         ((_, id_),) = recorder.wait_for("open")
@@ -313,7 +313,7 @@ def test_drain_from_a_handler_ends_run_when_all_have_ended(backend: Backend) -> 
     assert len(recorder.of("close")) == 3
 
 
-def test_a_drain_sends_first_what_the_turn_before_it_owed(backend: Backend, recorder: EchoRecorder) -> None:
+def test_a_drain_first_sends_the_replies_of_the_turn_before(backend: Backend, recorder: EchoRecorder) -> None:
     with pairs(1) as ((ours, peer),), Reactor(recorder, QUIET, backend=backend) as reactor:
         reactor.add_session(ours)
         peer.send(TEXT, b"hello")
@@ -323,7 +323,7 @@ def test_a_drain_sends_first_what_the_turn_before_it_owed(backend: Backend, reco
         assert peer.read_close() == 1001
 
 
-def test_a_drain_cuts_who_does_not_leave(backend: Backend, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_drain_cuts_peers_that_do_not_leave(backend: Backend, caplog: pytest.LogCaptureFixture) -> None:
     recorder = EchoRecorder()
     options = Options(close_seconds_max=30)
     with pairs(2) as made, Reactor(recorder, options, backend=backend) as reactor:

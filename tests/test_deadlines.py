@@ -151,7 +151,7 @@ def test_a_peer_that_takes_its_backlog_is_alive(backend: Backend, limits: dict[s
         assert peer.read_message().close_code == 1000
 
 
-def test_a_ping_in_the_socket_behind_a_large_message_has_not_reached_the_peer(backend: Backend) -> None:
+def test_a_ping_in_the_socket_after_a_large_message_has_not_reached_the_peer(backend: Backend) -> None:
     """The socket takes all at once, so that there is no backlog; the ping is behind it all the same."""
     recorder = Recorder()
     options = only(ping_interval_seconds=0.2, ping_timeout_seconds=PERIOD_SECONDS)
@@ -225,7 +225,7 @@ def test_the_clock_of_a_close_frame_starts_when_it_has_left(backend: Backend) ->
         assert recorder.wait_for("close")[0][2] == 4000
 
 
-def test_the_answer_to_a_peers_close_frame_comes_behind_the_backlog(backend: Backend) -> None:
+def test_the_answer_to_a_peers_close_frame_comes_after_the_backlog(backend: Backend) -> None:
     recorder = Recorder()
     options = only(close_seconds_max=PERIOD_SECONDS)
     with serving(backend, options, recorder) as server, SlowPeer.connect(server.address) as peer:
@@ -238,7 +238,7 @@ def test_the_answer_to_a_peers_close_frame_comes_behind_the_backlog(backend: Bac
         assert recorder.wait_for("close")[0][2] == 1000
 
 
-def test_a_drain_that_has_time_delivers_what_is_queued(backend: Backend) -> None:
+def test_a_drain_that_has_time_delivers_the_backlogs(backend: Backend) -> None:
     recorder = Recorder()
     options = only(close_seconds_max=PERIOD_SECONDS)
     with serving(backend, options, recorder) as server, SlowPeer.connect(server.address) as peer:
@@ -251,7 +251,7 @@ def test_a_drain_that_has_time_delivers_what_is_queued(backend: Backend) -> None
         assert recorder.wait_for("close")[0][2] == 1001
 
 
-def test_a_close_frame_that_has_left_is_waited_for_no_longer_behind_a_backlog(backend: Backend) -> None:
+def test_a_backlog_does_not_extend_the_wait_after_a_close_frame_was_sent(backend: Backend) -> None:
     """All was taken, the peer reads no more and answers nothing: the deadline is the ordinary one."""
     recorder = Recorder()
     options = only(close_seconds_max=0.3)
@@ -302,7 +302,7 @@ def test_a_page_that_cannot_be_finished_is_reset_and_never_ended_as_if_it_were_w
             read_to_the_end(peer)
 
 
-def test_a_page_that_the_socket_holds_but_nobody_takes_is_reset_too(backend: Backend) -> None:
+def test_a_page_that_the_socket_holds_and_no_peer_reads_is_reset_too(backend: Backend) -> None:
     """The server has sent everything, its end of the stream included; its kernel would keep it for minutes."""
 
     class Small(Recorder):
@@ -379,7 +379,7 @@ def test_a_stream_whose_rest_finds_no_memory_is_reset(backend: Backend) -> None:
             read_to_the_end(peer)
 
 
-def test_what_the_socket_has_taken_is_delivered_after_an_abort(backend: Backend) -> None:
+def test_bytes_that_the_socket_took_are_delivered_after_an_abort(backend: Backend) -> None:
     """Nothing was thrown away, so that there is no reason to reset."""
     recorder = Recorder()
     with serving(backend, only(), recorder) as server, Peer.connect(server.address) as peer:
@@ -436,7 +436,9 @@ def connect_all(stack: ExitStack, server: ReactorThread) -> list[Peer]:
     return [stack.enter_context(Peer.connect(server.address)) for _ in range(PEERS)]
 
 
-def test_what_came_while_the_server_stalled_counts_against_idleness(backend: Backend, recorder: EchoRecorder) -> None:
+def test_input_that_came_while_the_server_stalled_counts_against_idleness(
+    backend: Backend, recorder: EchoRecorder
+) -> None:
     with serving(backend, only(idle_seconds_max=PERIOD_SECONDS), recorder) as server, ExitStack() as stack:
         peers = connect_all(stack, server)
         stall(server)
@@ -528,7 +530,7 @@ def test_a_request_that_came_while_the_server_stalled_is_answered(backend: Backe
         assert [peer.read_response().status for peer in peers] == [101] * PEERS
 
 
-def test_a_drain_reads_what_came_while_the_server_stalled_before_it_cuts(backend: Backend) -> None:
+def test_a_drain_reads_input_that_came_while_the_server_stalled_before_it_cuts(backend: Backend) -> None:
     recorder = Recorder()
     with serving(backend, only(), recorder) as server, ExitStack() as stack:
         peers = connect_all(stack, server)
@@ -558,7 +560,7 @@ with Reactor(Echo(), options, backend=sys.argv[1]) as reactor:
 """
 
 
-def test_a_process_that_was_stopped_cuts_nobody_who_has_answered(backend: Backend) -> None:
+def test_a_process_that_was_stopped_cuts_no_peer_that_has_answered(backend: Backend) -> None:
     with ServerProcess("-c", STOPPED_SERVER, backend) as server, ExitStack() as stack:
         peers = [stack.enter_context(Peer.connect(server.address)) for _ in range(20)]
         pings = [peer.read_frame() for peer in peers]
@@ -585,7 +587,7 @@ def test_a_request_that_trickles_is_not_given_more_time_for_it(backend: Backend)
         assert_struck(time.monotonic() - start, 0.3)
 
 
-def test_who_talks_on_after_our_close_frame_is_cut_all_the_same(backend: Backend) -> None:
+def test_a_peer_that_keeps_sending_after_our_close_frame_is_cut_too(backend: Backend) -> None:
     """Also where the server is so busy that something waits to be read whenever it looks."""
     recorder = Recorder()
     with serving(backend, only(close_seconds_max=0.3), recorder) as server, Peer.connect(server.address) as peer:
@@ -617,7 +619,7 @@ def test_who_talks_on_after_our_close_frame_is_cut_all_the_same(backend: Backend
             talker.join()
 
 
-def test_who_takes_the_rest_in_drops_is_cut_all_the_same(tmp_path: Path) -> None:
+def test_a_peer_that_reads_the_rest_in_small_pieces_is_cut_too(tmp_path: Path) -> None:
     """On a Unix socket, whose queue shows each small message that was taken: about 800 bytes in each look."""
     recorder = Recorder()
     path = str(tmp_path / "socket")
@@ -681,7 +683,7 @@ def test_connections_that_are_silent_for_a_moment_keep_their_place(backend: Back
             assert peer.read_response().status == 101
 
 
-def test_without_silent_seconds_max_nobody_gives_way(backend: Backend) -> None:
+def test_without_silent_seconds_max_no_connection_is_closed_for_another(backend: Backend) -> None:
     options = Options(handshakes_max=1, silent_seconds_max=None)
     with serving(backend, options, Recorder()) as server, Peer.dial(server.address) as first:
         time.sleep(0.2)
@@ -791,7 +793,7 @@ def test_session_seconds_max_holds_for_a_busy_poller_too(backend: Backend) -> No
 
 
 @pytest.mark.parametrize("manner", ["paused", "resumed"])
-def test_a_pause_behind_a_backlog_ends_nobody(backend: Backend, manner: str) -> None:
+def test_a_pause_with_a_backlog_ends_no_session(backend: Backend, manner: str) -> None:
     """Neither clock runs while the handler does not read, and both start again when it does."""
     recorder = Recorder()
     options = only(idle_seconds_max=0.4, ping_interval_seconds=0.1, ping_timeout_seconds=0.4)

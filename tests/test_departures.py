@@ -50,7 +50,7 @@ def test_a_peer_leaves_at_every_byte(
         assert len(opened) == len(WHOLE) - len(SESSION[0]) + 1
 
 
-def test_a_half_closed_peer_is_answered_what_it_asked(
+def test_a_half_closed_peer_gets_its_answers(
     echo: ReactorThread, recorder: EchoRecorder, open_files: Callable[[], int]
 ) -> None:
     settle(echo)

@@ -70,7 +70,7 @@ def test_a_good_machine_needs_no_remedy() -> None:
     assert about(findings, "auto").text == 'backend="auto" takes io_uring'
 
 
-def test_whatever_is_low_or_refused_has_a_remedy() -> None:
+def test_every_low_or_refused_finding_has_a_remedy() -> None:
     poor = Machine(
         files_max=256,
         files_hard_max=4096,
@@ -109,7 +109,7 @@ def test_a_ring_that_fails_at_its_first_turn_is_not_called_good() -> None:
     assert 'backend="epoll"' in found.remedy
 
 
-def test_where_nothing_works_it_says_so() -> None:
+def test_doctor_reports_that_no_backend_works() -> None:
     nothing = trials(io_uring=Trial(None, why_not(-errno.EMFILE, "io_uring_setup")), epoll=NO_EPOLL)
     assert "no server can run here" in render(diagnose(GOOD, nothing))
 
@@ -230,7 +230,7 @@ def test_both_backends_are_really_tried() -> None:
 
 
 @pytest.mark.parametrize(("prefix", "names"), [("IORING_SETUP", SETUP_FLAGS), ("IORING_FEAT", FEATURES)])
-def test_flags_are_called_what_the_kernel_calls_them(prefix: str, names: tuple[str, ...]) -> None:
+def test_flags_have_the_kernels_names(prefix: str, names: tuple[str, ...]) -> None:
     """Held against liburing's copy of the kernel's header, which may be older than the names here."""
     headers = [Path("/usr/include/liburing/io_uring.h"), Path("/usr/include/linux/io_uring.h")]
     texts = [header.read_text() for header in headers if header.exists()]
@@ -291,7 +291,7 @@ def test_doctor_stops_when_its_reader_does() -> None:
     "arguments",
     [(), ("nonsense",), ("echo", "--port", "65536"), ("echo", "--port", "http"), ("echo", "--backend", "kqueue")],
 )
-def test_wrong_arguments_are_told_and_exit_with_2(arguments: tuple[str, ...]) -> None:
+def test_wrong_arguments_are_reported_and_exit_with_2(arguments: tuple[str, ...]) -> None:
     done = run(*arguments)
     assert done.returncode == 2
     assert done.stderr.startswith("usage: ")

@@ -97,7 +97,7 @@ def test_no_socket_is_taken_over_while_draining(backend: Backend) -> None:
         peer.reset()
 
 
-def test_who_was_accepted_but_not_seen_before_a_drain_is_not_let_in(backend: Backend) -> None:
+def test_connections_accepted_but_not_seen_before_a_drain_are_refused(backend: Backend) -> None:
     """More messages come than a turn takes, and behind them newcomers: the drain begins before they are seen."""
 
     class Drains(Recorder):

@@ -174,7 +174,7 @@ def test_on_close_may_close_the_reactor_that_is_being_closed(backend: Backend) -
 
 
 @pytest.mark.parametrize("started", [False, True])
-def test_a_reactor_that_is_forgotten_frees_everything_and_says_so(backend: Backend, *, started: bool) -> None:
+def test_a_reactor_that_is_collected_frees_everything_and_warns(backend: Backend, *, started: bool) -> None:
     gc.collect()
     before = open_files()
     ours, theirs = socket.socketpair()

@@ -148,7 +148,7 @@ def test_frames_are_given_as_they_come() -> None:
         ]
 
 
-def test_a_message_shows_what_it_is() -> None:
+def test_the_repr_of_a_message_has_its_opcode_and_size() -> None:
     seen: list[tuple[object, ...]] = []
 
     def look(message: EngineMessage) -> None:
@@ -191,13 +191,13 @@ def test_data_that_cannot_be_written_to_is_refused() -> None:
 # What is owed
 
 
-def test_nothing_owed_is_not_written() -> None:
+def test_write_is_not_called_without_bytes_to_send() -> None:
     session = Session()
     session.feed(b"", wire(Frame(TEXT, b"a"), Frame(PONG, b"b")))
     assert session.written == b""
 
 
-def test_what_is_owed_is_written_once_and_in_order() -> None:
+def test_the_reply_is_written_once_and_in_order() -> None:
     written: list[bytes] = []
     engine = ServerEngine()
 
@@ -217,7 +217,7 @@ def test_what_is_owed_is_written_once_and_in_order() -> None:
 
 
 @pytest.mark.parametrize("size", [0, 1, 125, 126, 4096, 65_535, 65_536, 200_000])
-def test_an_echo_shows_what_the_handler_made_of_the_payload(size: int) -> None:
+def test_an_echo_has_the_handlers_changes_of_the_payload(size: int) -> None:
     def shout(message: EngineMessage) -> None:
         message.data[:] = bytes(message).upper()
         message.echo()
@@ -277,7 +277,7 @@ def test_an_echo_of_fragments_is_local() -> None:
     assert decode(engine.outbound_local())[0] == [Frame(TEXT, b"one message")]
 
 
-def test_no_data_is_taken_before_what_is_owed_is_sent() -> None:
+def test_no_data_is_taken_before_the_segments_are_sent() -> None:
     engine = ServerEngine()
     data = bytearray(wire(Frame(TEXT, b"one")))
     engine.process_into(data, EngineMessage.echo)
@@ -293,7 +293,7 @@ def test_no_data_is_taken_before_what_is_owed_is_sent() -> None:
     assert session.texts == [b"three"]
 
 
-def test_what_was_sent_between_two_calls_comes_first() -> None:
+def test_sends_between_two_calls_come_first() -> None:
     session = Session(answer=EngineMessage.echo)
     session.engine.send(Opcode.PING, b"between")
     session.feed(wire(Frame(TEXT, b"one")))
@@ -310,7 +310,7 @@ def test_a_pending_segment_holds_its_data() -> None:
     data.clear()
 
 
-def test_data_is_free_when_nothing_is_owed() -> None:
+def test_data_is_released_when_nothing_is_to_be_sent() -> None:
     data = bytearray(wire(Frame(TEXT, b"one"), Frame(TEXT, b"cut"))[:-2])
     ServerEngine().process_into(data, ignore)
     data.clear()
@@ -368,7 +368,7 @@ VIOLATIONS: dict[str, tuple[bytes, int]] = {
 
 
 @pytest.mark.parametrize("name", VIOLATIONS)
-def test_a_violation_is_answered_after_what_came_whole_before_it(name: str) -> None:
+def test_a_violation_is_answered_after_the_complete_messages_before_it(name: str) -> None:
     violation, code = VIOLATIONS[name]
     stream = wire(Frame(TEXT, b"good"), Frame(PING, b"ping")) + violation + wire(Frame(TEXT, b"never"))
     for chunks in deliveries(stream) if len(stream) < 1000 else [[stream]]:
@@ -406,7 +406,7 @@ def test_a_message_too_big_is_refused_at_its_announced_length(size: int) -> None
     assert session.engine.close_code == CloseCode.MESSAGE_TOO_BIG
 
 
-def test_the_limit_counts_all_fragments_and_begins_anew() -> None:
+def test_the_limit_counts_all_fragments_and_starts_again_with_each_message() -> None:
     session = Session(ServerEngine(message_bytes_max=100))
     for _ in range(3):
         session.feed(wire(Frame(BINARY, b"x" * 50, fin=False), Frame(CONTINUATION, b"x" * 50)))
@@ -489,14 +489,14 @@ def test_nothing_may_be_sent_after_a_close_frame(end: Callable[[ServerEngine], o
         (lambda _: ServerEngine(message_bytes_max=0), ValueError),
     ],
 )
-def test_what_the_caller_does_wrong_raises(call: Callable[[ServerEngine], object], error: type[Exception]) -> None:
+def test_wrong_arguments_raise(call: Callable[[ServerEngine], object], error: type[Exception]) -> None:
     engine = ServerEngine()
     with pytest.raises(error):
         call(engine)
     assert engine.outbound_segments() == []
 
 
-def test_an_echo_is_for_the_message_at_hand_once() -> None:
+def test_an_echo_is_for_the_current_message_once() -> None:
     kept: list[EngineMessage] = []
 
     def answer(message: EngineMessage) -> None:
@@ -560,7 +560,7 @@ def test_a_handler_that_raises_ends_the_connection_with_1011() -> None:
         assert session.texts == [b"one", b"two"]
 
 
-def test_what_a_handler_raises_leaves_the_segments_to_be_sent() -> None:
+def test_an_error_of_the_handler_keeps_the_segments_to_be_sent() -> None:
     def answer(message: EngineMessage) -> None:
         message.echo()
         raise LookupError
@@ -657,7 +657,7 @@ def test_an_announced_length_alone_costs_no_memory() -> None:
     assert memory(engine) < 10_000
 
 
-def test_engines_leave_nothing_behind() -> None:
+def test_engines_leak_nothing() -> None:
     stream = wire(Frame(TEXT, b"one", fin=False), Frame(CONTINUATION, b"x" * 100_000))
     for _ in range(50):
         engine = ServerEngine()
@@ -728,7 +728,7 @@ def test_a_handler_may_make_any_two_calls_while_more_messages_wait(
 
 
 @pytest.mark.parametrize("cut", [False, True], ids=["whole", "cut"])
-def test_what_a_handler_clears_is_not_sent_and_the_rest_is(*, cut: bool) -> None:
+def test_segments_that_a_handler_clears_are_not_sent_and_later_ones_are(*, cut: bool) -> None:
     def answer(message: EngineMessage) -> None:
         message.echo()
         if bytes(message.data) == b"two":
@@ -741,7 +741,7 @@ def test_what_a_handler_clears_is_not_sent_and_the_rest_is(*, cut: bool) -> None
     assert session.texts == [b"one", b"two", b"three", b"four"]
 
 
-def test_nothing_is_written_where_data_is_refused_because_of_what_is_owed() -> None:
+def test_nothing_is_written_if_data_is_refused_because_of_unsent_segments() -> None:
     """Whoever has the segments of process_into sends them: written by process too, they would go out twice."""
     engine = ServerEngine()
     segments = engine.process_into(bytearray(wire(Frame(TEXT, b"one"))), EngineMessage.echo)

@@ -134,7 +134,7 @@ def test_feeding_stops_in_the_middle_of_a_chunk() -> None:
     assert (rest.held_len, engine.partial_len) == (0, 4)
 
 
-def test_the_close_frame_waits_behind_what_is_held() -> None:
+def test_the_close_frame_comes_after_held_input() -> None:
     engine = ServerEngine()
     columns = engine.feed(frame(TEXT, b"a") + close_frame(1001), 1)
     assert (columns.payloads, columns.reply, engine.is_closed) == (["a"], b"", False)
@@ -289,7 +289,7 @@ def test_the_callback_form_is_refused_while_input_is_held() -> None:
     assert seen == ["b"]
 
 
-def test_feed_is_refused_in_a_handler_and_before_what_was_found_is_sent() -> None:
+def test_feed_is_refused_in_a_handler_and_before_the_segments_are_cleared() -> None:
     engine = ServerEngine()
 
     def feed_again(message: EngineMessage) -> None:

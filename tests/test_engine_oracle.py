@@ -292,7 +292,7 @@ def test_a_plain_server_does_the_same(sent: list[Sent]) -> None:
 
 
 @given(streams, st.data())
-def test_a_stream_cut_short_gives_what_came_whole(sent: list[Sent], data: st.DataObject) -> None:
+def test_a_stream_cut_short_gives_its_complete_messages(sent: list[Sent], data: st.DataObject) -> None:
     stream = encode(sent)
     cut = stream[: data.draw(st.integers(0, len(stream)))]
     outcome = engine_outcome([cut])

@@ -43,7 +43,7 @@ def test_a_host_without_a_port_is_refused(backend: Backend) -> None:
         reactor.bind("127.0.0.1")
 
 
-def test_a_closed_socket_is_no_listening_socket(backend: Backend) -> None:
+def test_a_closed_socket_cannot_be_listened_on(backend: Backend) -> None:
     closed = socket.socket()
     closed.close()
     with Reactor(Silent(), backend=backend) as reactor, pytest.raises(ValueError, match="closed"):
@@ -88,7 +88,7 @@ def test_a_path_without_permission_names_the_directory(backend: Backend, tmp_pat
             os.seteuid(user)
 
 
-def test_an_echo_from_another_thread_is_told_about_threads(backend: Backend) -> None:
+def test_an_echo_from_another_thread_raises_wrong_thread(backend: Backend) -> None:
     connections: list[Connection] = []
     caught: list[Exception] = []
 

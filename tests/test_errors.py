@@ -116,7 +116,7 @@ def test_a_number_of_neither_kind_is_still_raised(result: int) -> None:
         check(result, "turn")
 
 
-def test_an_unavailable_ring_says_what_to_do() -> None:
+def test_an_unavailable_ring_raises_with_the_remedy() -> None:
     error = UringUnavailable(errno.EPERM, "io_uring_setup", UnavailableReason.SYSCTL)
     assert isinstance(error, OSError)
     assert error.errno == errno.EPERM

@@ -100,7 +100,7 @@ def test_wrong_arguments_are_one_line_that_says_which(wrong: str) -> None:
     assert says in complaint
 
 
-def test_embed_aiohttp_without_aiohttp_says_what_to_install(tmp_path: Path) -> None:
+def test_embed_aiohttp_without_aiohttp_names_the_package_to_install(tmp_path: Path) -> None:
     (tmp_path / "aiohttp.py").write_text("raise ModuleNotFoundError('No module named aiohttp', name='aiohttp')")
     paths = os.pathsep.join([str(tmp_path), *sys.path])
     run = subprocess.run(
@@ -169,13 +169,13 @@ def test_echo_asyncio_echoes() -> None:
         assert first.shake_hands() == 1000
 
 
-def test_echo_asyncio_refuses_what_is_no_opening_request() -> None:
+def test_echo_asyncio_refuses_other_requests() -> None:
     with example("echo_asyncio.py") as server:
         assert http(server.address, GET).status == 426
         assert http(server.address, b"\x16\x03\x01\r\n\r\n").status == 400
 
 
-def test_echo_asyncio_answers_fragments_pings_and_what_breaks_the_protocol() -> None:
+def test_echo_asyncio_answers_fragments_pings_and_violations() -> None:
     stream = (
         frame(TEXT, b"in ", fin=False)
         + frame(PING, b"between")
@@ -215,7 +215,7 @@ def read_until(peer: Peer, text: str) -> None:
         pass
 
 
-def test_chat_broker_carries_what_one_says_to_all(broker: ServerProcess) -> None:
+def test_chat_broker_sends_each_message_to_all(broker: ServerProcess) -> None:
     with Peer.connect(broker.address) as ada, Peer.connect(broker.address) as bob:
         ada.send(TEXT, b"hello from Ada")
         read_until(ada, "hello from Ada")
@@ -293,7 +293,7 @@ def test_embed_aiohttp_pushes_from_http_to_all(embedded: ServerProcess) -> None:
             assert peer.read_frame() == Frame(TEXT, "né".encode())
 
 
-def test_embed_aiohttp_refuses_in_http_what_is_no_opening_request(embedded: ServerProcess) -> None:
+def test_embed_aiohttp_refuses_other_requests_in_http(embedded: ServerProcess) -> None:
     with Peer.dial(embedded.address) as peer:
         peer.write(upgrade_request().replace(b"Version: 13", b"Version: 8"))
         response = peer.read_response()

@@ -44,7 +44,7 @@ class Turns(Recorder):
         return sum(turn.total() for turn in self.turns)
 
 
-def test_a_flood_of_tiny_messages_has_its_share_of_each_turn_and_no_more(backend: Backend) -> None:
+def test_a_flood_of_tiny_messages_gets_at_most_its_share_of_each_turn(backend: Backend) -> None:
     handler = Turns()
     with (
         Reactor(handler, Options(ping_interval_seconds=None), backend=backend) as reactor,
@@ -84,7 +84,7 @@ def test_the_share_of_a_turn_is_an_option(backend: Backend, share: int) -> None:
         assert [answer for answer in peer.read_frames(2 * len(sent)) if answer.opcode == BINARY] == sent
 
 
-def test_floods_that_are_held_leave_room_for_what_comes_since(backend: Backend) -> None:
+def test_held_floods_leave_room_for_newer_input(backend: Backend) -> None:
     """Twenty floods have more messages held than a turn takes; a message that comes then is heard all the same."""
     floods = 20
     handler = Turns()

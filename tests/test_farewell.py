@@ -39,7 +39,7 @@ VIOLATIONS = {
 
 
 @pytest.mark.parametrize("name", VIOLATIONS)
-def test_who_sends_on_after_the_end_still_reads_all_that_was_said(
+def test_a_peer_that_keeps_sending_after_the_end_still_reads_everything(
     backend: Backend, recorder: EchoRecorder, name: str
 ) -> None:
     last, code = VIOLATIONS[name]
@@ -58,7 +58,7 @@ def test_who_sends_on_after_the_end_still_reads_all_that_was_said(
         wait_until(lambda: server.ask(server.reactor.stats).sessions == 0)
 
 
-def test_who_is_refused_an_upgrade_and_sends_on_still_reads_why(backend: Backend, recorder: EchoRecorder) -> None:
+def test_a_refused_peer_that_keeps_sending_still_reads_the_answer(backend: Backend, recorder: EchoRecorder) -> None:
     with ReactorThread(recorder, backend=backend) as server, ExitStack() as stack:
         peers = [stack.enter_context(Peer.dial(server.address)) for _ in range(PEERS)]
         for peer in peers:

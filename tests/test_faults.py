@@ -167,9 +167,7 @@ def test_a_send_refused_for_now_is_tried_again(faulty: FaultyServer, error: int,
 
 @pytest.mark.parametrize("error", LOST, ids=name_of)
 @pytest.mark.parametrize("payload", [SMALL, LARGE], ids=["small", "large"])
-def test_a_send_refused_for_good_ends_its_session_and_no_other(
-    faulty: FaultyServer, error: int, payload: bytes
-) -> None:
+def test_a_permanent_send_error_ends_only_its_session(faulty: FaultyServer, error: int, payload: bytes) -> None:
     before = faulty.look()["codes"]
     begun = talks(faulty, 4, [])
     faulty.plan(SEND, -error, start=2, count=2)
@@ -184,7 +182,7 @@ def test_a_send_refused_for_good_ends_its_session_and_no_other(
     assert after["1000"] - before.get("1000", 0) == 2
 
 
-def test_those_who_wait_are_not_put_off_by_those_who_begin_to_wait(faulty: FaultyServer) -> None:
+def test_new_waiters_do_not_delay_earlier_waiters(faulty: FaultyServer) -> None:
     begun = talks(faulty, 15, [])
     faulty.plan(SEND, -errno.ENOBUFS, count=ALWAYS)
     for talk in begun:
@@ -260,7 +258,7 @@ def test_a_receive_that_meets_a_shortage_does_not_spin(faulty: FaultyServer, err
 
 
 @pytest.mark.parametrize("error", LOST, ids=name_of)
-def test_a_receive_refused_for_good_ends_its_session_and_no_other(faulty: FaultyServer, error: int) -> None:
+def test_a_permanent_receive_error_ends_only_its_session(faulty: FaultyServer, error: int) -> None:
     before = faulty.look()["codes"]
     begun = talks(faulty, 3, [SMALL])
     for talk in begun:
@@ -504,7 +502,7 @@ def rounds(begun: list[Talk], count: int) -> None:
 
 
 @pytest.mark.parametrize("turns", [1, 3, 40])
-def test_a_zero_copy_send_that_is_told_late_keeps_its_bytes(zero_copy: FaultyServer, turns: int) -> None:
+def test_a_zero_copy_send_with_a_late_notification_keeps_its_bytes(zero_copy: FaultyServer, turns: int) -> None:
     begun = talks(zero_copy, 8, [])
     zero_copy.plan(NOTIFY, turns, count=ALWAYS)
     rounds(begun, 5)

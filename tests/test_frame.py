@@ -220,7 +220,7 @@ def test_headers_of_the_codec(
     assert parse(header[:cut], rules) == expected(header[:cut], rules)
 
 
-def test_nothing_is_read_beyond_the_bytes_at_hand() -> None:
+def test_nothing_is_read_beyond_the_bytes_given() -> None:
     memory = fenced_memory(1)
     first = ffi.from_buffer("uint8_t[]", memory)
     header = ffi.new("struct urs_frame_header *")

@@ -81,7 +81,7 @@ def test_incomplete_says_how_much_is_needed(payload_bytes: int) -> None:
     assert isinstance(parse_header(header), FrameHeader)
 
 
-def test_whose_frame_it_is() -> None:
+def test_masking_is_required_of_clients_and_forbidden_to_servers() -> None:
     masked, bare = HELLO, codec.Frame(codec.TEXT, b"Hello").encode()
     with pytest.raises(ProtocolError, match="not masked"):
         parse_header(bare)
@@ -125,7 +125,7 @@ def test_any_buffer_has_a_header(make: Any) -> None:
     assert isinstance(parse_header(make(HELLO)), FrameHeader)
 
 
-def test_what_is_no_buffer_has_no_header() -> None:
+def test_parse_header_raises_for_other_types_than_buffers() -> None:
     with pytest.raises(TypeError, match="bytes-like"):
         parse_header("Hello")  # type: ignore[arg-type]
     with pytest.raises(BufferError, match="not contiguous"):

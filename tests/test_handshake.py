@@ -447,7 +447,7 @@ def test_426_names_version_and_protocol() -> None:
     assert b"\r\nUpgrade: websocket\r\nConnection: Upgrade, close\r\n" in answer
 
 
-def test_405_names_what_is_allowed() -> None:
+def test_405_names_the_allowed_methods() -> None:
     assert b"\r\nAllow: GET, HEAD, OPTIONS\r\n" in encode_refusal(refused(head_of(start="PUT / HTTP/1.1"), 405))
     assert b"\r\nAllow: GET\r\n" in encode_refusal(refused(upgrade_of(start="HEAD / HTTP/1.1"), 405))
 
@@ -611,7 +611,7 @@ def test_the_date_is_that_of_the_answer(moment: float, monkeypatch: pytest.Monke
         assert b"\r\nDate: %b\r\n" % expected in encode_refusal(refusal("timeout"))
 
 
-def test_a_date_of_the_handlers_own_stands_alone() -> None:
+def test_a_date_given_by_the_handler_replaces_ours() -> None:
     answer = encode_response(Response(headers={"date": "Thu, 01 Jan 1970 00:00:00 GMT"}))
     assert answer.lower().count(b"date:") == 1
     assert b"\r\ndate: Thu, 01 Jan 1970 00:00:00 GMT\r\n" in answer

@@ -168,7 +168,7 @@ def test_empty_fragments_without_end_cost_nothing(server: ReactorThread) -> None
 # ---- control frames
 
 
-def test_a_flood_of_pings_is_answered_in_order_to_who_reads(server: ReactorThread) -> None:
+def test_a_flood_of_pings_from_a_peer_that_reads_is_answered_in_order(server: ReactorThread) -> None:
     pings = [struct.pack("!I", number) for number in range(50_000)]
     with Peer.connect(server.address) as peer, writing(peer, b"".join(frame(PING, ping) for ping in pings)):
         expected = b"".join(server_frame(PONG, ping) for ping in pings)
@@ -237,7 +237,7 @@ class CloseAtOnce(Recorder):
 
 
 @pytest.mark.parametrize("paused", [False, True], ids=["reading", "paused"])
-def test_who_floods_on_after_our_close_frame_is_cut_off(backend: Backend, *, paused: bool) -> None:
+def test_a_peer_that_floods_after_our_close_frame_is_cut(backend: Backend, *, paused: bool) -> None:
     class Handler(CloseAtOnce):
         def on_message(self, conn: Connection, message: Message) -> None:
             if paused:
@@ -344,7 +344,7 @@ def test_a_header_bomb_is_answered_431(server: ReactorThread, bomb: str) -> None
     assert_alive(server)
 
 
-def test_header_bombs_that_trickle_hold_no_more_than_their_bytes(server: ReactorThread) -> None:
+def test_slow_header_bombs_hold_only_their_bytes(server: ReactorThread) -> None:
     with contextlib.ExitStack() as peers:
         for _ in range(100):
             peer = peers.enter_context(Peer.dial(server.address))
@@ -388,7 +388,7 @@ SMUGGLING: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("shape", SMUGGLING)
-def test_what_follows_a_request_is_never_another(server: ReactorThread, shape: str) -> None:
+def test_bytes_after_a_request_are_never_another_request(server: ReactorThread, shape: str) -> None:
     assert only_answer(server, SMUGGLING[shape]) >= 400
 
 
@@ -421,13 +421,13 @@ NOISE: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("noise", NOISE)
-def test_what_is_not_http_is_refused_at_once(server: ReactorThread, noise: str) -> None:
+def test_bytes_other_than_http_are_refused_at_once(server: ReactorThread, noise: str) -> None:
     start = time.monotonic()
     assert only_answer(server, NOISE[noise]) == 400
     assert time.monotonic() - start < OPTIONS.handshake_seconds_max / 2  # type: ignore[operator]
 
 
-def test_slow_loris_is_cut_off_at_the_deadline_whatever_its_rate(server: ReactorThread) -> None:
+def test_slow_loris_is_cut_at_the_deadline_at_any_rate(server: ReactorThread) -> None:
     request = upgrade_request(headers=[("X-Padding", "x" * 1000)])
 
     def trickle(pause: float, statuses: dict[float, tuple[int, float]]) -> None:

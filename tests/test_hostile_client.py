@@ -23,9 +23,7 @@ def two_servers(backend: Backend) -> Iterator[tuple[ServerProcess, ServerProcess
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-def test_an_attack_costs_nobody_else_a_byte_or_a_session(
-    two_servers: tuple[ServerProcess, ServerProcess], name: str
-) -> None:
+def test_an_attack_costs_no_other_session_a_byte(two_servers: tuple[ServerProcess, ServerProcess], name: str) -> None:
     beset, control = two_servers
     result = run_attack(name, PLAN, beset, control)
     assert result.lost == []

@@ -210,7 +210,7 @@ def assert_same(received: Message, sent: Message) -> None:
         for converse in conversations
     ],
 )
-def test_python_clients_get_back_what_they_sent(
+def test_python_clients_get_their_messages_back(
     echo_server: ServerProcess,
     connect: Callable[[str], AbstractAsyncContextManager[Client]],
     converse: Callable[[Client], Any],
@@ -240,7 +240,7 @@ def node_with_ws() -> str:
 
 
 @pytest.mark.parametrize("conversation", ["whole", "fragmented", "pipelined"])
-def test_node_ws_gets_back_what_it_sent(echo_server: ServerProcess, node_with_ws: str, conversation: str) -> None:
+def test_node_ws_gets_its_messages_back(echo_server: ServerProcess, node_with_ws: str, conversation: str) -> None:
     run = subprocess.run(
         [node_with_ws, JS / "interop.mjs", echo_server.url, conversation, json.dumps(SIZES)],
         capture_output=True,

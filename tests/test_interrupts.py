@@ -159,7 +159,7 @@ def test_an_exception_anywhere_loses_no_event(backend: Backend, handlers: int) -
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
 @pytest.mark.parametrize("name", ["on_upgrade", "on_request"])
-def test_what_gets_out_while_a_request_is_decided_on_is_answered_500(
+def test_an_interrupt_while_a_request_is_decided_on_is_answered_500(
     backend: Backend, name: str, error: type[BaseException]
 ) -> None:
     asked: list[str] = []

@@ -54,7 +54,7 @@ def test_options_and_stats_can_still_be_copied() -> None:
     assert copy.copy(stats) == pickle.loads(pickle.dumps(stats)) == stats
 
 
-def test_stats_show_what_is_not_zero() -> None:
+def test_the_repr_of_stats_has_the_fields_that_are_not_zero() -> None:
     assert repr(Stats()) == "Stats()"
     stats = Stats(backend="epoll", sessions=2, close_codes={1000: 1})
     assert repr(stats) == "Stats(backend='epoll', sessions=2, close_codes={1000: 1})"

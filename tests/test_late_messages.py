@@ -233,7 +233,7 @@ def test_a_pong_may_come_byte_by_byte(backend: Backend) -> None:
         assert recorder.wait_for("pong")[0][2] == b"slowly"
 
 
-def test_the_pongs_of_the_servers_own_pings_are_given_too_and_still_measure_latency(backend: Backend) -> None:
+def test_on_pong_gets_the_pongs_of_the_servers_pings_and_they_still_measure_latency(backend: Backend) -> None:
     recorder = PongRecorder()
     options = Options(ping_interval_seconds=0.05, ping_timeout_seconds=5)
     with ReactorThread(recorder, backend=backend, options=options) as server, Peer.connect(server.address) as peer:
@@ -246,7 +246,7 @@ def test_the_pongs_of_the_servers_own_pings_are_given_too_and_still_measure_late
 
 
 @pytest.mark.parametrize("asked", [True, False])
-def test_pongs_after_our_close_frame_come_as_messages_do(backend: Backend, *, asked: bool) -> None:
+def test_pongs_after_our_close_frame_are_delivered_like_messages(backend: Backend, *, asked: bool) -> None:
     recorder = PongRecorder()
     options = Options(deliver_while_closing=asked, ping_interval_seconds=None)
     talk(recorder, backend, options, frame(TEXT, b"first") + frame(PONG, b"1"), frame(PONG, b"2"), frame(PONG, b"3"))

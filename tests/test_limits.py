@@ -104,7 +104,7 @@ def test_on_drain_follows_a_backlog_and_loses_no_byte(backend: Backend) -> None:
 
 
 @pytest.mark.parametrize("size", [20, 8_000, 300_000])
-def test_a_sender_that_stops_at_the_high_mark_is_always_told_to_go_on(backend: Backend, size: int) -> None:
+def test_a_sender_that_stops_at_the_high_mark_always_gets_on_drain(backend: Backend, size: int) -> None:
     """Also where the flush after the handler sends all at once, and no backlog ever came of it."""
     count = 8 * (1 << 20) // size // 20
 
@@ -167,7 +167,7 @@ def test_a_full_backlog_leaves_room_for_pongs(backend: Backend) -> None:
         assert received == Frame(PONG, b"alive?")
 
 
-def test_run_echo_takes_no_more_than_its_peer_reads(backend: Backend, recorder: EchoRecorder) -> None:
+def test_run_echo_reads_only_as_fast_as_its_peer(backend: Backend, recorder: EchoRecorder) -> None:
     """Nobody but the reactor could stop such a peer, so it does: the rest waits in the sockets, and nothing is lost."""
     size, count = 500_000, 60
     options = Options(backlog_bytes_max=2 << 20)
@@ -414,7 +414,7 @@ def test_an_idle_session_is_closed(backend: Backend, recorder: EchoRecorder) -> 
         assert idle.read_frame().opcode == CLOSE
 
 
-def test_the_server_pings_and_gives_up_on_who_does_not_answer(backend: Backend, recorder: EchoRecorder) -> None:
+def test_the_server_pings_and_cuts_a_peer_that_does_not_answer(backend: Backend, recorder: EchoRecorder) -> None:
     options = Options(ping_interval_seconds=0.1, ping_timeout_seconds=0.3)
     with (
         ReactorThread(recorder, backend=backend, options=options) as server,

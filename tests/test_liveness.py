@@ -106,7 +106,7 @@ def test_idle_seconds_max_counts_from_the_last_byte_that_came(backend: Backend, 
         assert recorder.wait_for("close")[0][2] == 1001
 
 
-def test_what_the_server_sends_does_not_keep_a_session_from_being_idle(backend: Backend) -> None:
+def test_sending_to_a_session_does_not_keep_it_from_being_idle(backend: Backend) -> None:
     recorder = Recorder()
     with serving(backend, only(idle_seconds_max=0.3), recorder) as server, Peer.connect(server.address) as peer:
         watch = Stopwatch()
@@ -138,7 +138,7 @@ def test_a_pong_keeps_a_session_from_being_idle(backend: Backend, recorder: Echo
         assert recorder.of("close") == []
 
 
-def test_ping_timeout_cuts_off_who_does_not_answer(backend: Backend, recorder: EchoRecorder) -> None:
+def test_ping_timeout_cuts_a_peer_that_does_not_answer(backend: Backend, recorder: EchoRecorder) -> None:
     options = only(ping_interval_seconds=SHORT_SECONDS, ping_timeout_seconds=SHORT_SECONDS)
     with serving(backend, options, recorder) as server, Peer.connect(server.address) as peer:
         watch = Stopwatch()
@@ -148,7 +148,7 @@ def test_ping_timeout_cuts_off_who_does_not_answer(backend: Backend, recorder: E
         assert_struck(watch.seconds(), 2 * SHORT_SECONDS - 0.05)
 
 
-def test_who_does_not_answer_a_ping_is_not_given_more_time_by_another(backend: Backend) -> None:
+def test_another_ping_gives_a_silent_peer_no_more_time(backend: Backend) -> None:
     """One ping at a time where its pong decides: the next would be another question, with a clock of its own."""
     recorder = Recorder()
     options = only(ping_interval_seconds=0.1, ping_timeout_seconds=0.45)
@@ -257,7 +257,7 @@ def test_handshake_seconds_max_ends_with_the_handshake(backend: Backend) -> None
         assert peer.read_frame() == Frame(TEXT, b"still here")
 
 
-def test_close_seconds_max_cuts_off_who_does_not_answer_a_close_frame(backend: Backend) -> None:
+def test_close_seconds_max_cuts_a_peer_that_does_not_answer_a_close_frame(backend: Backend) -> None:
     recorder = Recorder()
     options = only(close_seconds_max=SHORT_SECONDS)
     with serving(backend, options, recorder) as server, Peer.connect(server.address) as peer:

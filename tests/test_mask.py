@@ -66,7 +66,7 @@ def test_every_cpu_has_scalar_and_its_familys_own() -> None:
 
 
 @pytest.mark.parametrize("name", ["mmx", "", *(set(NAMES) - set(AVAILABLE))])
-def test_what_cannot_be_selected_changes_nothing(name: str) -> None:
+def test_selecting_an_unknown_implementation_changes_nothing(name: str) -> None:
     with selected("scalar"):
         assert lib.urs_mask_select(name.encode()) in (-errno.EINVAL, -errno.ENOTSUP)
         assert ffi.string(lib.urs_mask_selected()) == b"scalar"

@@ -195,7 +195,7 @@ def test_everything_that_can_be_sent(backend: Backend) -> None:
         ]
 
 
-def test_a_payload_alone_is_sent_as_what_it_is(backend: Backend) -> None:
+def test_a_payload_without_an_opcode_is_sent_by_its_type(backend: Backend) -> None:
     """A str is text, a message what it was, and all else binary."""
     numpy = pytest.importorskip("numpy")
     payloads = [b"bytes", bytearray(b"bytearray"), memoryview(b"memoryview"), numpy.arange(5, dtype=numpy.uint8), b""]
@@ -279,7 +279,7 @@ def test_a_message_can_be_sent_to_another_reactor_and_through_a_sender(backend: 
 
 
 @pytest.mark.parametrize("size", [10, 200_000])
-def test_a_message_that_is_no_longer_at_hand_is_never_sent(backend: Backend, size: int) -> None:
+def test_a_message_that_is_no_longer_current_is_never_sent(backend: Backend, size: int) -> None:
     """Also where the next event of the turn has bytes of its own: another client's request."""
     kept: list[Message] = []
     refused: list[str] = []
@@ -322,7 +322,7 @@ def test_a_continuation_has_no_type_to_be_sent_as(backend: Backend) -> None:
         assert peer.read_frames(2) == [Frame(TEXT, b"begun"), Frame(TEXT, b"ended")]
 
 
-def test_what_cannot_be_sent_raises_and_harms_nothing(backend: Backend) -> None:
+def test_a_payload_that_cannot_be_sent_raises_and_harms_nothing(backend: Backend) -> None:
     errors: list[type[BaseException]] = []
 
     def attempt(conn: Connection, _: Message) -> None:

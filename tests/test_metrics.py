@@ -87,7 +87,7 @@ def test_label_values_are_escaped() -> None:
     samples_of(Stats(backend='a"b\\c\nd'))
 
 
-def test_prometheus_own_parser_reads_it() -> None:
+def test_the_parser_of_prometheus_reads_the_metrics() -> None:
     parser = pytest.importorskip("prometheus_client.parser")
     families = {family.name: family for family in parser.text_string_to_metric_families(prometheus_text(FULL).decode())}
     assert len(families) == len(metrics._METRICS) + 1

@@ -193,7 +193,7 @@ def test_wrong_arguments_of_a_sender_raise_where_they_are_given(
         assert peer.read_frame() == Frame(TEXT, b"unharmed")
 
 
-def test_a_unix_path_may_be_bytes_and_goes_with_the_reactor(backend: Backend, tmp_path: Path) -> None:
+def test_a_unix_path_may_be_bytes_and_is_removed_by_close(backend: Backend, tmp_path: Path) -> None:
     path = tmp_path / "socket"
     with Reactor(Silent(), backend=backend) as reactor:
         reactor.bind_unix(os.fsencode(path))  # type: ignore[arg-type]
@@ -204,7 +204,7 @@ def test_a_unix_path_may_be_bytes_and_goes_with_the_reactor(backend: Backend, tm
 # The wrong thread, the wrong time, the wrong process
 
 
-def test_another_thread_leaves_no_socket_behind(echo: ReactorThread, tmp_path: Path) -> None:
+def test_a_call_from_another_thread_leaks_no_socket(echo: ReactorThread, tmp_path: Path) -> None:
     echo.ask(lambda: None)  # its thread owns it from here on
     path = tmp_path / "socket"
     with pytest.raises(WrongThread):
@@ -249,7 +249,7 @@ AFTER_CLOSE: dict[str, Callable[[Reactor], object]] = {
 
 @pytest.mark.parametrize("name", AFTER_CLOSE)
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_a_closed_reactor_says_so(backend: Backend, name: str) -> None:
+def test_every_call_of_a_closed_reactor_raises(backend: Backend, name: str) -> None:
     reactor = Reactor(Silent(), backend=backend)
     reactor.close()
     with pytest.raises(ReactorStateError, match="closed"):
@@ -257,7 +257,7 @@ def test_a_closed_reactor_says_so(backend: Backend, name: str) -> None:
     reactor.stop()
 
 
-def test_what_is_left_of_a_closed_reactor_is_safe_to_touch(backend: Backend) -> None:
+def test_objects_of_a_closed_reactor_are_safe_to_use(backend: Backend) -> None:
     kept: list[Message] = []
 
     class Keeper(EchoRecorder):
@@ -399,7 +399,7 @@ def assert_not_valid(message: Message) -> None:
 
 
 @pytest.mark.parametrize("size", [10, 200_000])
-def test_a_message_kept_past_its_handler_says_so(backend: Backend, size: int) -> None:
+def test_a_message_kept_past_its_handler_raises(backend: Backend, size: int) -> None:
     kept: list[Message] = []
 
     class Keeper(EchoRecorder):
@@ -445,7 +445,7 @@ def answer_kinds(reactor: Reactor) -> dict[str, Callable[[Connection], object]]:
 
 @pytest.mark.parametrize("end", ["close", "drain"])
 @pytest.mark.parametrize("size", [1, 10, 4000])
-def test_the_message_at_hand_stays_as_it_is_when_its_connection_is_closed_after_its_echo(
+def test_the_current_message_stays_unchanged_when_its_connection_is_closed_after_its_echo(
     backend: Backend, end: str, size: int
 ) -> None:
     """Several messages in one segment, so that their answers could be moved together."""
@@ -469,7 +469,7 @@ def test_the_message_at_hand_stays_as_it_is_when_its_connection_is_closed_after_
         assert peer.read_close() == (4000 if end == "close" else 1001)
 
 
-def test_a_message_is_forwarded_unchanged_after_the_close_of_its_own_connection(backend: Backend) -> None:
+def test_a_message_is_forwarded_unchanged_after_its_connection_was_closed(backend: Backend) -> None:
     class Forwarder(Recorder):
         def on_message(self, conn: Connection, message: Message) -> None:
             conn.echo()
@@ -491,7 +491,7 @@ def test_a_message_is_forwarded_unchanged_after_the_close_of_its_own_connection(
 
 
 @pytest.mark.parametrize("size", [10, 200_000])
-def test_closing_another_keeps_the_echo_of_the_message_at_hand(backend: Backend, size: int) -> None:
+def test_closing_another_connection_keeps_the_echo_of_the_current_message(backend: Backend, size: int) -> None:
     payload = os.urandom(size)
 
     class CloseOther(Recorder):
@@ -516,7 +516,7 @@ def test_closing_another_keeps_the_echo_of_the_message_at_hand(backend: Backend,
 
 
 @pytest.mark.parametrize("size", [10, 200_000])
-def test_draining_leaves_the_message_at_hand_readable(backend: Backend, size: int) -> None:
+def test_draining_leaves_the_current_message_readable(backend: Backend, size: int) -> None:
     payload = os.urandom(size)
     seen: list[bytes] = []
 
@@ -642,7 +642,7 @@ def test_on_drain_that_raises_closes_its_session_with_1011(backend: Backend, cap
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
 @pytest.mark.parametrize("where", ["on_open", "on_message", "on_close"])
-def test_what_is_no_error_gets_out_and_the_rest_of_the_turn_is_kept(
+def test_keyboard_interrupt_propagates_and_keeps_the_remaining_events(
     backend: Backend, where: str, error: type[BaseException]
 ) -> None:
     handler = Broken(error, where)

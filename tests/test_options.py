@@ -233,7 +233,7 @@ def test_sequences_become_tuples() -> None:
 
 @pytest.mark.parametrize("name", ["subprotocols", "origins", "proxy_protocol_from"])
 @pytest.mark.parametrize("value", ["chat", b"chat", 1, {"chat"}, iter(["chat"])], ids=repr)
-def test_a_lone_string_is_no_sequence(name: str, value: object) -> None:
+def test_a_single_string_is_not_a_sequence(name: str, value: object) -> None:
     assert refused(**{name: value}).allowed == "a list or tuple"
 
 
@@ -302,11 +302,11 @@ def test_proxies_are_addresses_or_networks(value: Any) -> None:
         (("unix",), "127.0.0.1", False),
     ],
 )
-def test_who_has_to_speak_the_proxy_protocol(proxies: tuple[Any, ...], host: str | None, *, expected: bool) -> None:
+def test_the_peers_that_must_send_a_proxy_header(proxies: tuple[Any, ...], host: str | None, *, expected: bool) -> None:
     assert Options(proxy_protocol_from=proxies).takes_proxy_protocol_from(host) is expected
 
 
-def test_a_host_that_is_no_address_is_an_error() -> None:
+def test_a_host_that_is_not_an_address_is_an_error() -> None:
     with pytest.raises(ValueError, match="localhost"):
         Options(proxy_protocol_from=["::1"]).takes_proxy_protocol_from("localhost")
 

@@ -56,7 +56,7 @@ def in_thread(function: Callable[[], object]) -> None:
 # Closed by another thread
 
 
-def test_closing_the_reactor_of_a_thread_that_ended_leaves_ones_own_running(backend: Backend) -> None:
+def test_closing_the_reactor_of_a_thread_that_ended_leaves_others_running(backend: Backend) -> None:
     """A registered ring is a number that means something else in each thread."""
     with Reactor(EchoRecorder(), QUIET, backend=backend) as own:
         address = own.bind("127.0.0.1", 0)
@@ -231,7 +231,7 @@ def test_a_thread_with_the_ident_of_one_that_ended_is_turned_away(backend: Backe
 
 
 @pytest.mark.parametrize("name", ["is_open", "latency_seconds", "peer", "buffered_amount"])
-def test_another_thread_is_told_nothing_of_a_connection(echo: ReactorThread, recorder: EchoRecorder, name: str) -> None:
+def test_another_thread_cannot_read_a_connections_state(echo: ReactorThread, recorder: EchoRecorder, name: str) -> None:
     with Peer.connect(echo.address):
         ((_, id_),) = recorder.wait_for("open")
         conn = recorder.connections[id_]
@@ -301,7 +301,7 @@ def test_a_thread_alone_is_not_left_to_wait_for_itself(backend: Backend, monkeyp
         assert ours.fileno() >= 0
 
 
-def test_who_waits_to_hand_over_hears_that_nobody_will_take_it(backend: Backend) -> None:
+def test_a_thread_that_waits_to_hand_over_gets_an_error_when_the_reactor_ends(backend: Backend) -> None:
     """The thread that ran the reactor ends, or it closes the reactor, while the command waits."""
     for ends_by_close in (False, True):
         reactor = Reactor(Silent(), QUIET, backend=backend)
@@ -348,7 +348,7 @@ def test_a_sender_says_that_the_reactors_thread_has_ended(backend: Backend) -> N
             assert ours.fileno() >= 0
 
 
-def test_who_waits_for_room_hears_that_the_reactors_thread_has_ended(backend: Backend) -> None:
+def test_a_thread_that_waits_for_room_gets_an_error_when_the_reactors_thread_ends(backend: Backend) -> None:
     """Its end wakes nobody."""
     options = Options(sender_commands_max=1, ping_interval_seconds=None)
     with Reactor(Silent(), options, backend=backend) as reactor, reactor.sender() as sender:
@@ -369,7 +369,7 @@ def test_who_waits_for_room_hears_that_the_reactors_thread_has_ended(backend: Ba
         thread.join()
 
 
-def test_who_is_interrupted_while_handing_over_keeps_the_socket(backend: Backend) -> None:
+def test_an_interrupted_handover_leaves_the_socket_to_the_caller(backend: Backend) -> None:
     """As Ctrl-C does in a main thread that waits: the reactor must not take what its caller believes to have kept."""
 
     def interrupt(*_: object) -> None:
@@ -396,7 +396,7 @@ def test_who_is_interrupted_while_handing_over_keeps_the_socket(backend: Backend
 
 
 @pytest.mark.parametrize("prefix", [None, 5, "text"])
-def test_a_prefix_that_is_no_buffer_is_refused_before_it_is_queued(echo: ReactorThread, prefix: Any) -> None:
+def test_a_prefix_other_than_a_buffer_is_refused_before_it_is_queued(echo: ReactorThread, prefix: Any) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs, pytest.raises(TypeError):
         echo.sender.add_session_with_prefix(ours, prefix)

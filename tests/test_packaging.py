@@ -82,7 +82,7 @@ def test_the_metadata_name_version_licences_and_urls(sdist: Path) -> None:
     assert f"]({ADDRESS}/blob/HEAD/examples/embed_aiohttp.py)" in metadata.get_payload()
 
 
-def test_the_licence_of_what_is_linked_in_is_whole() -> None:
+def test_the_licence_of_linked_code_is_complete() -> None:
     text = " ".join((ROOT / "licenses" / "liburing.txt").read_text().split())
     assert "Jens Axboe" in text
     for part in (

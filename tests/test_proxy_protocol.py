@@ -83,7 +83,7 @@ def test_headers_cut_anywhere_ask_for_more(header: bytes) -> None:
 
 
 @pytest.mark.parametrize("header", BYTES)
-def test_asking_for_what_is_needed_comes_to_an_end(header: bytes) -> None:
+def test_asking_for_the_number_of_bytes_needed_ends(header: bytes) -> None:
     rounds, have = 0, 0
     while isinstance(result := parse_proxy_header(header[:have]), int):
         have, rounds = result, rounds + 1

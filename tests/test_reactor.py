@@ -46,7 +46,7 @@ def test_another_thread_is_turned_away(echo: ReactorThread, recorder: EchoRecord
         assert peer.read_frame() == Frame(TEXT, b"unharmed")
 
 
-def test_run_once_waits_no_longer_than_it_was_told(backend: Backend) -> None:
+def test_run_once_waits_at_most_its_timeout(backend: Backend) -> None:
     with Reactor(Silent(), QUIET, backend=backend) as reactor:
         reactor.bind("127.0.0.1", 0)
         for timeout, least, most in ((0, 0.0, 0.1), (0.2, 0.19, 2.0)):
@@ -130,7 +130,7 @@ def test_run_without_anything_to_wait_for_returns(backend: Backend) -> None:
         reactor.run()
 
 
-def test_leaving_the_context_closes_what_is_open(backend: Backend, recorder: EchoRecorder) -> None:
+def test_leaving_the_context_closes_open_sessions(backend: Backend, recorder: EchoRecorder) -> None:
     with ReactorThread(recorder, backend=backend) as server:
         peer = Peer.connect(server.address)
         recorder.wait_for("open")
@@ -141,7 +141,7 @@ def test_leaving_the_context_closes_what_is_open(backend: Backend, recorder: Ech
     assert [event[0] for event in recorder.events] == ["open", "close"]
 
 
-def test_a_closed_reactor_says_so(backend: Backend) -> None:
+def test_every_call_of_a_closed_reactor_raises(backend: Backend) -> None:
     reactor = Reactor(Silent(), backend=backend)
     reactor.close()
     reactor.close()
@@ -215,7 +215,7 @@ with Reactor(object(), backend=sys.argv[1]) as reactor:
 """
 
 
-def test_a_fork_does_not_hang_on_what_other_threads_were_doing(backend: Backend) -> None:
+def test_a_fork_does_not_hang_on_locks_of_other_threads(backend: Backend) -> None:
     """Threads wake the reactor and queue commands at the moment of the fork; in the child nobody finishes that."""
     run = subprocess.run([sys.executable, "-c", BUSY_FORK, backend], timeout=50, check=True, capture_output=True)
     assert run.stdout == b"failed 0\n"

@@ -152,7 +152,7 @@ def test_a_call_that_raises_is_logged_and_the_loop_goes_on(
     assert raised == ["broken call"]
 
 
-def test_commands_that_nobody_takes_are_bounded(backend: Backend, recorder: EchoRecorder) -> None:
+def test_waiting_commands_are_bounded(backend: Backend, recorder: EchoRecorder) -> None:
     """The reactor is not turned here, so that nothing leaves the queue."""
     ours, theirs = socket.socketpair()
     with (
@@ -183,7 +183,7 @@ def test_commands_that_nobody_takes_are_bounded(backend: Backend, recorder: Echo
         assert peer.read_frames(16) == [Frame(BINARY, b"x")] * 16
 
 
-def test_who_waits_for_room_without_a_time_out_goes_on_when_there_is_room(backend: Backend) -> None:
+def test_a_thread_that_waits_for_room_without_a_timeout_continues_when_there_is_room(backend: Backend) -> None:
     with Reactor(Silent(), Options(sender_commands_max=2), backend=backend) as reactor, reactor.sender() as sender:
         done: list[int] = []
 
@@ -206,7 +206,7 @@ def test_who_waits_for_room_without_a_time_out_goes_on_when_there_is_room(backen
     assert sorted(done) == list(range(8))
 
 
-def test_who_waits_for_room_is_told_when_the_reactor_is_closed(backend: Backend) -> None:
+def test_a_thread_that_waits_for_room_gets_an_error_when_the_reactor_is_closed(backend: Backend) -> None:
     told: list[Exception] = []
     with Reactor(Silent(), Options(sender_commands_max=1), backend=backend) as reactor, reactor.sender() as sender:
 
@@ -242,7 +242,7 @@ def test_run_goes_on_while_a_sender_lives_and_then_ends(backend: Backend, record
         server.join()
 
 
-def test_a_sender_that_nobody_holds_keeps_no_reactor_running(backend: Backend) -> None:
+def test_a_sender_that_was_collected_keeps_no_reactor_running(backend: Backend) -> None:
     forgotten: list[object] = []
     with ReactorThread(
         Silent(), backend=backend, prepare=lambda reactor: forgotten.append(reactor.sender().clone())
@@ -255,7 +255,7 @@ def test_a_sender_that_nobody_holds_keeps_no_reactor_running(backend: Backend) -
         server.join()
 
 
-def test_senders_that_nobody_holds_are_forgotten_while_a_server_listens(backend: Backend) -> None:
+def test_collected_senders_are_forgotten_while_a_server_listens(backend: Backend) -> None:
     with ReactorThread(Silent(), backend=backend) as server:
         for _ in range(100):
             server.reactor.sender()
@@ -263,7 +263,7 @@ def test_senders_that_nobody_holds_are_forgotten_while_a_server_listens(backend:
         wait_until(lambda: len(server.reactor._commands.senders) == 1)
 
 
-def test_a_sender_that_is_closed_or_whose_reactor_is_gone_refuses(backend: Backend, recorder: EchoRecorder) -> None:
+def test_a_sender_that_is_released_or_whose_reactor_is_closed_raises(backend: Backend, recorder: EchoRecorder) -> None:
     with Reactor(recorder, backend=backend) as reactor:
         closed, orphan = reactor.sender(), reactor.sender()
         closed.release()
@@ -326,7 +326,7 @@ def test_a_command_that_comes_too_late_is_dropped_in_silence(
     assert caplog.records == []
 
 
-def test_a_coroutine_function_is_no_call_for_the_reactor(backend: Backend) -> None:
+def test_a_coroutine_function_cannot_be_called_by_a_sender(backend: Backend) -> None:
     async def coroutine() -> None: ...
 
     with (

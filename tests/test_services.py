@@ -200,7 +200,7 @@ def test_a_handler_that_raises_ends_only_its_connection(backend: Backend, caplog
     assert "ZeroDivisionError" in caplog.text
 
 
-def test_a_handler_is_told_when_its_own_connection_has_drained(backend: Backend) -> None:
+def test_on_drain_is_called_for_the_handlers_own_connection(backend: Backend) -> None:
     class Draining(Recorder):
         def on_open(self, conn: Connection) -> None:
             super().on_open(conn)
@@ -357,7 +357,7 @@ def test_a_reactor_keeps_its_own_handler(reactor: Reactor) -> None:
 
 
 @pytest.mark.parametrize("bind", ["bind", "bind_unix", "bind_socket", "add_session"])
-def test_an_object_that_is_no_handler_or_no_options_is_refused(reactor: Reactor, bind: str, tmp_path: Path) -> None:
+def test_a_wrong_handler_or_wrong_options_are_refused(reactor: Reactor, bind: str, tmp_path: Path) -> None:
     class Coroutines:
         async def on_message(self, conn: Connection, message: Message) -> None: ...
 
@@ -490,7 +490,7 @@ def test_a_refusal_of_the_shim_has_the_server_header_of_the_listener(backend: Ba
             assert peer.quiet(0.2)
 
 
-def test_a_proxy_header_is_for_the_listener_behind_the_proxy(backend: Backend) -> None:
+def test_a_proxy_header_is_required_only_by_its_listener(backend: Backend) -> None:
     class Peers(Recorder):
         def on_upgrade(self, request: Request) -> None:
             self.record("peer", request.peer)

@@ -77,7 +77,7 @@ def test_close_is_called_once_however_it_ends(backend: Backend, ending: str) -> 
         pytest.param(close_frame(1005), 1002, id="close-code-1005"),
     ],
 )
-def test_what_came_whole_before_a_violation_is_answered_first(echo: ReactorThread, bad: bytes, code: int) -> None:
+def test_complete_messages_before_a_violation_are_answered_first(echo: ReactorThread, bad: bytes, code: int) -> None:
     with Peer.connect(echo.address) as peer:
         peer.write(frame(TEXT, b"first"), frame(PING, b"second"), frame(BINARY, b"third"), bad)
         assert peer.read_frames(3) == [Frame(TEXT, b"first"), Frame(PONG, b"second"), Frame(BINARY, b"third")]

@@ -78,7 +78,7 @@ def test_fifty_floods_through_two_receive_buffers(backend: Backend, run: Callabl
         assert (stats.enobufs_parks > 0) == (backend == "io_uring")
 
 
-def test_a_full_submission_queue_makes_nobody_wait(backend: Backend) -> None:
+def test_a_full_submission_queue_delays_no_request(backend: Backend) -> None:
     """Sessions that begin at once, more than the ring has entries, have all sent something before.
 
     A queue that is full is submitted and used again at once. To wait for it as for a shortage would take thousands of

@@ -36,7 +36,7 @@ def server(backend: Backend, drain_seconds: float = 5, **options: object) -> Ser
     return ServerProcess("-c", SERVER, backend, str(drain_seconds), **options)
 
 
-def test_the_first_interrupt_says_what_it_waits_for_and_the_second_ends_it(backend: Backend) -> None:
+def test_the_first_interrupt_drains_with_a_message_and_the_second_ends_it(backend: Backend) -> None:
     with server(backend, 600) as process, Peer.connect(process.address) as silent, Peer.connect(process.address):
         process.process.send_signal(signal.SIGINT)
         assert silent.read_close() == 1001

@@ -14,7 +14,7 @@ SECONDS = float(os.environ.get("URINGWS_SOAK_SECONDS", "10"))
 
 
 @pytest.mark.timeout(SECONDS + 110)
-def test_a_soak_loses_nothing_and_leaves_nothing_behind(backend: Backend) -> None:
+def test_a_soak_loses_nothing_and_leaks_nothing(backend: Backend) -> None:
     report = soak(backend, SECONDS, tell=print)
     assert report.problems == []
     assert report.bytes_lost == 0

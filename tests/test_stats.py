@@ -80,7 +80,7 @@ def test_messages_bytes_and_pings_are_counted_once_each(backend: Backend, record
     assert stats.events_per_turn == stats.events / stats.turns
 
 
-def test_a_backlog_and_what_it_turns_away_are_counted(backend: Backend) -> None:
+def test_a_backlog_and_its_drops_are_counted(backend: Backend) -> None:
     options = Options(ping_interval_seconds=None, backlog_bytes_max=1 << 20, on_full="drop")
     with pairs(1) as ((ours, peer),), Reactor(Recorder(), options, backend=backend) as reactor:
         handler = reactor.handler

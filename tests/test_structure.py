@@ -435,7 +435,7 @@ def test_only_shim_touches_the_extension(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", source_files(), ids=lambda path: str(path.relative_to(ROOT)))
-def test_file_opens_with_what_it_is(path: Path) -> None:
+def test_file_opens_with_its_description(path: Path) -> None:
     marks = {".py": ('"""', 'r"""'), ".sh": ("# ",)}.get(path.suffix, ("/* ", "// "))
     assert opening(path).startswith(marks)
 

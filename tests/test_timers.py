@@ -125,7 +125,7 @@ def test_a_timer_that_was_called_keeps_its_arguments_no_longer(backend: Backend)
         assert not timer.is_active
 
 
-def test_what_a_timer_raises_is_logged_and_the_others_go_on(backend: Backend, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_timers_error_is_logged_and_other_timers_run(backend: Backend, caplog: pytest.LogCaptureFixture) -> None:
     called: list[int] = []
 
     def broken() -> None:
@@ -141,7 +141,7 @@ def test_what_a_timer_raises_is_logged_and_the_others_go_on(backend: Backend, ca
 
 
 @pytest.mark.parametrize("method", ["call_later", "call_every"])
-def test_what_is_no_error_gets_out_and_the_other_timers_stay(backend: Backend, method: str) -> None:
+def test_keyboard_interrupt_propagates_and_other_timers_stay(backend: Backend, method: str) -> None:
     called: list[int] = []
 
     def interrupt() -> None:
@@ -252,7 +252,7 @@ def test_closing_ends_all_timers(backend: Backend) -> None:
     ],
     ids=["call_later", "call_every", "cancel"],
 )
-def test_another_thread_is_turned_away_and_told_what_to_do(
+def test_another_thread_gets_an_error_with_the_remedy(
     echo: ReactorThread, attempt: Callable[[Reactor, Timer], object]
 ) -> None:
     timer = echo.ask(lambda: echo.reactor.call_later(3600, print))
@@ -327,7 +327,7 @@ def test_a_timer_that_is_added_by_another_waits_for_the_next_turn_however_soon_i
         assert len(calls) == turn
 
 
-def test_a_coroutine_function_is_no_timer(backend: Backend) -> None:
+def test_a_coroutine_function_cannot_be_a_timer(backend: Backend) -> None:
     async def coroutine() -> None: ...
 
     with Reactor(Silent(), backend=backend) as reactor:

@@ -29,7 +29,7 @@ def adopted(reactor: Reactor) -> tuple[Peer, int]:
     return Peer(theirs), reactor.add_session(ours)
 
 
-def test_what_was_echoed_is_not_echoed_again_by_a_turn_without_events(reactor: Reactor, recorder: EchoRecorder) -> None:
+def test_an_echo_is_not_repeated_by_a_turn_without_events(reactor: Reactor, recorder: EchoRecorder) -> None:
     peer, identity = adopted(reactor)
     with peer:
         peer.write(*(frame(TEXT, bytes([letter]) * 20) for letter in b"abcde"))
@@ -42,7 +42,7 @@ def test_what_was_echoed_is_not_echoed_again_by_a_turn_without_events(reactor: R
         assert peer.quiet()
 
 
-def test_what_was_echoed_is_not_echoed_again_by_an_interrupted_turn(reactor: Reactor, recorder: EchoRecorder) -> None:
+def test_an_echo_is_not_repeated_by_an_interrupted_turn(reactor: Reactor, recorder: EchoRecorder) -> None:
     before = signal.signal(signal.SIGALRM, lambda *_: None)
     peer, identity = adopted(reactor)
     try:
@@ -70,7 +70,7 @@ def test_a_connection_aborted_over_and_over_takes_no_others_end_away(reactor: Re
     assert [event[1:3] for event in recorder.of("close")] == [(first, 1006), (second, 1006)]
 
 
-def test_run_echo_answers_what_came_before_what_it_cannot_echo(backend: Backend) -> None:
+def test_run_echo_answers_runs_of_small_messages_up_to_another_frame(backend: Backend) -> None:
     """Small messages that lie one behind the other are answered all at once: up to what is none, or is a bad one."""
     good = [Frame(BINARY, b"one"), Frame(TEXT, "zwölf".encode()), Frame(BINARY, b""), Frame(BINARY, b"x" * 125)]
     sent = [frame(item.opcode, item.payload) for item in good]
@@ -104,7 +104,7 @@ class Reuses(Recorder):
             self.adopted = self.reactor.add_session(self.sockets.pop())
 
 
-def test_what_was_to_be_told_of_a_session_is_not_told_of_the_next_one_in_its_slot(backend: Backend) -> None:
+def test_a_late_event_of_a_session_never_reaches_the_next_one_in_its_slot(backend: Backend) -> None:
     """A session ends in the turn in which its backlog drained; before on_drain is told, another session is opened."""
 
     class Script(Reuses):

@@ -71,7 +71,7 @@ def test_a_path_that_was_moved_over_the_servers_own_is_left_alone(backend: Backe
     assert path.read_text() == "somebody else's"
 
 
-def test_a_drain_removes_the_path_of_its_own_server_only(backend: Backend, tmp_path: Path) -> None:
+def test_a_drain_removes_only_the_path_of_its_server(backend: Backend, tmp_path: Path) -> None:
     mine, theirs = tmp_path / "mine", tmp_path / "theirs"
     with Reactor(Silent(), backend=backend) as reactor, socket.socket(socket.AF_UNIX) as successor:
         reactor.bind_unix(mine)
@@ -103,7 +103,7 @@ def test_a_stale_socket_is_replaced(backend: Backend, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["file", "empty file", "directory", "link to a file", "link to a stale socket"])
-def test_whatever_else_lies_there_is_never_removed(backend: Backend, tmp_path: Path, kind: str) -> None:
+def test_other_files_at_the_path_are_never_removed(backend: Backend, tmp_path: Path, kind: str) -> None:
     path, target = tmp_path / "there", tmp_path / "target"
     if kind == "directory":
         path.mkdir()
@@ -168,7 +168,7 @@ def test_a_mode_that_cannot_be_set_leaves_no_file(
 
 
 @pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o666), (0o077, 0o660), (0, 0o600), (0o022, 0)], ids=oct)
-def test_the_mode_holds_whatever_the_umask(backend: Backend, tmp_path: Path, mask: int, mode: int) -> None:
+def test_the_mode_does_not_depend_on_the_umask(backend: Backend, tmp_path: Path, mask: int, mode: int) -> None:
     path = tmp_path / "socket"
     with umask(mask), Reactor(Silent(), backend=backend) as reactor:
         reactor.bind_unix(path, mode=mode)
@@ -239,7 +239,7 @@ def test_an_abstract_name_is_shown_with_an_at_sign(backend: Backend) -> None:
 
 
 @pytest.mark.parametrize("path", ["", "a\0b", "/tmp/a\0"], ids=repr)
-def test_what_the_kernel_would_cut_short_is_refused(backend: Backend, path: str) -> None:
+def test_a_path_that_the_kernel_would_cut_short_is_refused(backend: Backend, path: str) -> None:
     with Reactor(Silent(), backend=backend) as reactor, pytest.raises(ValueError, match="bind_unix"):
         reactor.bind_unix(path)
 

@@ -79,7 +79,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_no_upgrade_gets_a_status_and_the_end_of_the_connection(
+def test_a_request_without_upgrade_gets_a_status_and_the_end_of_the_connection(
     echo: ReactorThread, recorder: EchoRecorder, name: str
 ) -> None:
     request, status = REFUSED[name]
@@ -140,7 +140,7 @@ PATIENT = Options(handshake_seconds_max=None)
 
 
 @pytest.mark.parametrize("name", GARBAGE)
-def test_what_can_be_no_request_is_refused_at_once(backend: Backend, name: str) -> None:
+def test_bytes_that_cannot_begin_a_request_are_refused_at_once(backend: Backend, name: str) -> None:
     recorder = EchoRecorder()
     with ReactorThread(recorder, backend=backend, options=PATIENT) as server:
         assert http(server.address, GARBAGE[name]).status == 400
@@ -157,7 +157,9 @@ def test_what_can_be_no_request_is_refused_at_once(backend: Backend, name: str) 
 
 @pytest.mark.parametrize("header", HEADERS_OF_PROXIES, ids=HEADERS_OF_PROXIES.values())
 @pytest.mark.parametrize("name", ["SSH", "Redis in one line", "a head of bare LF", "a bare CR before"])
-def test_what_can_be_no_request_is_refused_behind_a_proxy_too(backend: Backend, header: bytes, name: str) -> None:
+def test_bytes_that_cannot_begin_a_request_are_refused_after_a_proxy_header_too(
+    backend: Backend, header: bytes, name: str
+) -> None:
     options = Options(handshake_seconds_max=None, proxy_protocol_from=["127.0.0.1"])
     with ReactorThread(EchoRecorder(), backend=backend, options=options) as server:
         assert http(server.address, header + GARBAGE[name]).status == 400

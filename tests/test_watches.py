@@ -131,7 +131,7 @@ def test_the_end_of_a_peer_is_reported(reactor: Reactor, pipe: tuple[int, int]) 
     run_until(reactor, lambda: called)
 
 
-def test_a_watch_is_cancelled_by_its_own_callback_and_by_that_of_another(reactor: Reactor) -> None:
+def test_a_watch_may_be_cancelled_by_any_callback(reactor: Reactor) -> None:
     called: list[int] = []
     watches: list[Watch] = []
 
@@ -199,7 +199,7 @@ def test_a_watch_made_in_a_callback_takes_part_from_the_next_turn_on(reactor: Re
         os.close(descriptor)
 
 
-def test_what_a_callback_raises_is_logged_and_stops_no_other(
+def test_a_callbacks_error_is_logged_and_stops_no_other_callback(
     reactor: Reactor, pipe: tuple[int, int], caplog: pytest.LogCaptureFixture
 ) -> None:
     called: list[int] = []
@@ -221,7 +221,7 @@ def test_what_a_callback_raises_is_logged_and_stops_no_other(
         os.close(descriptor)
 
 
-def test_what_is_no_error_gets_out_and_the_other_callbacks_come_with_the_next_turn(reactor: Reactor) -> None:
+def test_keyboard_interrupt_propagates_and_other_watches_run_in_the_next_turn(reactor: Reactor) -> None:
     called: list[int] = []
     pipes = [os.pipe() for _ in range(3)]
 
@@ -264,7 +264,7 @@ def test_nothing_is_left_of_a_watch_that_was_cancelled(reactor: Reactor) -> None
     assert open_descriptors() == before
 
 
-def test_nothing_is_left_of_a_watch_whose_reactor_is_closed(backend: Backend, pipe: tuple[int, int]) -> None:
+def test_closing_the_reactor_ends_its_watches(backend: Backend, pipe: tuple[int, int]) -> None:
     before = open_descriptors()
     with Reactor(EchoRecorder(), QUIET, backend=backend) as reactor:
         watch = reactor.watch(pipe[0], lambda: None)
@@ -276,7 +276,7 @@ def test_nothing_is_left_of_a_watch_whose_reactor_is_closed(backend: Backend, pi
     assert repr(watch) == f"<Watch of descriptor {pipe[0]} (readable), over>"
 
 
-def test_no_more_than_the_limit_are_watched(reactor: Reactor, pipe: tuple[int, int]) -> None:
+def test_at_most_the_limit_are_watched(reactor: Reactor, pipe: tuple[int, int]) -> None:
     watches = [reactor.watch(pipe[0], lambda: None) for _ in range(lib.URS_WATCHES_MAX)]
     with pytest.raises(LimitReached, match=r"1024 descriptors .*select\.epoll"):
         reactor.watch(pipe[0], lambda: None)
@@ -303,7 +303,9 @@ def test_other_epolls_can_be_watched(reactor: Reactor, pipe: tuple[int, int]) ->
 
 
 @pytest.mark.parametrize("name", ["a regular file", "a directory", "/dev/null"])
-def test_what_is_always_ready_is_refused_with_the_remedy(reactor: Reactor, tmp_path: Path, name: str) -> None:
+def test_a_descriptor_that_is_always_ready_is_refused_with_the_remedy(
+    reactor: Reactor, tmp_path: Path, name: str
+) -> None:
     (tmp_path / "file").write_text("x")
     paths = {"a regular file": tmp_path / "file", "a directory": tmp_path, "/dev/null": Path("/dev/null")}
     descriptor = os.open(paths[name], os.O_RDONLY)
@@ -329,7 +331,7 @@ async def coroutine_function() -> None: ...
         ("a pipe", coroutine_function, TypeError, "async def"),
     ],
 )
-def test_what_cannot_be_watched_is_refused(
+def test_a_descriptor_that_cannot_be_watched_is_refused(
     reactor: Reactor, descriptor: Any, callback: Any, error: type[Exception], text: str
 ) -> None:
     reading, writing = os.pipe()
