@@ -298,7 +298,7 @@ static void admit(struct urs_reactor *reactor, int fd, const struct urs_listener
 {
     const struct urs_reactor_options *options = &reactor->options;
     reactor->stats.accepted++;
-    if (reactor->draining) {
+    if (reactor->draining || listener->state != URS_LISTENER_OPEN) {
         refuse(reactor, fd, listener->rules, URS_REFUSED_DRAINING);
         return;
     }
@@ -335,7 +335,12 @@ void urs_admission_arm(struct urs_reactor *reactor)
 {
     for (uint32_t index = 0; index < reactor->listener_count; index++) {
         struct urs_listener *listener = &reactor->listeners[index];
-        if (listener->armed || reactor->draining)
+        if (listener->state == URS_LISTENER_CLOSING && listener->armed
+            && reactor->io->operations->accept_stop(reactor->io, index, listener->fd) != 0)
+            urs_core_pause(reactor);
+        else if (listener->state != URS_LISTENER_OPEN)
+            listener->state = URS_LISTENER_CLOSED;
+        if (listener->armed || reactor->draining || listener->state != URS_LISTENER_OPEN)
             continue;
         listener->armed = reactor->io->operations->accept(reactor->io, index, listener->fd) == 0;
         if (!listener->armed)

@@ -58,8 +58,15 @@ struct urs_queue {
     uint32_t count;
 };
 
+enum urs_listener_state {
+    URS_LISTENER_OPEN = 0,
+    URS_LISTENER_CLOSING = 1,            /* unlisten was called; the backend has not been told yet */
+    URS_LISTENER_CLOSED = 2
+};
+
 struct urs_listener {
     int fd;
+    uint8_t state;                       /* enum urs_listener_state */
     bool armed;
     bool local;                          /* AF_UNIX */
     uint8_t rules;                       /* the index of the rules of its sessions */
@@ -360,7 +367,7 @@ void urs_admission_accepted(struct urs_reactor *reactor, const struct urs_comple
 /* Removes a session from the list of silent sessions (those that have not sent a byte), if it is on the list. */
 void urs_admission_spoke(struct urs_reactor *reactor, struct urs_session *session);
 
-/* Arms an accept on every listening socket that has none armed. */
+/* Arms an accept on every listening socket that has none armed, and ends that of a socket that is closing. */
 void urs_admission_arm(struct urs_reactor *reactor);
 
 /* budget.c */

@@ -220,12 +220,28 @@ int urs_reactor_listen(struct urs_reactor *reactor, int fd, bool local, uint8_t 
     return (int)reactor->listener_count - 1;
 }
 
+int urs_reactor_unlisten(struct urs_reactor *reactor, uint32_t index)
+{
+    int refused = urs_core_check(reactor);
+    if (refused != 0)
+        return refused;
+    URS_ASSERT(index < reactor->listener_count);
+    struct urs_listener *listener = &reactor->listeners[index];
+    if (listener->state != URS_LISTENER_OPEN)
+        return URS_ERROR_STALE;
+    listener->state = URS_LISTENER_CLOSING;
+    urs_admission_arm(reactor);
+    /* Submits the end of accepting now, as in urs_reactor_drain. */
+    int error = reactor->started ? reactor->io->operations->wait(reactor->io, 0) : 0;
+    return error == -EINTR ? 0 : error;
+}
+
 void urs_reactor_stop_listening(struct urs_reactor *reactor)
 {
     reactor->draining = true;
     for (uint32_t index = 0; index < reactor->listener_count; index++) {
         struct urs_listener *listener = &reactor->listeners[index];
-        if (listener->armed)
+        if (listener->armed && listener->state != URS_LISTENER_CLOSED)
             reactor->io->operations->accept_stop(reactor->io, index, listener->fd);
     }
 }

@@ -121,6 +121,10 @@ void urs_reactor_take(struct urs_reactor *reactor);
  * Returns the index of the listener, or -errno. */
 int urs_reactor_listen(struct urs_reactor *reactor, int fd, bool local, uint8_t rules);
 
+/* Stops accepting on the listening socket with that index, which its owner may close then. Sessions that it brought
+ * stay. Returns 0, URS_ERROR_STALE if that was done already, or another negative result. */
+int urs_reactor_unlisten(struct urs_reactor *reactor, uint32_t index);
+
 /* Stops accepting on every listening socket. */
 void urs_reactor_stop_listening(struct urs_reactor *reactor);
 

@@ -42,8 +42,9 @@ _OUT_OF_MEMORY: Final = Close(int(_MEMORY_CLOSE.code), ffi.string(_MEMORY_CLOSE.
 _LOST_REASONS: Final = {0: "the peer closed the TCP connection without a close frame"}
 
 
-_PART_EVENTS: Final = 16
-"""How many events a bounded turn hands out between two looks at the clock."""
+_PART_EVENTS_MIN: Final = 4
+_PART_EVENTS_MAX: Final = 64
+"""How many events a bounded turn hands out between two looks at the clock: twice as many each time."""
 
 
 class TurnOutcome(IntEnum):
@@ -153,9 +154,10 @@ class Dispatcher:
         outcome = TurnOutcome.IDLE
         if count > 0:
             outcome = TurnOutcome.BUSY
-            first, until = handled[0], time.monotonic() + seconds
+            first, part, until = handled[0], _PART_EVENTS_MIN, time.monotonic() + seconds
             while first < count:
-                last = min(count, first + _PART_EVENTS)
+                last = min(count, first + part)
+                part = min(2 * part, _PART_EVENTS_MAX)
                 batch = enumerate(self._targets[first:last].tolist(), first)
                 if self._on_message is None:
                     self._dispatch_by_service(batch)

@@ -28,7 +28,8 @@ class Listeners:
         self.services: dict[int, Service] = {}
         """The service of each listener's connections, by the shim's index of it; `close` keeps them."""
         self._core = core
-        self._sockets: list[socket.socket] = []
+        self._sockets: list[socket.socket] = []  # as long as `addresses`, until `close`
+        self._indexes: list[int] = []  # their indexes in the shim
         self._unshared: list[socket.socket] = []  # sockets made here: no other server shares them
         self._paths: list[BoundPath] = []
 
@@ -90,8 +91,29 @@ class Listeners:
             index = check(lib.urs_reactor_listen(core.handle, sock.fileno(), is_local, service.rules), "listen")
             self.services[index] = service
         self._sockets.append(sock)
+        self._indexes.append(index)
         self.addresses.append(address_of(sock))
         return self.addresses[-1]
+
+    def unbind(self, address: Address) -> None:
+        """See `Reactor.unbind`."""
+        core = self._core
+        core.check_lasting()
+        core.check_thread()
+        if not self._sockets or address not in self.addresses:
+            raise ValueError(f"unbind: the reactor does not listen on {address!r}, only on {self.addresses}")
+        place = self.addresses.index(address)
+        check(lib.urs_reactor_unlisten(core.handle, self._indexes[place]), "unbind")
+        sock = self._sockets[place]
+        del self.addresses[place], self._sockets[place], self._indexes[place]
+        for path in [path for path in self._paths if isinstance(address, str) and path.is_of(address)]:
+            path.remove()
+            self._paths.remove(path)
+        if sock in self._unshared:
+            self._unshared.remove(sock)
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)  # as in `close`
+        sock.close()
 
     def close(self) -> None:
         """Close all of them, and remove the files of those that were made here. A forked child keeps the files."""
@@ -106,3 +128,4 @@ class Listeners:
         for listener in self._sockets:
             listener.close()
         self._sockets.clear()
+        self._indexes.clear()

@@ -171,6 +171,15 @@ class Reactor:
         self._dispatcher.begin_to_serve(service)
         return service
 
+    def unbind(self, address: Address) -> None:
+        """Stop listening on one address, as `bind` or `addresses` has it, and close that socket.
+
+        Connections that came there stay; requests that have begun are answered as before. The file of a Unix socket is
+        removed if `bind_unix` made it. Raises ValueError where the reactor does not listen, WrongThread, and
+        ReactorStateError once closed.
+        """
+        self._listeners.unbind(address)
+
     # ---- running
 
     def run(self) -> None:

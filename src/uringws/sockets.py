@@ -79,6 +79,10 @@ class BoundPath(NamedTuple):
     device: int
     inode: int
 
+    def is_of(self, address: str) -> bool:
+        """Whether it is the file of that address."""
+        return not address.startswith("\0") and self.path == str(Path(address).absolute())
+
     def remove(self) -> None:
         """Remove the file, unless it is gone or another file has its path.
 

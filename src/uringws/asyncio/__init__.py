@@ -12,6 +12,7 @@ from uringws.asyncio.exceptions import (
     NegotiationError,
     WebSocketException,
 )
+from uringws.asyncio.listening import Listening, listen
 from uringws.asyncio.loop import EventLoop, new_event_loop, run
 from uringws.asyncio.router import Router, route, unix_route
 from uringws.asyncio.server import Server, serve, unix_serve
@@ -23,6 +24,7 @@ __all__ = [
     "ConnectionClosedOK",
     "EventLoop",
     "InvalidHandshake",
+    "Listening",
     "NegotiationError",
     "Router",
     "Server",
@@ -30,6 +32,7 @@ __all__ = [
     "WebSocketException",
     "basic_auth",
     "broadcast",
+    "listen",
     "new_event_loop",
     "route",
     "run",

@@ -39,14 +39,9 @@ class EventLoop(asyncio.SelectorEventLoop):
     The loop belongs to the thread that first runs it, since the ring does; to run it in another one raises WrongThread.
     """
 
-    def __init__(self, *, backend: Backend = "auto", options: Options | None = None) -> None:
-        """Make the loop and its reactor. Raises as `uringws.Reactor`."""
-        reactor = Reactor(Handler(), options, backend=backend)
-        try:
-            super().__init__(ReactorSelector(reactor))
-        except BaseException:
-            reactor.close()
-            raise
+    def __init__(self, reactor: Reactor) -> None:
+        """Take over a reactor that nobody has run. Use `new_event_loop`."""
+        super().__init__(ReactorSelector(reactor))
         self._reactor = reactor
         self._driver = Driver(reactor)
         self._driver.hand_failures_to(self._report)
@@ -88,7 +83,12 @@ def new_event_loop(*, backend: Backend = "auto", options: Options | None = None)
     `uringws.Reactor`: the options hold for the ring and its buffers, and for every listener that is given none of its
     own. Raises as `uringws.Reactor`. Call it in the process that will run the loop: a forked child cannot use it.
     """
-    return EventLoop(backend=backend, options=options)
+    reactor = Reactor(Handler(), options, backend=backend)
+    try:
+        return EventLoop(reactor)
+    except BaseException:
+        reactor.close()
+        raise
 
 
 def run(main: Coroutine[Any, Any, _T], *, debug: bool | None = None) -> _T:
