@@ -10,21 +10,23 @@ from typing import Any, Self, TypeVar
 import pytest
 import uvloop
 
-from uringws.asyncio import Server, ServerConnection, serve
+from uringws.asyncio import Server, ServerConnection, new_event_loop, serve
 from wire import Address, Frame, Peer, close_frame, upgrade_request
 
 T = TypeVar("T")
 
-LOOPS = ("stock", "uvloop")
+LOOPS = ("stock", "uvloop", "io_uring", "epoll")
 WAIT_SECONDS = 10.0
 
 
-def new_loop(name: str) -> asyncio.AbstractEventLoop:
+def new_loop(name: Any) -> asyncio.AbstractEventLoop:
     """An event loop by its name in `LOOPS`."""
     if name == "uvloop":
         loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
         return loop
-    return asyncio.SelectorEventLoop()
+    if name == "stock":
+        return asyncio.SelectorEventLoop()
+    return new_event_loop(backend=name)
 
 
 def run_on(name: str, main: Callable[[], Awaitable[T]]) -> T:
@@ -133,3 +135,5 @@ def listen(handler: Any = hold, **settings: Any) -> Server:
 
 
 each_loop = pytest.mark.parametrize("loop", LOOPS)
+each_fragment_loop = pytest.mark.parametrize("loop", ["stock", "uvloop"])
+"""For what the ring cannot send yet: fragments."""

@@ -105,6 +105,14 @@ class Connection:
         return self._turn._closing(self)
 
     @property
+    def is_released(self) -> bool:
+        """Whether its socket is closed. That may be some time after `on_close`: the end of the peer's stream is awaited
+        for `Options.close_seconds_max` at most. Raises WrongThread.
+        """
+        state: int = lib.urs_session_state(self._turn._handle, self.id)
+        return check(state, "is_released") == int(lib.URS_SESSION_FREE)
+
+    @property
     def latency_seconds(self) -> float | None:
         """Seconds from the last ping of `Options.ping_interval_seconds` to its pong; None before the first pong."""
         seconds: float = lib.urs_session_latency(self._turn._handle, self.id)

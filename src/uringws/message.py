@@ -5,10 +5,14 @@ Reading it costs nothing until it is asked for: the payload stays where the kern
 
 from __future__ import annotations
 
+from typing import Final
+
 from uringws.shim import lib
 from uringws.turn import IN_BLOCK, INVALID, Turn
 
 __all__ = ["Message"]
+
+_TEXT: Final[int] = lib.URS_OPCODE_TEXT
 
 
 class Message(Turn):
@@ -34,7 +38,7 @@ class Message(Turn):
     def fin(self) -> bool:
         """Whether this is the end of its message; always True in `on_message`."""
         self.opcode  # noqa: B018 - raises if there is nothing to be read
-        return bool(self._events[self._index].item.fin)
+        return bool(self._fins[self._index])
 
     @property
     def is_text(self) -> bool:
@@ -59,6 +63,21 @@ class Message(Turn):
             view = self._pool[offset : offset + self._lengths[index]] if in_pool else self._block_view()
             self._view = view
         return view
+
+    def copy_whole(self) -> str | bytes | None:
+        """Return a copy of a whole message: a str of text, bytes of binary; None for a fragment of one.
+
+        For handlers that keep messages: one call in place of `is_text`, `fin`, and `text()` or `bytes(message)`.
+        """
+        index = self._index
+        try:
+            opcode, offset = self._opcodes[index], self._offsets[index]
+        except IndexError:
+            raise RuntimeError(INVALID) from None
+        if not opcode or not self._fins[index]:
+            return None
+        payload = bytes(self.data) if offset == IN_BLOCK else self._memory[offset : offset + self._lengths[index]]
+        return payload.decode() if opcode == _TEXT else payload
 
     def text(self) -> str:
         """Return a copy of the payload, decoded. Raises UnicodeDecodeError for binary that is not UTF-8."""

@@ -26,6 +26,7 @@ IN_BLOCK: Final = 0xFFFFFFFF
 """The offset of a payload that lies in a block of its own, not in the receive pool."""
 INVALID: Final = "a message is valid until its handler returns: copy what is to be kept"
 
+_FIN_OFFSET: Final = ffi.offsetof("struct urs_event", "item") + ffi.offsetof("struct urs_item", "fin")
 _NO_COLUMN: Final = memoryview(b"")
 
 
@@ -44,6 +45,7 @@ class Turn:
         "_core",
         "_echo_flags",
         "_events",
+        "_fins",
         "_handle",
         "_index",
         "_lengths",
@@ -71,6 +73,9 @@ class Turn:
             memoryview(ffi.buffer(columns.lengths, 4 * EVENTS_MAX)).cast("I"),
             memoryview(ffi.buffer(columns.opcodes, EVENTS_MAX)),
         )
+        # One byte of each event: to index them costs a third of a field of a structure.
+        events = memoryview(ffi.buffer(self._events, EVENTS_MAX * ffi.sizeof("struct urs_event")))
+        self._fins = events[_FIN_OFFSET :: ffi.sizeof("struct urs_event")]
         self._show()
         self._index = EVENTS_MAX  # no event yet
         self._connection: Connection | None = None

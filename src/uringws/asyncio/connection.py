@@ -23,12 +23,13 @@ from uringws.asyncio.classes import (
     Close,
     ConcurrencyError,
     ConnectionClosed,
-    ConnectionClosedOK,
     ProtocolError,
     State,
 )
 from uringws.asyncio.ending import Ending
 from uringws.asyncio.inbox import Discarding, Fragment, as_inbox, put_back, queue_marks
+from uringws.asyncio.iterator import Messages
+from uringws.asyncio.link import wrong_thread
 from uringws.asyncio.payloads import FRAGMENTS_MAX, Fragments, control_payload, each, fragment_payload
 from uringws.asyncio.waiters import Waiter
 from uringws.errors import ConnectionClosed as LinkClosed
@@ -116,7 +117,7 @@ class ServerConnection(Attributes):
         await self.close(1000 if kind is None else 1011)
 
     def __aiter__(self) -> AsyncIterator[Data]:
-        return _Messages(self)
+        return Messages(self)
 
     @overload
     async def recv(self, decode: Literal[True]) -> str: ...
@@ -254,7 +255,7 @@ class ServerConnection(Attributes):
                 except LinkClosed:
                     await self._refuse()
                 except WrongThread:
-                    raise
+                    raise wrong_thread() from None
                 except Exception as error:  # noqa: BLE001 - what a transport may raise is not documented
                     await self._lose(error)
                 await self._drain()
@@ -544,6 +545,17 @@ class ServerConnection(Attributes):
             self._begin_ending().sent = Close(code, reason)
         self._begin_ending().has_failed = True
 
+    def _ended(self, sent: Any, received: Any, received_first: bool | None, error: BaseException | None) -> None:
+        """The connection has ended as the reactor tells, which answers the peer's close frame by itself."""
+        self._note_cause(error)
+        ending = self._begin_ending()
+        if ending.sent is None and sent is not None:
+            ending.sent = Close(sent.code, sent.reason)
+        if received is not None and not ending.has_failed:
+            ending.received = Close(received.code, received.reason)
+            ending.received_first = received_first
+        self._lost(None)
+
     def _lost(self, error: BaseException | None) -> None:
         """The connection has ended, because of an error or not."""
         if self._state is CLOSED:
@@ -570,24 +582,3 @@ class ServerConnection(Attributes):
         """The peer has not answered our close frame, or not closed its stream, in `close_timeout` seconds."""
         self._note_cause(TimeoutError("timed out while closing connection"))
         self._link.abort()
-
-
-class _Messages:
-    """The iterator of `async for message in connection`."""
-
-    __slots__ = ("_connection",)
-
-    def __init__(self, connection: ServerConnection) -> None:
-        self._connection = connection
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> Data:
-        try:
-            return await self._connection.recv()
-        except ConnectionClosedOK:
-            raise StopAsyncIteration from None
-
-    async def aclose(self) -> None:
-        """Do nothing: it holds nothing that must be given back."""

@@ -22,6 +22,7 @@ from uringws.asyncio.connection import ServerConnection
 from uringws.asyncio.deadlines import Deadlines
 from uringws.asyncio.inbox import queue_marks
 from uringws.asyncio.opening import SERVER, OpeningRules
+from uringws.asyncio.ring import ring_of
 from uringws.asyncio.transport import TransportLink
 from uringws.asyncio.waiters import Wakeups
 from uringws.options import Options
@@ -85,7 +86,8 @@ class Server:
         self.handler: Final = handler
         self.logger: Final = logging.getLogger("websockets.server") if logger is None else logger
         self.opening: Final = OpeningRules() if opening is None else opening
-        self.options: Final = Options() if options is None else options
+        self.options: Final = options
+        self.header_limits: Final = options or Options()
         self.open_timeout: Final = open_timeout
         self.close_timeout: Final = close_timeout
         self.max_queue: Final = max_queue
@@ -107,6 +109,7 @@ class Server:
         self.links: Final[set[Link]] = set()  # of all connections that are not closed, opening ones included
         self._handled: set[ServerConnection] = set()  # those that were opened and are not closed
         self._tasks: set[asyncio.Task[Any]] = set()
+        self.ring: Final = ring_of(self)
         self._context = contextvars.copy_context()
         self._close_task: asyncio.Task[None] | None = None
         self._closed: asyncio.Future[None] = self.loop.create_future()
@@ -172,6 +175,8 @@ class Server:
         while self.links or self._handled or self._tasks - {me}:
             self._emptied = self.loop.create_future()
             await self._emptied
+        if self.ring is not None:
+            await self.ring.wait_released()
         self.clocks.close()
         if not self._closed.done():
             self._closed.set_result(None)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from uringws.asyncio.connection import ServerConnection
     from uringws.asyncio.link import Mode
     from uringws.asyncio.opening import Answer
+    from uringws.asyncio.ring import Ring
     from uringws.asyncio.server import Server
     from uringws.frames import AnyBuffer
 
@@ -175,7 +176,7 @@ class TransportLink(Link, asyncio.BufferedProtocol):
     def _take_head(self) -> None:
         early = self._early
         end = early.find(b"\r\n\r\n")
-        if (len(early) if end < 0 else end) > self._server.options.header_bytes_max:
+        if (len(early) if end < 0 else end) > self._server.header_limits.header_bytes_max:
             self._answer(plain_answer(431, "The request's head is too large.\n"))
             return
         if end < 0:
@@ -186,7 +187,7 @@ class TransportLink(Link, asyncio.BufferedProtocol):
         head = bytes(early[: end + 4])
         del early[: end + 4]
         try:
-            parsed = parse_head(head, header_count_max=self._server.options.header_count_max)
+            parsed = parse_head(head, header_count_max=self._server.header_limits.header_count_max)
         except HandshakeError as error:
             self._answer(plain_answer(error.status, f"{error.body}.\n"))
             return
@@ -243,6 +244,8 @@ class TransportLink(Link, asyncio.BufferedProtocol):
             server.clocks.openings.start(self, server.close_timeout)
 
     def _open(self) -> None:
+        if self._server.ring is not None and self._move(self._server.ring):
+            return
         self._stage = _Stage.FRAMES
         self._engine = ServerEngine(message_bytes_max=self._server.message_bytes_max or _BYTES_MAX, frames=True)
         connection = self._connection
@@ -254,6 +257,25 @@ class TransportLink(Link, asyncio.BufferedProtocol):
         if self._early:
             early, self._early = self._early, bytearray()
             self.data_received(early)
+
+    def _move(self, ring: Ring) -> bool:
+        """Give the connection to the ring; return whether that was possible."""
+        transport = self._transport
+        if transport.is_closing():
+            return False
+        transport.pause_reading()
+        link = ring.take_over(self._connection, transport, bytes(self._early))
+        if link is None:
+            transport.resume_reading()
+            return False
+        self._stage = _Stage.IGNORED
+        server, connection = self._server, self._connection
+        server.links.discard(self)
+        transport.set_protocol(asyncio.Protocol())
+        transport.abort()
+        connection._link = link
+        server.open_connection(connection)
+        return True
 
     def open_timed_out(self) -> None:
         """The opening request, or the answer to it, was not there in `open_timeout` seconds."""
