@@ -667,3 +667,11 @@ def test_the_application_is_called_as_asgi_says() -> None:
     """For type checkers: the application of these tests has the type that uvicorn takes."""
     app: App = echo
     assert asyncio.iscoroutinefunction(app)
+
+
+def test_a_plain_socket_moves_onto_the_ring_on_our_loop(loop: str) -> None:
+    with Live(echo, loop) as live, live.connect() as peer:
+        peer.send(TEXT, b"x")
+        assert peer.read_frame().payload == b"x"
+        (protocol,) = live.protocols
+        assert protocol.mode == ("ring" if loop == "uringws" else "transport")

@@ -12,7 +12,6 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
 
-from uringws.frames import Opcode
 from uringws.handshake import Accept, encode_accept
 from uringws.http import TOKEN, encode_refusal
 
@@ -40,8 +39,6 @@ Event = dict[str, Any]
 Fields = list[tuple[bytes, bytes]]
 """Field lines, as ASGI has them."""
 
-_TEXT: Final = int(Opcode.TEXT)
-_BINARY: Final = int(Opcode.BINARY)
 _VALUE: Final = re.compile(rb"[\t -~\x80-\xff]*")  # RFC 9110 5.5: no CR, LF or NUL, which would break out of the line
 _SUBPROTOCOL: Final = b"sec-websocket-protocol"
 _OF_THE_UPGRADE: Final = frozenset(
@@ -77,17 +74,20 @@ def scope_of(request: Request, **more: Any) -> Event:
     }
 
 
-def payload_of(message: Event) -> tuple[int, str | bytes]:
-    """Return the opcode and payload of a `websocket.send`. Raises RuntimeError unless it has one of text and bytes,
-    TypeError for a text that is not a str.
+def payload_of(message: Event) -> str | bytes:
+    """Return the payload of a `websocket.send`.
+
+    Raises RuntimeError unless it has one of text and bytes, TypeError for a text that is not a str and bytes that are.
     """
     text, data = message.get("text"), message.get("bytes")
     if text is not None and data is None:
-        if not isinstance(text, str):
-            raise TypeError(f"'text' of a 'websocket.send' message is a str, not {type(text).__name__}")
-        return _TEXT, text
+        if type(text) is str:
+            return text
+        raise TypeError(f"'text' of a 'websocket.send' message is a str, not {type(text).__name__}")
     if data is not None and text is None:
-        return _BINARY, data
+        if type(data) is not str:
+            return data  # type: ignore[no-any-return]
+        raise TypeError("'bytes' of a 'websocket.send' message are not a str")
     raise RuntimeError("a 'websocket.send' message has exactly one of 'bytes' and 'text' that is not None")
 
 

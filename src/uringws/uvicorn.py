@@ -9,6 +9,7 @@ import asyncio
 import contextvars
 import logging
 import secrets
+import weakref
 from collections import deque
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -33,11 +34,11 @@ from uringws.asgi import (
     payload_of,
     scope_of,
 )
-from uringws.errors import ConnectionClosed, HandshakeError
-from uringws.frames import CloseCode, Opcode
+from uringws.errors import ConnectionClosed, HandshakeError, LimitReached
+from uringws.frames import CloseCode
 from uringws.handshake import check_upgrade
 from uringws.http import parse_request
-from uringws.links import TransportLink
+from uringws.links import RingLink, RingRules, TransportLink, reactor_for, ring_rules
 from uringws.options import Options
 
 if TYPE_CHECKING:
@@ -46,11 +47,17 @@ if TYPE_CHECKING:
     from uvicorn.config import Config
     from uvicorn.server import ServerState
 
+    from uringws.links import Mode
+    from uringws.reactor import Reactor
+
 __all__ = ["WebSocketProtocol"]
 
 _EARLY_BYTES_MAX: Final = 64 * 1024
 """The most that is kept of a client that sends before it is accepted, which RFC 6455 4.1 forbids."""
 _OPTIONS: Final = Options()
+_rules: Final[weakref.WeakKeyDictionary[Reactor, weakref.WeakKeyDictionary[Config, RingRules]]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 class _Phase(Enum):
@@ -99,6 +106,8 @@ class WebSocketProtocol(asyncio.Protocol):
         self.default_headers = server_state.default_headers
         self.app_state = app_state
         self.transport: asyncio.Transport = cast("asyncio.Transport", None)
+        self.server: tuple[str, int | None] | None = None
+        self.client: tuple[str, int] | None = None
         self.scope: Event = {}
         self.close_timeout = 10.0
         self.close_timer: asyncio.TimerHandle | None = None
@@ -108,7 +117,7 @@ class WebSocketProtocol(asyncio.Protocol):
         self._phase = _Phase.REQUEST
         self._key = b""
         self._early = bytearray()  # came before the application had accepted
-        self._link: TransportLink | None = None
+        self._link: TransportLink | RingLink = cast("TransportLink", None)  # from the accept on
         self._denial: Denial | None = None
         self._ping_payload: bytes | None = None  # of the ping whose pong is awaited
         self._events: deque[Event] = deque()
@@ -119,18 +128,25 @@ class WebSocketProtocol(asyncio.Protocol):
         self._senders: list[asyncio.Future[None]] = []
         self._write_paused = False
 
+    @property
+    def mode(self) -> Mode | None:
+        """Whether the connection is "ring" or "transport"; None before the application has accepted it."""
+        return None if self._link is None else self._link.mode
+
     # ---- what uvicorn and the transport call
 
     def connection_made(self, transport: BaseTransport) -> None:
         """Take over the transport of an HTTP connection."""
         self.transport = cast("asyncio.Transport", transport)
+        self.server = get_local_addr(self.transport)
+        self.client = get_remote_addr(self.transport)
         self.connections.add(self)
         self._trace("WebSocket connection made")
 
     def data_received(self, data: bytes) -> None:
         """Take the head of the opening request, and then what the peer sends."""
         link = self._link
-        if link is not None:
+        if type(link) is TransportLink:
             link.feed(data)
         elif self._phase is _Phase.REQUEST:
             self._take_request(data)
@@ -198,8 +214,8 @@ class WebSocketProtocol(asyncio.Protocol):
             request,
             asgi={"version": self.config.asgi_version, "spec_version": "2.4"},
             scheme="wss" if is_ssl(self.transport) else "ws",
-            server=get_local_addr(self.transport),
-            client=get_remote_addr(self.transport),
+            server=self.server,
+            client=self.client,
             root_path=self.config.root_path,
             state=self.app_state.copy(),
         )
@@ -239,14 +255,37 @@ class WebSocketProtocol(asyncio.Protocol):
         if self.transport.is_closing():
             return
         self.transport.write(answer)
-        self._link = TransportLink(self, self.transport, message_bytes_max=self.config.ws_max_size)
         self._phase = _Phase.OPEN
-        self._start_keepalive()
+        reactor = reactor_for(self.loop, self.transport)
+        if reactor is None:
+            self._open_on_transport()
+        else:
+            self._open_on_ring(reactor)
+        if self._phase is _Phase.OPEN:
+            self._start_keepalive()
+
+    def _open_on_transport(self) -> None:
+        self._link = TransportLink(self, self.transport, message_bytes_max=self.config.ws_max_size)
         early, self._early = self._early, bytearray()
         if early:
             if len(early) > _EARLY_BYTES_MAX:
                 self.transport.resume_reading()
             self._link.feed(early)
+
+    def _open_on_ring(self, reactor: Reactor) -> None:
+        known = _rules.setdefault(reactor, weakref.WeakKeyDictionary())
+        rules = known.get(self.config)
+        if rules is None:
+            rules = known[self.config] = ring_rules(
+                reactor, message_bytes_max=self.config.ws_max_size, close_seconds=self.close_timeout
+            )
+        transport = self.transport
+        self._link = self.transport = RingLink(self, transport, waiting_max=self.config.ws_max_queue)
+        try:
+            self._link.take(reactor, transport, bytes(self._early), rules)
+        except (OSError, LimitReached) as error:
+            self.connection_lost(error)
+        self._early.clear()
 
     def _deny(self, message: Event) -> None:
         """Begin a denial response, or send the one that a close stands for."""
@@ -300,9 +339,12 @@ class WebSocketProtocol(asyncio.Protocol):
         """
         while self._write_paused or (self._phase is _Phase.OPEN and self.transport.is_closing()):
             await self._until_writable()  # where the transport is closing, until it is lost
-        if self._phase is _Phase.OPEN and self._link is not None and message["type"] == "websocket.send":
-            opcode, payload = payload_of(message)
-            self._link.send(opcode, payload)
+        if self._phase is _Phase.OPEN and message["type"] == "websocket.send":
+            payload = payload_of(message)
+            try:
+                self._link.send(payload)
+            except ConnectionClosed:  # the peer's close frame has come in, and is not handled yet
+                raise ClientDisconnected("the client has left") from None
         else:
             self._carry_out(message)
 
@@ -356,9 +398,9 @@ class WebSocketProtocol(asyncio.Protocol):
         if self._phase is _Phase.OPEN:
             self._add_event({"type": "websocket.receive", "bytes": data})
 
-    def wants_pause(self) -> bool:
-        """Return whether messages wait for the application, on a connection that is open."""
-        return bool(self._events) and self._phase is _Phase.OPEN
+    def waiting_count(self) -> int:
+        """Return how many events wait for the application, on a connection that is open."""
+        return len(self._events) if self._phase is _Phase.OPEN else 0
 
     def on_closed(self, code: int, reason: str, *, failed: bool) -> None:
         """Tell the application, and close the transport."""
@@ -393,9 +435,9 @@ class WebSocketProtocol(asyncio.Protocol):
 
     def _close(self, code: int, reason: str) -> None:
         """Send a close frame, and wait for the peer's for at most `close_timeout` seconds."""
-        link = cast("TransportLink", self._link)
+        link = self._link
         try:
-            link.close(code, reason)
+            link.send_close(code, reason)
         except ConnectionClosed:
             return
         self._stop_timers()
@@ -409,7 +451,7 @@ class WebSocketProtocol(asyncio.Protocol):
         if self._phase is _Phase.LOST:
             return
         self._phase = _Phase.END
-        if lingers and self._link is not None and self._link.end_after_peer():
+        if lingers and self._link.end_after_peer():
             self.close_timer = self.loop.call_later(self.close_timeout, self._end)
         else:
             self.transport.close()
@@ -430,7 +472,10 @@ class WebSocketProtocol(asyncio.Protocol):
     def _ping(self) -> None:
         self._ping_payload = secrets.token_bytes(4)
         self.ping_sent_at = self.loop.time()
-        cast("TransportLink", self._link).send(Opcode.PING, self._ping_payload)
+        try:
+            self._link.ping(self._ping_payload)
+        except ConnectionClosed:
+            return
         if self.config.ws_ping_timeout is None:
             self._start_keepalive()
         else:
@@ -455,7 +500,7 @@ class WebSocketProtocol(asyncio.Protocol):
 
     def _trace(self, text: str) -> None:
         if self.logger.level <= TRACE_LOG_LEVEL:
-            client = get_remote_addr(self.transport)
+            client = self.client
             self.logger.log(TRACE_LOG_LEVEL, "%s%s", f"{client[0]}:{client[1]} - " if client else "", text)
 
     def _log(self, outcome: str) -> None:
