@@ -33,7 +33,7 @@ def loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
 
 
 class Live:
-    """An ASGI application behind uvicorn. What it returns, or raises, is kept in the order of the connections."""
+    """An ASGI application under uvicorn. Its results and exceptions are kept in the order of the connections."""
 
     def __init__(self, app: App, loop: str = "asyncio", **config: Any) -> None:
         self._app = app
@@ -105,7 +105,7 @@ class Live:
         return Peer.connect(self.address, path, **options)
 
     def result(self) -> Any:
-        """What the application made of the next connection, waited for."""
+        """Wait for the application's result of the next connection."""
         asyncio.run_coroutine_threadsafe(self._until_called(), self.loop).result(WAIT_SECONDS)
         future = self.results[self._asked]
         self._asked += 1

@@ -24,7 +24,7 @@ from wire import BINARY, CLOSE, CONTINUATION, PING, TEXT, close_frame, frame, up
 READ, WRITE, BOTH = select.EPOLLIN, select.EPOLLOUT, select.EPOLLIN | select.EPOLLOUT
 
 Script = Generator[int | float, None, None]
-"""What a client does, up to where it waits: for events (an int, as of epoll) or for so many seconds (a float).
+"""The steps of a client between its waits: for events (an int, as of epoll) or for so many seconds (a float).
 
 It ends when the script returns or its socket fails; another client takes its place.
 """
@@ -41,7 +41,7 @@ _discarded = bytearray(DISCARD_BYTES)
 
 @dataclass
 class Tally:
-    """What an attack has done."""
+    """The counts of one attack."""
 
     connections: int = 0
     sessions: int = 0
@@ -90,7 +90,7 @@ class Client:
                 view = view[sent:]
 
     def upgrade(self, then: bytes = b"") -> Script:
-        """Become a session; ``then`` leaves with the request."""
+        """Open a session; ``then`` is sent together with the request."""
         yield WRITE
         yield from self.send(REQUEST + then)
         head = b""
@@ -104,7 +104,7 @@ class Client:
         self.tally.sessions += 1
 
     def discard(self) -> bool:
-        """Throw away what has come; return whether that was the end."""
+        """Discard the bytes that have come; return whether the stream has ended."""
         try:
             while count := self.sock.recv_into(_discarded, DISCARD_BYTES, socket.MSG_TRUNC):
                 self.tally.bytes_in += count
@@ -152,7 +152,7 @@ def memory_file(data: bytes) -> int:
 
 @cache
 def noise(size: int) -> bytes:
-    """Bytes that no two pieces of are alike, the same ones each time."""
+    """Bytes without repeated pieces; the same bytes each time."""
     return random.Random(size).randbytes(size)
 
 
@@ -160,7 +160,7 @@ def noise(size: int) -> bytes:
 
 
 def send_without_end(size: int, client: Client) -> Script:
-    """Messages of that size, as fast as they are taken, whose echoes are read."""
+    """Messages of that size, sent as fast as the server reads them; their echoes are read."""
     yield from client.upgrade()
     yield from client.flood(_message(size))
 
@@ -204,7 +204,7 @@ def send_empty_fragments(client: Client) -> Script:
 
 
 def order_and_stall(client: Client) -> Script:
-    """8 MiB of messages whose echoes are not read; then gone."""
+    """8 MiB of messages whose echoes are not read; then the client leaves."""
     yield from client.upgrade()
     for _ in range(8):
         yield from client.send(_message(MIB))
@@ -237,7 +237,7 @@ def say_goodbye(client: Client) -> Script:
 
 
 def leave_together(client: Client) -> Script:
-    """All leave at the full second, half of them by a reset."""
+    """All clients leave at the full second, half of them by a reset."""
     yield from client.upgrade()
     yield 1.0 - time.monotonic() % 1.0
     if client.rng.random() < 0.5:
@@ -331,8 +331,8 @@ VIOLATIONS = (
     frame(PING, b"in two", fin=False),
     b"\x89\xfe\x00\x7e" + noise(130),  # a ping of 126 bytes
     b"\x82\xff" + b"\xff" * 12,  # a length with its highest bit set
-    b"\x82\xff\x00\x00\x01" + noise(9),  # a tebibyte is to follow
-    b"\x82\xfe\x00\x05" + noise(9),  # a length that is not the shortest
+    b"\x82\xff\x00\x00\x01" + noise(9),  # the header of a frame of one tebibyte
+    b"\x82\xfe\x00\x05" + noise(9),  # a length that is not in its shortest form
     frame(CONTINUATION, b"of nothing"),
     frame(TEXT, b"begun", fin=False) + frame(TEXT, b"again"),
     frame(CLOSE, b"x"),
@@ -359,9 +359,9 @@ class Attack:
     clients: int
     script: Callable[[Client], Script]
     receive_bytes: int | None = None
-    """Of their sockets; None: as the system has it."""
+    """The size of their receive buffers; None is the system's default."""
     wait_seconds_max: float | None = None
-    """How much longer than the control's the neighbour's slowest echo may take."""
+    """The most time by which the neighbour's slowest echo may exceed that of the control."""
 
 
 ATTACKS: dict[str, Attack] = {
@@ -441,7 +441,7 @@ class Crowd:
     def _due(self) -> Iterator[Client]:
         while self._asleep and self._asleep[0][0] <= time.monotonic():
             _, number, client = heapq.heappop(self._asleep)
-            if client.sleep == number:  # else its peer's end has woken it
+            if client.sleep == number:  # otherwise the end of the peer's stream has woken it
                 yield client
 
     def _step(self, descriptor: int) -> None:

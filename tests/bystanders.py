@@ -1,6 +1,6 @@
-"""Who uses a server while it is attacked: lively neighbours, whose echoes are timed, and witnesses, who check them all.
+"""Clients of a server under attack: neighbours, whose echoes are timed, and witnesses, which check every byte.
 
-Each kind is a process of its own, so that nobody else's work delays it. The functions at the end are those processes'.
+Each kind runs in its own process, so that other work does not delay it. Those processes run the functions at the end.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PERIOD_SECONDS = 0.05
 NEIGHBOURS = 4
 """Per server; together they take a sample every eightieth of a second."""
 LATE_SECONDS_MAX = 10.0
-"""How long echoes are waited for once the attack is over."""
+"""The time to wait for echoes after the attack."""
 WITNESS_BYTES_MAX = 65_536
 WITNESS_LARGE_BYTES = 300_000
 WITNESS_PAUSE_SECONDS_MAX = 0.03
@@ -37,15 +37,15 @@ class Timings:
 
     seconds: list[float] = field(default_factory=list)
     missing: int = 0
-    """Echoes that did not come at all; their time so far is among the seconds."""
+    """Echoes that never came; the time until the end is among the seconds."""
     wrong_bytes: int = 0
     cut: int = 0
     """Sessions that the server ended."""
 
 
 @dataclass
-class Verdict:
-    """What the witnesses found."""
+class Findings:
+    """The findings of the witnesses."""
 
     verified_bytes: int = 0
     wrong_bytes: int = 0
@@ -81,7 +81,7 @@ class Stream:
         return select.POLLIN | select.POLLOUT if self._unsent else select.POLLIN
 
     def read(self) -> Iterator[tuple[int, bytes]]:
-        """The messages that have come whole; each is a frame, for so the server sends its echoes."""
+        """The complete messages that have come; each is one frame, because the server sends its echoes so."""
         try:
             part = self.sock.recv(1 << 20)
             self.cut = not part
@@ -113,7 +113,7 @@ class Stream:
 
 
 def differing(expected: bytes, got: bytes) -> int:
-    """Bytes of an answer that are wrong, missing or too many."""
+    """Bytes of an answer that are wrong, missing or superfluous."""
     same = sum(one == other for one, other in zip(expected, got, strict=False)) if expected != got else len(got)
     return max(len(expected), len(got)) - same
 
@@ -122,7 +122,7 @@ def differing(expected: bytes, got: bytes) -> int:
 
 
 class Neighbour:
-    """20 bytes, twenty times a second, whether or not the last echo has come."""
+    """20 bytes, twenty times per second, even if the last echo has not come."""
 
     def __init__(self, address: Address, timings: Timings, due: float, rng: random.Random) -> None:
         self.stream = Stream(address)
@@ -178,9 +178,11 @@ def _exchange(neighbours: list[Neighbour], until: float) -> None:
 
 
 def time_echoes(pipe: Pipe, core: int, addresses: list[Address], seed: int) -> None:
-    """A process: once told until when, time echoes of all those servers at once; send back the Timings of each."""
+    """The process of the neighbours: receive the end time, time the echoes of all servers, and send the Timings of
+    each.
+    """
     os.sched_setaffinity(0, {core})
-    # Ahead of the attackers on the same CPU, so that it is the server's delay that is measured.
+    # With a higher priority than the attackers on the same CPU, so that only the server's delay is measured.
     with contextlib.suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
     rng = random.Random(seed)
@@ -203,10 +205,10 @@ def time_echoes(pipe: Pipe, core: int, addresses: list[Address], seed: int) -> N
 class Witness:
     """A session that sends a seeded stream of messages, in fragments and pieces, and compares what comes back."""
 
-    def __init__(self, address: Address, seed: int, verdict: Verdict) -> None:
+    def __init__(self, address: Address, seed: int, findings: Findings) -> None:
         self.stream = Stream(address)
         self.due = 0.0
-        self._rng, self._verdict = random.Random(seed), verdict
+        self._rng, self._verdict = random.Random(seed), findings
         self._expected: deque[tuple[int, bytes]] = deque()
 
     @property
@@ -271,22 +273,22 @@ def _verify(witnesses: list[Witness], until: float) -> None:
 
 
 def verify_echoes(pipe: Pipe, core: int, address: Address, witnesses: int, seed: int) -> None:
-    """A process: once told until when, exchange messages in so many sessions; send back the Verdict."""
+    """The process of the witnesses: receive the end time, exchange messages in the sessions, and send the Findings."""
     os.sched_setaffinity(0, {core})
-    verdict = Verdict()
-    all_witnesses = [Witness(address, seed + number, verdict) for number in range(witnesses)]
+    findings = Findings()
+    all_witnesses = [Witness(address, seed + number, findings) for number in range(witnesses)]
     pipe.send("ready")
     _verify(all_witnesses, pipe.recv())
     for witness in all_witnesses:
         witness.leave()
-    pipe.send(verdict)
+    pipe.send(findings)
 
 
 # ---- the attackers
 
 
 def attack(pipe: Pipe, core: int, plan: tuple[Attack, int], address: Address, seed: int) -> None:
-    """A process: once told until when, play an attack with so many clients; send back its Tally."""
+    """The process of the attackers: receive the end time, play an attack, and send its Tally."""
     os.sched_setaffinity(0, {core})
     crowd = Crowd(*plan, address, seed)
     pipe.send("ready")

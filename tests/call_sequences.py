@@ -1,7 +1,7 @@
-"""Random sequences of calls on the public objects: each has a right result or a documented exception, or it is a fault.
+"""Random sequences of calls on the public objects: a call without a right result or a documented exception is a fault.
 
-The sequences are seeded. A fault is told with its seed and the calls that led to it; a crash leaves them in the file of
---trail, and a hang ends with the tracebacks of all threads. The tests run each kind in a process of its own:
+The sequences are seeded. A fault is reported with its seed and the calls that led to it; a crash leaves them in the
+file of --trail, and a hang ends with the tracebacks of all threads. The tests run each kind in a process of its own:
 
     python tests/call_sequences.py leaves --first 1 --count 500
     python tests/call_sequences.py engine --first 17 --count 1 --trail /tmp/trail
@@ -27,7 +27,7 @@ class FaultError(AssertionError):
 
 
 class Trail:
-    """The calls of a sequence, kept for who wants to know what led to a fault, even if that is a crash."""
+    """The calls of a sequence, kept to show what led to a fault, even if it is a crash."""
 
     def __init__(self, path: str | None) -> None:
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600) if path else None
@@ -48,7 +48,7 @@ class Trail:
 def outcome(
     trail: Trail, what: str, call: Callable[[], Any], allowed: tuple[type[BaseException], ...] = ()
 ) -> tuple[Any, BaseException | None]:
-    """What a call returned, or which of the allowed exceptions it raised. Raises FaultError for any other."""
+    """The result of a call, or the allowed exception that it raised. Raises FaultError for any other exception."""
     trail.note(what)
     try:
         result = call()

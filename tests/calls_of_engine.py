@@ -1,6 +1,6 @@
 """Random sequences of calls on a ServerEngine, inside and outside of its handler. See call_sequences.py.
 
-A model knows what the engine owes after each call: it is written from the promises in ServerEngine's docstrings.
+A model computes what the engine must answer after each call: it is written from ServerEngine's docstrings.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SIZES = (0, 1, 20, 125, 126, 3000, 70_000)
 
 
 class BoomError(Exception):
-    """What a handler raises."""
+    """The exception that a handler raises."""
 
 
 @dataclass
@@ -36,7 +36,7 @@ class Item:
 
 
 class Model:
-    """The stream that a peer sends, and what an engine owes for what of it was fed."""
+    """The stream of a peer, and the answers that an engine must give to the part that was fed."""
 
     def __init__(self, rng: random.Random) -> None:
         self.stream = bytearray()
@@ -109,7 +109,7 @@ class Sequence:
         self.kept: list[EngineMessage] = []
         self.slices: list[memoryview] = []
         self.unsent = False
-        """What process_into returned is still to be cleared."""
+        """The segments of process_into are not cleared yet."""
         self.fault: BaseException | None = None
 
     # ---- calls that are right everywhere
@@ -122,7 +122,7 @@ class Sequence:
 
     def close(self) -> None:
         if self.rng.random() < 0.8:
-            self.look()  # a close ends most of what there is to see
+            self.look()  # after a close there is little left to test
             return
         _, error = outcome(self.trail, "close(4001)", lambda: self.engine.close(4001), (ConnectionClosed,))
         expect((error is not None) == (self.model.closing or self.model.ended), "close() after the close, or not")
@@ -155,7 +155,7 @@ class Sequence:
         expect(len(local) == sum(each.stop - each.start for each in segments if each.local), "outbound_local() differs")
 
     def from_another_thread(self) -> None:
-        """Inside of a call it is refused, outside it is as good as any."""
+        """It is refused inside of a call, and allowed outside."""
         found: list[BaseException | None] = []
 
         def call() -> None:

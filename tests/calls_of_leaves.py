@@ -40,7 +40,7 @@ from wire import frame, upgrade_request, xor
 CALLS = 40
 FIELDS = [field.name for field in dataclasses.fields(Options)]
 WRONG = (TypeError, ValueError, BufferError)
-"""What a wrong argument may raise; KeyError, OverflowError and the like name no argument."""
+"""The exceptions for a wrong argument; KeyError, OverflowError and others would not name the argument."""
 
 STRANGE: tuple[Callable[[random.Random], Any], ...] = (
     lambda rng: rng.choice((None, True, False)),
@@ -74,7 +74,7 @@ def strange(rng: random.Random) -> Any:
 
 
 def maybe(rng: random.Random, usual: Any) -> Any:
-    """Mostly what fits, now and then anything."""
+    """Mostly a valid value, sometimes any value."""
     return usual if rng.random() < 0.7 else strange(rng)
 
 

@@ -1,7 +1,8 @@
-"""Random sequences of calls on a Reactor and what it hands out, wherever a caller may be. See call_sequences.py.
+"""Random sequences of calls on a Reactor and its objects, from every place where a caller may be. See
+call_sequences.py.
 
-Wherever: before the first turn, in every callback, in timers and commands, between turns, in another thread, in a
-forked child, after the end. Peers on sockets of the same process send seeded messages; what they are sent is compared.
+The places: before the first turn, in every callback, in timers and commands, between turns, in another thread, in a
+forked child, and after the end. Peers on sockets of the same process send seeded messages and compare the answers.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ OPTIONS = Options(ping_interval_seconds=None, close_seconds_max=0.2, drain_secon
 
 
 class BoomError(Exception):
-    """What a callback raises."""
+    """The exception that a callback raises."""
 
 
 @dataclass
@@ -66,7 +67,7 @@ class Known:
     """The frames that it must be sent, in order, without close frames and those of Senders."""
     conn: Connection | None = None
     lossy: bool = False
-    """One side cut the connection: what it was sent may end anywhere."""
+    """One side cut the connection: the bytes that the peer got may end anywhere."""
     quiet: bool = False
     """The peer says nothing more."""
     closed: int = 0
@@ -74,7 +75,7 @@ class Known:
     received: bytearray = field(default_factory=bytearray)
 
     def push(self) -> None:
-        """Move what the socket takes, both ways."""
+        """Move as many bytes as the socket takes, both ways."""
         with contextlib.suppress(BlockingIOError, OSError):
             while self.unsent:
                 del self.unsent[: self.sock.send(self.unsent)]
@@ -94,7 +95,7 @@ class World(Handler):
         self.timers: list[Timer] = []
         self.fault: BaseException | None = None
         self.handling: Known | None = None
-        """Whose message is at hand, in on_message."""
+        """The connection of the current message, in on_message."""
         self.echo_asked: tuple[Known, tuple[int, bytes]] | None = None
         self.running = False
         self.started = self.closing = False
@@ -209,7 +210,7 @@ class World(Handler):
     def _said(self, known: Known, what: str, call: Callable[[], object], *, was_open: bool) -> bool:
         """A call that an open connection takes and another refuses."""
         _, error = outcome(self.trail, f"{known.number}: {what}", call, (ConnectionClosed,))
-        # A large message is offered to the socket at once, and may find that the peer has left.
+        # A large message is sent at once, and the send may fail because the peer has left.
         right = was_open or error is not None if known.conn is None or not known.conn.is_open else error is None
         expect(right, f"{what}: is_open was {was_open}, and it raised {error!r}")
         known.lossy |= was_open and error is not None
@@ -308,7 +309,7 @@ class World(Handler):
             self.timers.append(timer)
 
     def ending_errors(self) -> tuple[type[Exception], ...]:
-        """What calls that begin something raise in the on_close of close()."""
+        """The exceptions of calls that would begin something in the on_close of close()."""
         return (ReactorStateError,) if self.closing else ()
 
     def drain(self) -> None:
@@ -347,7 +348,7 @@ class World(Handler):
             outcome(trail, "repr", lambda: repr(sender))
 
     def touch_messages(self) -> None:
-        """A message kept past its handler: what it says, if anything, is the message at hand's."""
+        """A message kept past its handler: it raises, or shows the current message."""
         for view in self.slices:
             bytes(view)
         if not self.messages:
@@ -363,7 +364,7 @@ class World(Handler):
             outcome(self.trail, what, call, (RuntimeError, ValueError))
 
     def from_another_thread(self) -> None:
-        """What belongs to the reactor's thread raises WrongThread; what belongs to everybody works."""
+        """Calls for the reactor's thread only raise WrongThread; calls for all threads work."""
         reactor = self.reactor
         calls: dict[str, Callable[[], object]] = {
             "stats": reactor.stats,
@@ -534,7 +535,7 @@ class World(Handler):
             try:
                 self._in_the_child()
                 status = 0
-            except BaseException as error:  # noqa: BLE001 - there is nobody here to catch it
+            except BaseException as error:  # noqa: BLE001 - this thread has no caller to catch it
                 print(f"in the child: {error!r}", file=sys.stderr, flush=True)
             finally:
                 os._exit(status)

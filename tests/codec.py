@@ -1,8 +1,7 @@
 r"""A frame codec in plain Python, written from RFC 6455 section 5.2 alone: the oracle for the C shim.
 
-It shares no code with the library and imports nothing of it. It has no rules: it encodes broken frames as readily as
-good ones (any opcode, any reserved bit, masked or not, a length in a longer form than it needs), and decodes whatever
-the bytes say.
+It shares no code with the library and imports nothing of it. It checks no rules: it also encodes broken frames (any
+opcode, any reserved bit, masked or not, a length in a longer form than it needs), and decodes whatever the bytes say.
 
 >>> Frame(TEXT, b"Hello", key=bytes.fromhex("37fa213d")).encode().hex()
 '818537fa213d7f9f4d5158'
@@ -53,7 +52,7 @@ class Frame:
     payload: bytes = b""
     fin: bool = True
     rsv: int = 0  # RSV1 is 4, RSV2 is 2, RSV3 is 1
-    key: bytes | None = None  # what the payload is masked with on the wire; None: not masked
+    key: bytes | None = None  # the masking key on the wire; None: not masked
 
     def encode(self, length_bytes: int | None = None) -> bytes:
         """The frame on the wire; `length_bytes` as for `encode_header`."""

@@ -4,9 +4,8 @@
 
 ``--refuse`` makes ``io_uring_setup`` fail with that error by a seccomp filter: EPERM is the answer of Docker's default
 profile, ENOSYS that of sandboxes with a system call table of their own. ``--memlock`` sets RLIMIT_MEMLOCK and, from
-root, becomes ``nobody``, for CAP_IPC_LOCK lifts that limit.
-
-The program is compiled and what it needs imported first: ``nobody`` may be unable to read where that lies.
+root, becomes the user ``nobody``, because CAP_IPC_LOCK lifts that limit. The program is compiled and its modules are
+imported before that: ``nobody`` may be unable to read their files.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ class SockFprog(ctypes.Structure):
 
 
 def refuse_io_uring(error: int) -> None:
-    """Make ``io_uring_setup`` fail with ``error`` in this process and its children, for good (seccomp(2))."""
+    """Make ``io_uring_setup`` fail with ``error`` in this process and its children, permanently (seccomp(2))."""
     instructions = [
         (BPF_LD_W_ABS, 0, 0, 0),  # load seccomp_data.nr
         (BPF_JEQ_K, 0, 1, NR_IO_URING_SETUP),  # the next instruction if equal, else the one after

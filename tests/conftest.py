@@ -14,7 +14,7 @@ from servers import BACKENDS, MODES, EchoRecorder, ReactorThread, ServerProcess,
 from uringws import Reactor, UringUnavailable
 from uringws.backend import Backend
 
-# What a shell starts in the background begins with SIGINT ignored, and so would the servers that tests interrupt.
+# A shell starts background jobs with SIGINT ignored, and the servers that tests interrupt would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 hypothesis.settings.register_profile("suite", deadline=None, print_blob=True)  # a busy machine fails no test
@@ -63,7 +63,7 @@ def echo_server(request: pytest.FixtureRequest) -> Iterator[ServerProcess]:
 
 @pytest.fixture(scope="session")
 def faulty_build(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where a build lies whose system calls fail on command; for `FaultyServer`."""
+    """The directory of a build whose system calls fail on command; for `FaultyServer`."""
     return build_with_faults(tmp_path_factory.mktemp("faults"))
 
 

@@ -30,7 +30,7 @@ def new_loop(name: Any) -> asyncio.AbstractEventLoop:
 
 
 def run_on(name: str, main: Callable[[], Awaitable[T]]) -> T:
-    """Run a coroutine function on a loop, and hold it to leaving no task."""
+    """Run a coroutine function on a loop, and check that no task is left."""
 
     async def watched() -> T:
         async with asyncio.timeout(5 * WAIT_SECONDS):
@@ -62,7 +62,7 @@ class Wire:
 
     @classmethod
     async def dial(cls, server: Server) -> Self:
-        """Connect, and say nothing."""
+        """Connect, and send nothing."""
         return cls(await asyncio.to_thread(Peer.dial, address_of(server)))
 
     async def __aenter__(self) -> Self:
@@ -80,7 +80,7 @@ class Wire:
         self.peer.write(*chunks)
 
     def leave(self, code: int | None = 1000, reason: str = "") -> None:
-        """Send a close frame and the end of the stream: what the server sends can still be read."""
+        """Send a close frame and the end of the stream; the server's bytes can still be read."""
         self.peer.write(close_frame(code, reason))
         self.peer.sock.shutdown(socket.SHUT_WR)
 
@@ -98,7 +98,7 @@ class Wire:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    """Wait for what no event announces."""
+    """Wait for a condition that no event announces."""
     async with asyncio.timeout(WAIT_SECONDS):
         while not condition():
             await asyncio.sleep(0.005)

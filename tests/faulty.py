@@ -45,7 +45,7 @@ SETTLE_SECONDS = 10.0
 
 
 def build_with_faults(directory: Path) -> Path:
-    """Where a uringws lies whose calls fail on command: built in `directory`, unless the one under test is such."""
+    """The directory of a uringws whose calls fail on command: made in `directory` unless the one under test is one."""
     if lib.urs_fault_plan(ENTER, 0, 0, 0) != -errno.ENOTSUP:
         return Path(uringws.__file__).parent.parent
     for name in ("licenses", "uring_shim", "src"):
@@ -150,7 +150,7 @@ class FaultyServer:
         return count
 
     def settle(self) -> dict[str, Any]:
-        """Wait until no session is left, and hold the server to what must be true then; return its last look."""
+        """Wait until no session is left, and check what must be true then; return the server's last report."""
         deadline = time.monotonic() + SETTLE_SECONDS
         while True:
             now = self.look()
@@ -178,7 +178,7 @@ class Talk:
         self.peer.write(*(frame(sent.opcode, sent.payload) for sent in self.expected))
 
     def answered(self) -> bool:
-        """Read the answers. False if the server cut the connection: what came is then the beginning of them."""
+        """Read the answers. False if the server cut the connection: then only their beginning came."""
         expected, self.expected = self.expected, []
         received: list[Frame] = []
         try:

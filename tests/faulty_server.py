@@ -32,7 +32,7 @@ SINK: list[Connection] = []
 
 
 def echo_between_flushes(conn: Connection, message: Message) -> None:
-    """Echo, but first send so much to another that all that is owed so far leaves at once."""
+    """Echo, but first send so much to another session that all replies so far leave at once."""
     if message.is_text:
         SINK.append(conn)
         return
@@ -125,7 +125,7 @@ def control(connection: socket.socket, reactor: Reactor, sender: Sender, books: 
             else:
                 answer.set_result(look(reactor, books))
 
-        # A turn later than the command: only the next turn gives back what a turn's messages occupied.
+        # A turn later than the command: only the next turn releases the memory of a turn's messages.
         sender.call(functools.partial(sender.call, act))
         connection.sendall(json.dumps(answer.result(30)).encode() + b"\n")
     sender.release()

@@ -1,6 +1,6 @@
-"""Memory that ends where it says: between two pages that nobody may touch.
+"""Memory between two inaccessible pages.
 
-A test puts its input flush against a fence; code that reads or writes one byte too far is killed on the spot.
+A test places its input directly at a page's edge: code that reads or writes one byte too far is killed at once.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""A hostile client: attacks on a server, beside lively neighbours and beside a control server that nobody attacks.
+"""A hostile client: attacks on a server that also has well-behaved clients, next to a control server without attacks.
 
-Each attack of attacks.py has two fresh servers, on one CPU; everybody else is on another. Neighbours send 20 bytes
-twenty times a second to both, and time the echoes. Witnesses exchange seeded streams with the attacked server and
-compare every byte. With --markdown the table is fit for docs/hostile.md:
+Each attack of attacks.py has two fresh servers, on one CPU; all other processes are on another. Neighbours send 20
+bytes twenty times per second to both, and time the echoes. Witnesses exchange seeded streams with the attacked server
+and compare every byte. With --markdown the table is fit for docs/hostile.md:
 
     python tests/hostile.py
     python tests/hostile.py --backend epoll --attack large-senders --attack resets --seconds 20 --seed 7
@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from attacks import ATTACKS, Tally
-from bystanders import LATE_SECONDS_MAX, Timings, Verdict, attack, time_echoes, verify_echoes
+from bystanders import LATE_SECONDS_MAX, Findings, Timings, attack, time_echoes, verify_echoes
 from servers import BACKENDS, ROOT, ServerProcess
 from uringws.backend import Backend
 from wire import http
@@ -35,11 +35,11 @@ from wire import http
 SECONDS = 12.0
 START_SECONDS_MAX = 30.0
 EMPTY_SECONDS_MAX = 30.0
-"""Within it a server must be rid of its attackers: longer than its deadlines for handshakes and closes."""
+"""Within this time a server must have ended its attackers' sessions: longer than the handshake and close deadlines."""
 WITNESSES = 8
 P99_RATIO_MAX = 5.0
 P99_SECONDS = 0.02
-"""Up to this a neighbour's p99 is good enough, however good the control's is."""
+"""A neighbour's p99 up to this passes, even if the control's is much better."""
 FIGURES = b"GET / HTTP/1.0\r\n\r\n"
 HELD = ("sessions", "handshakes", "memory_bytes", "queued_bytes", "pool_in_use")
 """The figures that must be 0 when everybody has left."""
@@ -58,16 +58,16 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What an attack did to a server. Memory is resident, in bytes."""
+    """The effects of an attack on a server. Memory is resident, in bytes."""
 
     attack: str
     backend: str
     neighbour: Timings
     control: Timings
-    verdict: Verdict
+    findings: Findings
     tally: Tally
     held: dict[str, int]
-    """What the server still held of those that have left."""
+    """Memory that the server still held for sessions that have ended."""
     memory_before: int
     memory_after: int
 
@@ -78,16 +78,16 @@ class Result:
 
     @property
     def lost(self) -> list[str]:
-        """What must not be on any machine, however slow."""
+        """The failures that no machine excuses, however slow it is."""
         found = {
-            "bytes wrong": self.verdict.wrong_bytes + self.neighbour.wrong_bytes + self.control.wrong_bytes,
-            "bytes missing": self.verdict.missing_bytes,
+            "bytes wrong": self.findings.wrong_bytes + self.neighbour.wrong_bytes + self.control.wrong_bytes,
+            "bytes missing": self.findings.missing_bytes,
             "echoes missing": self.neighbour.missing + self.control.missing,
             "sessions cut": self.cut,
             **{f"{name} left": count for name, count in self.held.items()},
         }
         problems = [f"{count:,} {name}" for name, count in found.items() if count]
-        return problems if self.verdict.verified_bytes else [*problems, "nothing was verified"]
+        return problems if self.findings.verified_bytes else [*problems, "nothing was verified"]
 
     @property
     def late(self) -> list[str]:
@@ -104,7 +104,7 @@ class Result:
     @property
     def cut(self) -> int:
         """Sessions that the server ended without a reason."""
-        return self.verdict.cut + self.neighbour.cut + self.control.cut
+        return self.findings.cut + self.neighbour.cut + self.control.cut
 
     @property
     def problems(self) -> list[str]:
@@ -121,7 +121,7 @@ def quantile(timings: Timings, of: float) -> float:
 
 @dataclass(frozen=True)
 class Process:
-    """One of the processes of bystanders.py: ready, told until when, and asked what it found."""
+    """One of the processes of bystanders.py: start it, tell it the end time, and ask for its results."""
 
     name: str
     process: Any
@@ -185,13 +185,13 @@ def run_attack(name: str, plan: Plan, beset: ServerProcess, control: ServerProce
         late = plan.seconds + 2 * LATE_SECONDS_MAX
         tally: Tally = attackers.receive(late)
         neighbour, alone = neighbours.receive(late)
-        verdict: Verdict = witnesses.receive(late)
+        findings: Findings = witnesses.receive(late)
     return Result(
         attack=name,
         backend=beset.backend,
         neighbour=neighbour,
         control=alone,
-        verdict=verdict,
+        findings=findings,
         tally=tally,
         held=settled(beset),
         memory_before=memory_before,
@@ -200,11 +200,11 @@ def run_attack(name: str, plan: Plan, beset: ServerProcess, control: ServerProce
 
 
 def settled(server: ServerProcess) -> dict[str, int]:
-    """What a server holds when all have left, after as much time as its deadlines need."""
+    """The resources that a server holds after all clients have left and its deadlines are over."""
     deadline = time.monotonic() + EMPTY_SECONDS_MAX
     while True:
         figures = json.loads(http(server.address, FIGURES).body)
-        figures["handshakes"] -= 1  # the one that asks, whose request lies in a buffer
+        figures["handshakes"] -= 1  # the session that asks, whose request is in a buffer
         figures["pool_in_use"] -= bool(figures["pool_in_use"])
         held = {name: figures[name] for name in HELD if figures[name]}
         if not held or time.monotonic() > deadline:
@@ -233,8 +233,8 @@ def row(result: Result) -> tuple[str, ...]:
         result.backend,
         milliseconds(result.neighbour),
         milliseconds(result.control),
-        f"{result.verdict.verified_bytes / 1e6:,.1f}",
-        f"{result.verdict.wrong_bytes + result.verdict.missing_bytes:,}",
+        f"{result.findings.verified_bytes / 1e6:,.1f}",
+        f"{result.findings.wrong_bytes + result.findings.missing_bytes:,}",
         str(result.cut),
         f"{result.memory_before / 1e6:,.0f} / {result.memory_after / 1e6:,.0f}",
         str(result.tally),

@@ -15,7 +15,7 @@ class Mutant:
     """Stands in the file exactly once."""
     replacement: str
     promise: str
-    """What is no longer true."""
+    """The promise that the change breaks."""
     tests: tuple[str, ...]
     """Each of them must fail, in at least one of its parameters."""
 
@@ -403,7 +403,7 @@ MUTANTS = (
         "A child process does not hang on locks that threads of its parent held",
         ("tests/test_reactor.py::test_a_fork_does_not_hang_on_locks_of_other_threads",),
     ),
-    # Who is let in
+    # Admission
     Mutant(
         "strangers-beside-proxies-uncounted",
         "src/uringws/upgrade.py",

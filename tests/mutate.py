@@ -35,7 +35,8 @@ LEFT_OUT = shutil.ignore_patterns("*.so", "__pycache__", "node_modules", "*.egg-
 BUILD_SECONDS_MAX = 180.0
 TEST_SECONDS_MAX = 120.0
 PASSED, FAILED, INTERRUPTED = 0, 1, 2
-"""What pytest exits with; a crash of the interpreter is a negative number, everything else a test that did not run."""
+"""Exit statuses of pytest; a crash of the interpreter is a negative number, any other status a test that did not
+run."""
 
 
 class NotTriedError(Exception):
@@ -44,10 +45,10 @@ class NotTriedError(Exception):
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a mutant."""
+    """The result of one mutant."""
 
     mutant: Mutant
-    verdict: str
+    outcome: str
     """"killed", "SURVIVED" or "not tried"."""
     detail: str
     seconds: float
@@ -125,7 +126,7 @@ def mutated(mutant: Mutant, source: str) -> str:
 
 
 def try_mutant(tree: Tree, mutant: Mutant, failing: dict[str, str]) -> tuple[str, str]:
-    """Apply a mutant, run its tests, undo it; return the verdict and its detail."""
+    """Apply a mutant, run its tests, undo it; return the outcome and its detail."""
     for test in mutant.tests:
         if test in failing:
             return "not tried", f"{test} does not pass without a mutant: {failing[test]}"
@@ -182,13 +183,13 @@ def markdown(results: list[Result]) -> str:
     for result in results:
         mutant = result.mutant
         failed = ", ".join(f"`{test.removeprefix('tests/')}`" for test in mutant.tests)
-        outcome = f"killed by {failed}" if result.verdict == "killed" else f"**{result.verdict}**"
+        outcome = f"killed by {failed}" if result.outcome == "killed" else f"**{result.outcome}**"
         lines.append(f"| `{mutant.name}` | `{mutant.file}` | {mutant.promise} | {outcome} |")
     return "\n".join(lines) + "\n"
 
 
 def chosen(names: list[str]) -> list[Mutant]:
-    """Return the mutants of these names, or all. Exits with a message for a name that there is not."""
+    """Return the mutants of these names, or all. Exits with a message for an unknown name."""
     known = {mutant.name: mutant for mutant in MUTANTS}
     if len(known) != len(MUTANTS):
         sys.exit("two mutants have the same name")
@@ -227,19 +228,19 @@ def main() -> int:
         failing = {} if options.trust else failing_unbroken(tree, mutants)
         for number, mutant in enumerate(mutants, 1):
             start = time.monotonic()
-            verdict, detail = try_mutant(tree, mutant, failing)
-            results.append(Result(mutant, verdict, detail, time.monotonic() - start))
+            outcome, detail = try_mutant(tree, mutant, failing)
+            results.append(Result(mutant, outcome, detail, time.monotonic() - start))
             print(
-                f"[{number}/{len(mutants)}] {mutant.name}: {verdict} in {results[-1].seconds:.1f} s ({detail})",
+                f"[{number}/{len(mutants)}] {mutant.name}: {outcome} in {results[-1].seconds:.1f} s ({detail})",
                 flush=True,
             )
     counts = {
-        verdict: sum(result.verdict == verdict for result in results) for verdict in ("killed", "SURVIVED", "not tried")
+        outcome: sum(result.outcome == outcome for result in results) for outcome in ("killed", "SURVIVED", "not tried")
     }
-    print("\n" + ", ".join(f"{count} {verdict}" for verdict, count in counts.items()))
+    print("\n" + ", ".join(f"{count} {outcome}" for outcome, count in counts.items()))
     for result in results:
-        if result.verdict != "killed":
-            print(f"{result.mutant.name} ({result.mutant.promise}): {result.verdict}: {result.detail}")
+        if result.outcome != "killed":
+            print(f"{result.mutant.name} ({result.mutant.promise}): {result.outcome}: {result.detail}")
     if options.table is not None:
         options.table.write_text(markdown(results))
     return 2 if counts["not tried"] else 1 if counts["SURVIVED"] else 0

@@ -34,7 +34,7 @@ STOP_SECONDS = 10.0
 
 
 def missing(what: str) -> NoReturn:
-    """Skip for want of a tool or of io_uring; fail where URINGWS_TESTS_SKIP_NOTHING=1 says that all must be there."""
+    """Skip because a tool or io_uring is missing; fail instead if URINGWS_TESTS_SKIP_NOTHING=1 is set."""
     if os.environ.get("URINGWS_TESTS_SKIP_NOTHING") == "1":
         pytest.fail(what, pytrace=False)
     pytest.skip(what)
@@ -146,7 +146,7 @@ def echo_process(backend: Backend, mode: str) -> ServerProcess:
 
 
 class ReactorThread:
-    """A reactor running in a thread of its own, for a ring belongs to the thread that made it.
+    """A reactor running in its own thread, because a ring belongs to the thread that made it.
 
     ``prepare`` runs there before the loop, in place of binding to a port of the kernel's choice; ``run`` replaces
     ``Reactor.run``. Leaving the context stops the reactor and raises whatever ended its thread.
@@ -207,8 +207,8 @@ class ReactorThread:
     def ask(self, function: Callable[[], T]) -> T:
         """Run ``function`` on the reactor's thread and return what it returned.
 
-        It runs a turn after the one that it comes in, for only the next turn gives back what a turn's messages
-        occupied.
+        It runs one turn later than the command arrives, because only the next turn releases the memory of a turn's
+        messages.
         """
         answer: Future[T] = Future()
 
@@ -223,7 +223,7 @@ class ReactorThread:
 
 
 def settle(server: ReactorThread) -> Stats:
-    """Wait until no session is left, in whatever state, and hold the reactor to having nothing left of any."""
+    """Wait until no session is left in any state, and check that the reactor holds nothing for them."""
     deadline = time.monotonic() + STOP_SECONDS
     while (stats := server.ask(server.reactor.stats)).sessions or stats.handshakes:
         assert time.monotonic() < deadline, stats
@@ -259,7 +259,7 @@ def connected(reactor: Reactor) -> Peer:
 
 
 def wait_until(condition: Callable[[], object]) -> None:
-    """Wait for what no event announces, such as the kernel's or the reactor's last tidying up."""
+    """Wait for a condition that no event announces, such as the kernel's or the reactor's last cleanup."""
     deadline = time.monotonic() + STOP_SECONDS
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"

@@ -1,9 +1,10 @@
-"""The soak: sessions of every kind come and go for as long as asked, and at the end nothing may be missing or left.
+"""The soak: sessions of every kind come and go for a chosen time, and at the end no answer may be missing and nothing
+may be leaked.
 
-Each visitor has a script drawn from the seed and its own number: what it says, in which pieces, where it stalls, how it
-leaves. What it is owed is known beforehand. A round ends when all its visitors have left; then the server must hold no
-session, no byte, no descriptor more than before the first. In the test suite it runs URINGWS_SOAK_SECONDS on each
-backend (10 by default); for minutes or hours:
+Each visitor has a script drawn from the seed and its own number: its messages, the pieces in which it sends them, where
+it stalls, and how it leaves. The answers that it must get are known beforehand. A round ends when all its visitors have
+left; then the server must hold no session, no byte and no descriptor more than before the first round. In the test
+suite it runs URINGWS_SOAK_SECONDS on each backend (10 by default); for minutes or hours:
 
     python tests/soak.py --minutes 60 --backend io_uring
 """
@@ -57,7 +58,7 @@ RSS_GROWTH_BYTES_MAX = 24 << 20
 
 OPTIONS = Options(
     backlog_bytes_max=12 << 20,
-    handshake_seconds_max=LEAVE_SECONDS_MAX,  # these two must not fail a soak on a machine that is busy elsewhere
+    handshake_seconds_max=LEAVE_SECONDS_MAX,  # a busy machine must not make a soak fail by these two
     close_seconds_max=LEAVE_SECONDS_MAX,
     ping_interval_seconds=0.2,
     ping_timeout_seconds=None,
@@ -76,7 +77,7 @@ WEIGHTS = {**dict.fromkeys(ORDERLY, 6), **dict.fromkeys(ABRUPT, 5), **dict.fromk
 
 
 class Host(Handler):
-    """Echoes in every way there is, closes and floods when told to, and keeps what each visitor was promised."""
+    """Echoes in every possible way, closes and floods on request, and notes the answers that each visitor must get."""
 
     def __init__(self) -> None:
         self.opened: Counter[int] = Counter()
@@ -87,7 +88,7 @@ class Host(Handler):
         self.messages = 0
 
     def forget(self) -> None:
-        """Begin a round with empty books: those of the last one are settled."""
+        """Begin a round with empty notes: those of the last round are settled."""
         for book in (self.opened, self.closed, self.flooded, self.pushed):
             book.clear()
 
@@ -135,7 +136,7 @@ def push_payload(thread: int, number: int) -> bytes:
 
 
 class Pusher(threading.Thread):
-    """Sends to sessions at random through a Sender, and has it noted how much of that a session is owed."""
+    """Sends to random sessions through a Sender, and notes how many of these messages each session must get."""
 
     def __init__(self, server: ReactorThread, host: Host, index: int, seed: int) -> None:
         super().__init__(name=f"pusher-{index}", daemon=True)
@@ -163,7 +164,7 @@ class Pusher(threading.Thread):
             self.error = error
 
     def _note(self, visitor: int, conn: Connection, count: int) -> None:
-        """On the reactor's thread: still open, so all that was commanded before has been sent."""
+        """On the reactor's thread. The connection is still open, so all earlier commands for it have been sent."""
         if conn.is_open:
             self._host.pushed[visitor, self._index] = count
 
@@ -179,7 +180,7 @@ class Pusher(threading.Thread):
 
 @dataclass
 class Script:
-    """What a visitor does, drawn from the seed alone."""
+    """The script of a visitor, drawn from the seed alone."""
 
     kind: str
     said: deque[bytes] = field(default_factory=deque)
@@ -207,7 +208,7 @@ def draw_size(source: random.Random) -> int:
 
 
 def draw_message(script: Script, source: random.Random) -> int:
-    """Add a message to what is said and what is owed for it; return its size."""
+    """Add a message to the script, and its answer to the expected ones; return its size."""
     opcode = source.choice([TEXT, BINARY])
     size = draw_size(source)
     text = (source.choice("aé漢😀") * size).encode()
@@ -247,7 +248,7 @@ def draw_script(seed: int, number: int) -> Script:
 
 
 def _draw_end(script: Script, source: random.Random) -> None:
-    """The last words of those that leave in good order, or in a way that the server has to answer."""
+    """The last frames of visitors that close properly, or in a way that the server must answer."""
     kind = script.kind
     if kind == "close":
         script.said.append(close_frame(1000, "bye"))
@@ -290,7 +291,7 @@ class Visitor:
         self._stalled_until: float | None = None
 
     def turn(self, events: int) -> None:
-        """Say a piece, hear a piece, or neither; leave where the script says so."""
+        """Send a piece, read a piece, or neither; leave where the script says so."""
         try:
             if events & selectors.EVENT_WRITE and self.source.random() < 0.8:
                 self._say()
@@ -355,7 +356,7 @@ class Visitor:
         return self.over
 
     def leave(self) -> None:
-        """Be done; the socket is closed by who watches it."""
+        """Finish; the selector's owner closes the socket."""
         self.over = True
 
     def _hear(self) -> None:
@@ -444,7 +445,7 @@ class Visitor:
         self.messages += 1
 
     def settle(self, host: Host) -> int:
-        """Hold what came against what was owed; return the bytes that are missing."""
+        """Compare the answers with the expected ones; return the number of missing bytes."""
         kind = self.script.kind
         closed = host.closed.get(self.number, [])
         if host.opened[self.number] != len(closed) or len(closed) > 1:
@@ -481,7 +482,7 @@ class Visitor:
 
 @dataclass
 class Report:
-    """What a soak came to."""
+    """The results of a soak."""
 
     backend: str
     seconds: float = 0.0
@@ -498,9 +499,8 @@ class Report:
 
     @property
     def growth(self) -> int:
-        """
-        Bytes by which the second half of the rounds stood above the first, warming up aside. The least of each half
-        counts: what leaks stays, what one round happens to hold a while longer does not.
+        """Bytes by which the second half of the rounds stood above the first, warming up aside. The minimum of each
+        half counts: a leak stays, while memory that one round happens to hold for a while longer goes.
         """
         settled = self.resident[max(1, len(self.resident) // 4) :]
         half = len(settled) // 2
@@ -535,7 +535,7 @@ def listen(reactor: Reactor) -> None:
 
 @contextlib.contextmanager
 def complaints(problems: list[str]) -> Iterator[None]:
-    """What the library logs is a problem: nothing that visitors do is worth a line."""
+    """Every log line of the library is a problem: no visitor does anything that is worth logging."""
 
     class Keeper(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
@@ -627,7 +627,7 @@ class Soak:
                 selector.unregister(visitor.sock)
                 visitor.sock.close()
         if idle:
-            time.sleep(0.001)  # the server's turn: all who could write have nothing to say
+            time.sleep(0.001)  # the server's turn: no visitor has anything to write
 
     def _settle(self, visitor: Visitor) -> None:
         report = self.report
@@ -638,7 +638,7 @@ class Soak:
         report.problems += visitor.problems
 
     def _settle_round(self, files: int) -> None:
-        """Nobody is here any more: nothing may be held."""
+        """All visitors have left: the server may hold nothing."""
 
         def empty() -> bool:
             stats = self._server.ask(self._server.reactor.stats)
@@ -668,7 +668,7 @@ class Soak:
 
 
 def soak(backend: Backend, seconds: float, *, seed: int = 1, tell: Callable[[str], object] = lambda _: None) -> Report:
-    """Soak a server on that backend; what went wrong is in the report."""
+    """Soak a server on that backend; the report has the problems."""
     return Soak(backend, seconds, seed, tell).run()
 
 

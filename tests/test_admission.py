@@ -1,4 +1,4 @@
-"""Who is let in: limits on sessions, addresses, handshakes and origins, proxies to trust, no descriptors to be had."""
+"""Admission: limits on sessions, addresses, handshakes and origins, trusted proxies, and no free descriptors."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_sessions_per_ip_max_counts_many_addresses(backend: Backend) -> None:
             assert status(server.address, source=address) == 101
 
 
-# What those are told that are not let in
+# The answers to connections that are refused
 
 WORDS = {
     "sessions_max": (503, b"too many sessions\n"),
@@ -141,7 +141,7 @@ TOLD: dict[str, dict[str, object]] = {
 
 
 def refusal_of(server: ReactorThread, reason: str, stack: ExitStack) -> Response:
-    """What somebody is told who is refused for that reason, by options of TOLD."""
+    """The answer to a connection that is refused for that reason, with the options of TOLD."""
     pending = stack.enter_context(Peer.dial(server.address))
     pending.write(b"GET /")
     wait_until(lambda: stats(server).handshakes == 1 or reason == "timeout")
@@ -254,11 +254,11 @@ NAMED = {
     "v2-mapped": (V2_MAPPED, ("192.0.2.1", 4711)),
     "v2-local": (v2(0, 0, b""), None),
 }
-"""Headers, and whom they name; None: nobody but the proxy itself."""
+"""Headers, and the clients that they name; None: only the proxy itself."""
 
 
 class Peers(EchoRecorder):
-    """Keeps where a request comes from, as it is said before the upgrade and after it."""
+    """Keeps the peer's address of a request, before the upgrade and after it."""
 
     def on_upgrade(self, request: Request) -> None:
         self.record("upgrade", request.peer)
@@ -391,7 +391,7 @@ def test_sessions_per_ip_max_holds_for_strangers_beside_proxies(backend: Backend
             stack.enter_context(peer)
             assert answer == 101
         assert status(server.address) == 429
-        for number in range(4):  # the proxy itself is nobody's limit
+        for number in range(4):  # the proxy's own address does not count
             peer, answer = ask(server.address, source=THERE, before=v2_ipv4(f"192.0.2.{number}"))
             stack.enter_context(peer)
             assert answer == 101
@@ -464,7 +464,7 @@ def test_without_descriptors_accepting_pauses_and_resumes_and_does_not_spin(back
         assert after["cpu"] - before["cpu"] < seconds / 4
 
         keep = inside.pop(0)
-        while waiting:  # whoever leaves makes room for the next one in the queue
+        while waiting:  # a peer that leaves makes room for the next one in the queue
             inside.pop(0).close()
             wait_until(lambda: any(answered(peer, 0.01) for peer in waiting))
             come = next(peer for peer in waiting if answered(peer, 0.01))

@@ -1,4 +1,4 @@
-"""Sockets that another HTTP server upgraded: who owns them, whence they may come, what becomes of bytes read too far.
+"""Sockets that another HTTP server upgraded: their owner, their kinds, and bytes that the server read too far.
 
 First by hand, with socket pairs and a reactor in the test's own thread; then with aiohttp and uvicorn as they are,
 which answer HTTP in one thread while the reactor serves the sessions in another.
@@ -324,7 +324,7 @@ def hand_over(transport: asyncio.Transport, leftover: Callable[[], bytes], sende
 
 
 class Leftover:
-    """What aiohttp takes for a payload parser: keeps the bytes which its HTTP parser had read past the request."""
+    """A payload parser for aiohttp: keeps the bytes that its HTTP parser had read past the request."""
 
     def __init__(self) -> None:
         self.data = b""
@@ -365,7 +365,7 @@ async def aiohttp_server(sender: Sender) -> AsyncIterator[int]:
 @asynccontextmanager
 async def uvicorn_server(sender: Sender) -> AsyncIterator[int]:
     class HandOver(asyncio.Protocol):
-        """In the place of uvicorn's own WebSocket protocol, which is given the request's bytes once more."""
+        """Takes the place of uvicorn's own WebSocket protocol, which gets the request's bytes again."""
 
         def __init__(self, **uvicorns: Any) -> None:
             pass
@@ -474,7 +474,7 @@ def test_the_subprotocol_is_the_connections_and_data_stays_its_own(backend: Back
 @pytest.mark.parametrize("wanted", [True, False])
 @pytest.mark.parametrize("before", [True, False])
 def test_tcp_nodelay_is_set_where_the_options_say_so(backend: Backend, *, wanted: bool, before: bool) -> None:
-    """False leaves the socket as its first owner made it."""
+    """False leaves the socket's options as its first owner set them."""
     ours, theirs = tcp_pair()
     ours.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, before)
     options = Options(tcp_nodelay=wanted, ping_interval_seconds=None)

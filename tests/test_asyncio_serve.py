@@ -211,7 +211,7 @@ def test_junk_is_not_answered(loop: str) -> None:
 
 
 def _read_to_end(peer: Peer) -> None:
-    with contextlib.suppress(ConnectionResetError):  # what it sent was not read
+    with contextlib.suppress(ConnectionResetError):  # the peer's bytes were not read
         assert peer.sock.recv(100) == b""
 
 

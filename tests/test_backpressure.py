@@ -1,4 +1,4 @@
-"""Who reads slowly, and who writes fast: each costs its own backlog or its own socket's room, and nobody else's."""
+"""Peers that read slowly, and peers that write fast: each uses only its own backlog or its own socket's buffer."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Session:
         return self.server.ask(lambda: self.conn.send_binary(payload))
 
     def send_until(self, outcome: SendResult) -> list[SendResult]:
-        """Send chunks until `send` says that; return all it said."""
+        """Send chunks until `send` returns that result; return all results."""
         results = [self.send(CHUNK)]
         while results[-1] is not outcome:
             assert len(results) < 1000
@@ -74,7 +74,7 @@ def session(backend: Backend, options: Options, recorder: Recorder | None = None
         yield Session(server, recorder, peer)
 
 
-# What send says
+# Results of send
 
 
 def test_a_message_is_sent_then_queued_then_dropped(backend: Backend) -> None:
@@ -136,7 +136,7 @@ def test_on_full_close_delivers_the_backlog_and_then_1008(backend: Backend) -> N
 
 
 def test_on_full_close_delivers_no_more_messages(backend: Backend) -> None:
-    """A message that comes later finds no handler, whose answer could only raise."""
+    """Later messages call no handler: its answer could only raise."""
     with session(backend, Options(backlog_bytes_max=MIB, on_full="close")) as it:
         assert it.send(bytes(MIB + 1)) is SendResult.DROPPED
         with pytest.raises(ConnectionClosed):
@@ -204,7 +204,7 @@ def test_on_drain_comes_once_for_each_time_the_high_mark_was_reached(backend: Ba
             while it.buffered() < MIB:
                 it.send(CHUNK)
                 chunks += 1
-            for _ in range(5):  # further above: it is one crossing still
+            for _ in range(5):  # still further above the mark: this is one crossing
                 it.send(CHUNK)
                 chunks += 1
             assert len(it.recorder.of("drain")) == crossing - 1
@@ -390,7 +390,7 @@ def test_echoes_by_a_handler_close_a_peer_that_does_not_read_them(backend: Backe
 
 def write_in_background_until_cut(peer: Peer, data: bytes) -> threading.Thread:
     def write() -> None:
-        with contextlib.suppress(OSError):  # the server has had enough, as it should
+        with contextlib.suppress(OSError):  # the server has ended the session, as it should
             peer.write(data)
 
     thread = threading.Thread(target=write, daemon=True)

@@ -299,7 +299,7 @@ class TestNative:
     @pytest.mark.parametrize("name", native.SOURCES)
     def test_no_warnings(self, name: str, tmp_path: Path) -> None:
         strict = ["-Werror", "-Wshadow", "-Wconversion", "-Wstrict-prototypes", "-Wmissing-prototypes", "-Wvla"]
-        system = ["-isystem", "/usr/include"]  # liburing's own inlines do convert
+        system = ["-isystem", "/usr/include"]  # the inline functions of liburing do convert
         native.compile_program(native.SOURCES[name], tmp_path / name, [*strict, *system, "-luring"])
 
 
@@ -508,5 +508,5 @@ class TestCompare:
             process.send_signal(number)
             process.communicate(timeout=20)
         assert process.returncode == status
-        # A load that was just being started when the signal came is nobody's child: it ends by itself.
+        # A load generator that was just being started when the signal came has no parent: it ends by itself.
         wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children))

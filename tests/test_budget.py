@@ -1,4 +1,4 @@
-"""memory_bytes_max: what all sessions together may hold, who has to go when it is near, and that the rest live on."""
+"""memory_bytes_max: the memory of all sessions together, and which sessions are closed near the limit."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def assert_alive(server: ReactorThread, peer: Peer) -> None:
 def begin_message(peer: Peer, bytes_: int, announced: int) -> None:
     """Send that much of a message that will never end."""
     whole = frame(BINARY, bytes(announced))
-    with contextlib.suppress(OSError):  # it may have been cut off already, which is the point
+    with contextlib.suppress(OSError):  # the session may have been cut already, which this test is about
         peer.write(whole[:bytes_])
 
 
@@ -86,7 +86,7 @@ def test_a_budget_smaller_than_one_message_is_refused() -> None:
 def test_the_least_budget_takes_the_largest_message_however_it_comes(
     backend: Backend, size: int, first: str, *, fragmented: bool
 ) -> None:
-    """What has come is moved to larger memory as a message grows, so that it takes more than its size for a while."""
+    """A growing message is moved to larger memory, so that it takes more than its size for a while."""
     needed = POOL_BYTES + 3 * size + 256 * KIB
     options = Options(
         receive_buffers=64,

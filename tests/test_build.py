@@ -1,4 +1,4 @@
-"""The build: the cdef's cut, what is said when something is missing, what the built module exports.
+"""The build: how the cdef is cut from headers, messages about missing tools, and the names that the module exports.
 
 And that every C file compiles without a warning, for this machine and for arm64.
 """
@@ -220,7 +220,7 @@ def test_every_name_of_the_shim_has_its_prefix() -> None:
 
 
 def test_the_functions_outside_cffi_check_their_arguments() -> None:
-    """A wrong argument raises, and a reactor that is gone is one without any session."""
+    """A wrong argument raises, and a closed reactor has no session."""
     assert shim.fast_send(0, 1 << 32, 0, 1, b"") == _shim.lib.URS_ERROR_STALE
     assert shim.fast_send_event(0, 1 << 32, 0, 1) == _shim.lib.URS_ERROR_STATE
     wrong: tuple[tuple[object, ...], ...] = (

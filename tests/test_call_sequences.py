@@ -55,11 +55,11 @@ def test_a_random_call_of_a_reactor_has_its_result_or_a_clear_error_wherever_it_
     play(backend, REACTOR_SEQUENCES, tmp_path / "trail")
 
 
-# What such sequences have found
+# Faults that such sequences have found
 
 
 def test_nothing_can_be_sent_or_begun_while_the_reactor_closes(backend: Backend) -> None:
-    """on_close, called by close(): what it sent would never leave, on its own connection or another."""
+    """on_close, called by close(): a message sent there would never leave, on its own connection or another."""
     refused: list[str] = []
 
     class LastWords(Recorder):

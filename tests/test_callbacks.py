@@ -1,4 +1,4 @@
-"""What a reactor takes for a handler: slips are answered when the reactor is made, not by clients that hang."""
+"""Handlers that a reactor accepts: mistakes raise when the reactor is made, and do not show as clients that hang."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_an_object_without_any_callback_is_warned_of() -> None:
 
 
 def test_an_object_with_one_callback_is_enough(backend: Backend) -> None:
-    """A class without a base, a module, a namespace: whatever has a callback. None stands for one that is lacking."""
+    """A class without a base, a module, a namespace: any object with a callback. None stands for a missing callback."""
 
     class Bare:
         on_frame = None
@@ -190,5 +190,5 @@ def test_run_without_anything_to_do_warns(backend: Backend, caplog: pytest.LogCa
         reactor.call_later(0, reactor.stop)
         reactor.run()  # it has a listening socket
         reactor.drain(0.1)
-        reactor.run()  # it has been drained: nothing is as it should be
+        reactor.run()  # it has been drained: there is nothing to warn of
     assert caplog.records == []

@@ -1,4 +1,4 @@
-"""`Connection.closing`: who closed first, what each side's close frame said, and what lost the connection."""
+"""`Connection.closing`: which side closed first, both sides' close frames, and the error that lost the connection."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Account(Recorder):
         self.record("close", conn.closing, code, reason)
 
     def complete(self) -> Closing:
-        """What `closing` was in `on_close`, waited for."""
+        """Wait for `on_close`, and return `closing` as it was there."""
         ((_, closing, _, _),) = self.wait_for("close")
         assert isinstance(closing, Closing)
         return closing

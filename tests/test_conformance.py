@@ -1,4 +1,4 @@
-"""Autobahn's cases, driven by kosoku, against the echo examples: every one OK or INFORMATIONAL.
+"""The Autobahn test suite, run by kosoku, against the echo examples: every case is OK or INFORMATIONAL.
 
 The command that this runs is the one to run by hand when a case fails; it writes a page per case with the bytes that
 went over the wire::
@@ -6,7 +6,7 @@ went over the wire::
     python examples/echo_uring.py --port 9001 --backend epoll &
     kosoku --exclude '12.*' --exclude '13.*' --parallelism 8 --outdir reports ws://127.0.0.1:9001
 
-kosoku itself is content with NON-STRICT; this test is not. Cases 12 and 13 are those of permessage-deflate.
+kosoku accepts NON-STRICT; this test does not. Cases 12 and 13 are those of permessage-deflate.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ACCEPTED = {"OK", "INFORMATIONAL"}
 
 
 def run_kosoku(url: str, directory: Path) -> dict[str, dict[str, str]]:
-    """The verdict of every case, by its number."""
+    """Autobahn's result of every case, by its number."""
     run = subprocess.run(
         [
             Path(sysconfig.get_path("scripts")) / "kosoku",
@@ -43,13 +43,13 @@ def run_kosoku(url: str, directory: Path) -> dict[str, dict[str, str]]:
     index = directory / "index.json"
     assert index.exists(), run.stdout + run.stderr
     agents: dict[str, dict[str, dict[str, str]]] = json.loads(index.read_text())
-    (verdicts,) = agents.values()
-    return verdicts
+    (results,) = agents.values()
+    return results
 
 
 def assert_all_pass(url: str, directory: Path) -> None:
-    verdicts = run_kosoku(url, directory)
-    pairs = {case: (verdict["behavior"], verdict["behaviorClose"]) for case, verdict in verdicts.items()}
+    results = run_kosoku(url, directory)
+    pairs = {case: (result["behavior"], result["behaviorClose"]) for case, result in results.items()}
 
     counts = Counter(behavior for behavior, _ in pairs.values())
     print(f"{len(pairs)} cases: " + ", ".join(f"{count} {name}" for name, count in counts.most_common()))

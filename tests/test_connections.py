@@ -1,4 +1,4 @@
-"""What a handler may do with connections beyond answering the message at hand: others', its own end, the loop's end."""
+"""Calls of a handler beyond answering the current message: on other connections, closing its own, ending the loop."""
 
 from __future__ import annotations
 
@@ -409,7 +409,7 @@ def test_a_weak_set_of_connections_lets_go_of_those_that_ended(backend: Backend)
 
 
 def test_an_id_is_written_the_same_everywhere(backend: Backend) -> None:
-    """What a log line shows is what `Sender.send` takes."""
+    """A log line shows the id that `Sender.send` takes."""
     with pairs(1) as ((ours, _),), Reactor(recorder := Recorder(), QUIET, backend=backend) as reactor:
         id_ = reactor.add_session(ours)
         conn = recorder.connections[id_]

@@ -20,7 +20,7 @@ CASES = re.findall(r'\{"(\w+)", \w+\}', SOURCE.read_text())
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The release build, without assertions: what must hold there holds by itself."""
+    """The release build, without assertions: the code must keep the invariants without them."""
     path = tmp_path_factory.mktemp("core") / "reactor"
     sources = [SOURCE, *(source for source in SHIM.glob("*.c") if source.name not in NOT_LINKED)]
     flags = ["-std=gnu11", "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", f"-I{SHIM}"]

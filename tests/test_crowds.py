@@ -1,7 +1,7 @@
-"""Many large senders, and many sessions that speak at once, over few receive buffers: everybody gets a turn soon.
+"""Many large senders, and many sessions that speak at once, over few receive buffers: every session is served soon.
 
-Covers the order in which sessions receive while buffers are short. What peers send waits in the kernel before the
-server looks, so that the server's order alone decides the outcome.
+Covers the order in which sessions receive while buffers are short. The peers' bytes wait in the kernel before the
+server reads, so that only the server's order decides the outcome.
 """
 
 from __future__ import annotations
@@ -155,7 +155,9 @@ def test_large_senders_have_a_share_beside_talkative_ones(
 def test_a_kernel_before_6_13_costs_each_message_one_more_receive(
     faulty_build: Path, tmp_path: Path, sessions: int
 ) -> None:
-    """There all sessions that speak at once look for a buffer at once; who finds none must not look again in vain."""
+    """There all sessions that send at once need a buffer at once. A session that finds none must not try again in
+    vain.
+    """
     if NO_URING is not None:
         missing(NO_URING)
     with FaultyServer(faulty_build, tmp_path, "io_uring", "c") as server, ExitStack() as stack:
@@ -170,5 +172,7 @@ def test_a_kernel_before_6_13_costs_each_message_one_more_receive(
             for peer in peers:
                 assert peer.read_frame().payload == SMALL
         parks = server.look()["stats"]["enobufs_parks"] - before
-        assert sessions / 2 <= parks <= 1.5 * waves * sessions  # in vain at all, else the fault point does nothing
+        assert (
+            sessions / 2 <= parks <= 1.5 * waves * sessions
+        )  # at least one attempt in vain, otherwise the fault point does nothing
         server.clear()

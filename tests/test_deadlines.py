@@ -1,7 +1,7 @@
-"""What a deadline must not be confused by: a backlog in front of the question, a server that stalls, a pause.
+"""Deadlines under difficult conditions: a backlog in front of a ping or close frame, a server that stalls, a pause.
 
-Each clock of docs/deadlines.md is held against a peer that is slow but alive, against one that is dead, and against a
-server whose thread did not run. What each deadline does where nothing disturbs it is in test_liveness.py.
+Each clock of docs/deadlines.md is tested with a peer that is slow but alive, with one that is dead, and with a server
+whose thread did not run. test_liveness.py tests each deadline without such disturbance.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ PERIOD_SECONDS = 0.6
 STALL_SECONDS = 1.0
 """Longer than that."""
 PAYLOAD = bytes(range(256)) * 6_000
-"""More than a narrow socket takes, by far: what the slow peer below reads in three periods."""
+"""Much more than a small socket buffer takes: the slow peer below reads this in three periods."""
 CHUNK_BYTES, CHUNK_SECONDS = 16_384, 0.02
 PEERS = 40
-"""More than one wait of either backend brings the input of."""
+"""More sessions than one wait of either backend brings input of."""
 
 
 def narrow(reactor: Reactor) -> None:
-    """Listen with a small send buffer: what a peer does not read is in the backlog, and moves in small steps."""
+    """Listen with a small send buffer: bytes that a peer does not read are in the backlog, and leave in small steps."""
     listener = socket.create_server(("127.0.0.1", 0), backlog=100)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 32_768)
     reactor.bind_socket(listener)
@@ -102,7 +102,7 @@ class SlowPeer(Peer):
 
 
 def read_message(peer: Peer) -> Frame:
-    """The next frame that is no ping; pings are answered."""
+    """The next frame other than a ping; pings are answered."""
     while (received := peer.read_frame()).opcode == PING:
         peer.send(PONG, received.payload)
     return received
@@ -152,7 +152,7 @@ def test_a_peer_that_takes_its_backlog_is_alive(backend: Backend, limits: dict[s
 
 
 def test_a_ping_in_the_socket_after_a_large_message_has_not_reached_the_peer(backend: Backend) -> None:
-    """The socket takes all at once, so that there is no backlog; the ping is behind it all the same."""
+    """The socket takes everything at once, so that there is no backlog; still the ping comes after all of it."""
     recorder = Recorder()
     options = only(ping_interval_seconds=0.2, ping_timeout_seconds=PERIOD_SECONDS)
 
@@ -195,7 +195,7 @@ def test_a_peer_that_stops_taking_its_backlog_is_idle_whatever_it_took_before(ba
 
 @pytest.mark.parametrize("manner", ["at once", "behind a backlog"])
 def test_a_peer_that_hangs_is_cut_off_while_its_kernel_takes_what_we_push(backend: Backend, manner: str) -> None:
-    """The bytes behind the ping are no sign of life: no program reads them."""
+    """Taking the bytes after the ping proves nothing: only the peer's kernel takes them."""
     recorder = Recorder()
     options = only(ping_interval_seconds=0.2, ping_timeout_seconds=0.6)
     with serving(backend, options, recorder) as server, SlowPeer.connect(server.address) as peer:
@@ -252,7 +252,9 @@ def test_a_drain_that_has_time_delivers_the_backlogs(backend: Backend) -> None:
 
 
 def test_a_backlog_does_not_extend_the_wait_after_a_close_frame_was_sent(backend: Backend) -> None:
-    """All was taken, the peer reads no more and answers nothing: the deadline is the ordinary one."""
+    """The peer's kernel took everything, and the peer reads nothing more and does not answer: the ordinary deadline
+    holds.
+    """
     recorder = Recorder()
     options = only(close_seconds_max=0.3)
     with serving(backend, options, recorder) as server, SlowPeer.connect(server.address) as peer:
@@ -574,7 +576,7 @@ def test_a_process_that_was_stopped_cuts_no_peer_that_has_answered(backend: Back
             assert read_message(peer) == Frame(TEXT, b"still here")
 
 
-# Who abuses it
+# Peers that abuse deadlines
 
 
 def test_a_request_that_trickles_is_not_given_more_time_for_it(backend: Backend) -> None:
@@ -753,7 +755,7 @@ def test_sessions_that_came_together_are_pinged_apart_also_after_a_stall(backend
         first = ping_times(peers, start)
         assert max(first) - min(first) > 0.3
         assert max(first) < 1.2 + 3
-        stall(server, 1.3)  # all are late now, and pinged at once
+        stall(server, 1.3)  # all pings are overdue now, and sent at once
         ping_times(peers, start)
         again = ping_times(peers, time.monotonic())
         assert max(again) - min(again) > 0.3

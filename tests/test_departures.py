@@ -1,7 +1,7 @@
 """Peers that leave at every byte of a session, by a reset, by closing, or by closing one half only.
 
-Each session that opened is closed once, what was asked before the end is answered where anybody is left to read it,
-and nothing is left over.
+Each session that opened is closed once, messages before the end are answered if the peer can still read, and nothing
+is leaked.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SESSION = [
 ]
 WHOLE = b"".join(SESSION)
 ANSWERS = [Frame(TEXT, b"whole"), Frame(PONG, b"between"), Frame(BINARY, b"begun and ended"), Frame(BINARY, bytes(200))]
-ANSWERED_AT = [sum(map(len, SESSION[:parts])) for parts in (2, 4, 5, 6)]  # bytes after which each answer is owed
+ANSWERED_AT = [sum(map(len, SESSION[:parts])) for parts in (2, 4, 5, 6)]  # bytes after which each answer must come
 
 LEAVE: dict[str, Callable[[Peer], None]] = {"reset": Peer.reset, "close": Peer.close}
 

@@ -1,4 +1,4 @@
-"""The documentation keeps its word: it builds without a warning, its Python runs, its configurations work."""
+"""The documentation is correct: it builds without a warning, its Python runs, its configurations work."""
 
 from __future__ import annotations
 

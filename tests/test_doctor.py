@@ -1,6 +1,6 @@
-"""The command line: what `doctor` makes of a machine, and that no command ever ends in a traceback.
+"""The command line: the findings of `doctor` about a machine, and that no command ends in a traceback.
 
-Where io_uring is really refused, `test_fallback.py` holds the doctor to reason and remedy.
+`test_fallback.py` tests the doctor's reason and remedy where io_uring is really refused.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ def test_a_server_warns_where_it_can_open_too_few_files(files: int, sessions_max
         resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
 
     with ServerProcess("-c", SESSIONS_MAX, str(sessions_max), preexec_fn=limit) as server, Peer.connect(server.address):
-        pass  # it serves all the same
+        pass  # it can serve nevertheless
     if warning is None:
         assert "RLIMIT_NOFILE" not in server.output
     else:

@@ -1,4 +1,4 @@
-"""A drain from its beginning to its end: nobody new, a fair farewell to all, and an end that nobody can hold up."""
+"""A drain from its beginning to its end: no new session, a close frame for all, and an end that no peer can delay."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_no_socket_is_taken_over_while_draining(backend: Backend) -> None:
 
 
 def test_connections_accepted_but_not_seen_before_a_drain_are_refused(backend: Backend) -> None:
-    """More messages come than a turn takes, and behind them newcomers: the drain begins before they are seen."""
+    """More messages come than a turn takes, and new connections after them: the drain begins before those are seen."""
 
     class Drains(Recorder):
         reactor: Reactor
@@ -134,7 +134,7 @@ def test_connections_accepted_but_not_seen_before_a_drain_are_refused(backend: B
 
 
 def test_no_address_is_added_to_a_reactor_that_drains(backend: Backend, tmp_path: Path) -> None:
-    """What listened then would never be closed by the drain."""
+    """The drain would never close a socket that listened after it began."""
     path = tmp_path / "socket"
     with Reactor(Recorder(), PATIENT, backend=backend) as reactor, connected(reactor) as peer:
         reactor.run_once(0)

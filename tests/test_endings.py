@@ -1,4 +1,4 @@
-"""How a reactor ends: by close(), whatever it was in the midst of, or by being forgotten. Nothing outlives it."""
+"""How a reactor ends: by close(), at any moment, or by being collected. Nothing outlives it."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_connections_accepted_but_not_seen_are_closed(backend: Backend, turns: i
 
 
 def duplicate(reactor: Reactor, connection: Connection) -> socket.socket:
-    """What a forked child has: another descriptor of the connection's socket."""
+    """Another descriptor of the connection's socket, such as a forked child has."""
     descriptor: int = lib.urs_session_descriptor(reactor._core.handle, connection.id)
     return socket.socket(fileno=os.dup(descriptor))
 
@@ -147,7 +147,7 @@ assert os.waitpid(child, 0)[1] == 0
 
 
 class ClosesAgain(Recorder):
-    """Calls what it may not from on_close, while the reactor is being closed."""
+    """Makes forbidden calls from on_close, while the reactor is being closed."""
 
     reactor: Reactor
 

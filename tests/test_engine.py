@@ -1,4 +1,4 @@
-"""`ServerEngine`: what goes in as bytes and comes out as messages and bytes owed. Its frames are `codec`'s."""
+"""`ServerEngine`: bytes in, messages and bytes to send out. `codec` makes the frames."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def random_chunks(data: bytes, source: random.Random) -> list[bytes]:
 
 
 def deliveries(data: bytes) -> list[list[bytes]]:
-    """Whole, byte by byte, and in random chunks: what comes of it has to be the same."""
+    """Whole, byte by byte, and in random chunks: the results have to be the same."""
     return [[data], by_bytes(data), *(random_chunks(data, random.Random(seed)) for seed in range(5))]
 
 
@@ -188,7 +188,7 @@ def test_data_that_cannot_be_written_to_is_refused() -> None:
         ServerEngine().process_into(wire(Frame(TEXT, b"hello")), ignore)
 
 
-# What is owed
+# Bytes to send
 
 
 def test_write_is_not_called_without_bytes_to_send() -> None:
@@ -575,7 +575,7 @@ def test_an_error_of_the_handler_keeps_the_segments_to_be_sent() -> None:
     assert decode(engine.outbound_local())[0] == [Frame(CLOSE, close_payload(1011, "internal error"))]
 
 
-# What it costs
+# Costs
 
 
 def memory(engine: ServerEngine) -> int:
@@ -742,7 +742,7 @@ def test_segments_that_a_handler_clears_are_not_sent_and_later_ones_are(*, cut: 
 
 
 def test_nothing_is_written_if_data_is_refused_because_of_unsent_segments() -> None:
-    """Whoever has the segments of process_into sends them: written by process too, they would go out twice."""
+    """The caller of process_into sends its segments: if process wrote them too, they would go out twice."""
     engine = ServerEngine()
     segments = engine.process_into(bytearray(wire(Frame(TEXT, b"one"))), EngineMessage.echo)
     written: list[bytes] = []
@@ -813,7 +813,7 @@ def test_an_engine_in_a_cycle_is_collected_with_the_message_that_it_holds() -> N
 
 
 def shim_items(data: bytes, frame_rules: int, *, echo: bool = False) -> list[tuple[int, int]]:
-    """What the shim's engine finds in `data`: the kind of each item, and its opcode or its error."""
+    """Return the items that the shim's engine finds in `data`: the kind of each, and its opcode or its error."""
     engine, memory, taken, item = (
         ffi.new(f"struct {name} *") for name in ("urs_engine", "urs_memory", "urs_input", "urs_item")
     )

@@ -315,7 +315,7 @@ def test_closing_is_the_same_in_the_callback_form() -> None:
     assert engine.closing == Closing(Close(1001), Close(1001, "bye"), received_first=True)
 
 
-# What it costs
+# Costs
 
 
 def test_no_large_block_is_kept_after_a_large_message() -> None:

@@ -30,7 +30,7 @@ MESSAGE_BYTES_MAX = 1000
 
 @dataclass
 class Outcome:
-    """What a server made of a stream."""
+    """A server's results for a stream."""
 
     messages: list[tuple[int, bytes]] = field(default_factory=list)
     answers: list[Frame] = field(default_factory=list)
@@ -112,7 +112,7 @@ def broken(frame: Frame) -> st.SearchStrategy[Sent]:
 
 @st.composite
 def violations(draw: st.DrawFn) -> list[Sent]:
-    """A conversation of which one frame was made to break a rule (now and then in vain: then it keeps them still)."""
+    """A conversation in which one frame was changed to break a rule (sometimes without effect: then it breaks none)."""
     sent = draw(conversations()) or [Sent(Frame(TEXT, b"x", key=bytes(4)))]
     at = draw(st.integers(0, len(sent) - 1))
     sent[at] = draw(broken(sent[at].frame))
@@ -300,7 +300,7 @@ def test_a_stream_cut_short_gives_its_complete_messages(sent: list[Sent], data: 
     if outcome.close_code == plain.close_code:
         assert outcome == plain
     else:
-        # A rule may be seen to be broken before the frame that breaks it is whole; never one that is not broken.
+        # A violation may be reported before the whole frame has come, but never for frames that keep the rules.
         assert outcome.messages == plain.messages
         assert plain.close_code is None
         assert outcome.close_code == PlainServer().take(stream + bytes(1 << 11)).close_code
@@ -324,8 +324,8 @@ def test_websockets_receives_the_same_frames(sent: list[Sent], size: int) -> Non
 
 @given(violations())
 def test_websockets_refuses_the_same(sent: list[Sent]) -> None:
-    """But for what websockets leaves to its layers above (UTF-8 of text), and what it has another view of: a close
-    frame inside a fragmented message, which RFC 6455 5.4 allows, and which of two broken rules comes first.
+    """Except for checks that websockets leaves to its upper layers (UTF-8 of text), and for two differences: a close
+    frame inside a fragmented message, which RFC 6455 5.4 allows, and the order of two broken rules.
     """
     stream = encode(sent)
     protocol = ServerProtocol(state=OPEN, max_size=MESSAGE_BYTES_MAX)
@@ -365,7 +365,7 @@ def wsproto_outcome(chunks: Iterable[bytes]) -> Outcome:
 
 @given(st.one_of(conversations(), violations(), with_needless_lengths()), st.integers(1, 100))
 def test_wsproto_receives_and_refuses_the_same(sent: list[Sent], size: int) -> None:
-    """But for messages over a limit, of which wsproto has none."""
+    """Except for messages over a limit: wsproto has no limit."""
     stream = encode(sent)
     outcome = engine_outcome([stream])
     if outcome.close_code == 1009:

@@ -1,4 +1,4 @@
-"""Slips that beginners make: each raises one error whose text says what is wrong and what to do.
+"""Mistakes of beginners: each raises one error whose text says what is wrong and what to do.
 
 Covers arguments in the wrong place, paths that cannot be listened on, closed sockets, and calls from another thread.
 """

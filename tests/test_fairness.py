@@ -1,6 +1,6 @@
-"""Floods of small messages beside a neighbour: every turn has room for everybody's messages.
+"""Floods of small messages beside a neighbour: every turn has room for the messages of all sessions.
 
-What a neighbour waits for is counted, not timed: the messages of others that are handled before its own.
+The wait of a neighbour is counted, not timed: it is the number of other messages handled before its own.
 """
 
 from __future__ import annotations
@@ -85,7 +85,9 @@ def test_the_share_of_a_turn_is_an_option(backend: Backend, share: int) -> None:
 
 
 def test_held_floods_leave_room_for_newer_input(backend: Backend) -> None:
-    """Twenty floods have more messages held than a turn takes; a message that comes then is heard all the same."""
+    """Twenty floods have more messages held than a turn takes; a new message of another session is handled
+    nevertheless.
+    """
     floods = 20
     handler = Turns()
     options = Options(session_turn_messages_max=512, ping_interval_seconds=None)
@@ -114,7 +116,7 @@ def test_held_floods_leave_room_for_newer_input(backend: Backend) -> None:
 
 
 def test_a_stream_of_newcomers_does_not_keep_a_session_waiting(backend: Backend) -> None:
-    """More connections come in each turn than one turn serves: who is already here is served within a few turns."""
+    """More connections come in each turn than one turn serves: open sessions are still served within a few turns."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # both ends of every connection are in this process
     recorder = EchoRecorder()

@@ -1,4 +1,4 @@
-"""Where io_uring is refused: ``auto`` serves all the same and says why, ``io_uring`` raises, ``doctor`` explains.
+"""Where io_uring is refused: ``auto`` serves nevertheless and says why, ``io_uring`` raises, ``doctor`` explains.
 
 The refusals are real ones, made in a child process by ``confined.py``: a seccomp filter as in a container, or a limit
 of locked memory as in a bare login shell.
@@ -28,7 +28,7 @@ REFUSALS = [
     pytest.param(["--memlock", "0"], "memlock", id="memlock-0"),
 ]
 
-# What the scripts import is loaded before they are confined: nobody may be unable to read the standard library.
+# The modules that the scripts import are loaded first: the user `nobody` may be unable to read the standard library.
 
 RAW_SETUP = """
 import ctypes
@@ -53,7 +53,7 @@ def _only_where_io_uring_works() -> None:
 
 
 def confined(confinement: list[str], program: list[str | Path]) -> str:
-    """What ``program`` printed under ``confinement``; it must end with 0 and print no traceback."""
+    """The output of ``program`` under ``confinement``; it must end with 0 and print no traceback."""
     run = subprocess.run(
         [sys.executable, CONFINED, *confinement, "--", *program],
         cwd=ROOT,

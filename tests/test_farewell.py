@@ -1,8 +1,8 @@
-"""How a connection is closed so that its peer reads all that was meant for it (RFC 6455 7.1.1, 7.1.7).
+"""How a connection is closed so that its peer reads everything that was sent (RFC 6455 7.1.1, 7.1.7).
 
 A socket that is closed while its peer still sends makes the kernel answer with a reset: the peer's next write fails,
-and it may never read what was said last. So the server shuts its own side down, and reads until the peer has closed
-too, or `close_seconds_max` is over.
+and it may never read the last bytes that were sent. So the server shuts its own side down, and reads until the peer has
+closed too, or `close_seconds_max` is over.
 """
 
 from __future__ import annotations

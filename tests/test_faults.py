@@ -41,11 +41,11 @@ from wire import BINARY, PING, TEXT, Frame, Peer, distinct_payloads, frame, upgr
 
 MODES = ("c", "send")
 
-# What the tables do not name is the end of that socket. These are what TCP reports (tcp(7), ip(7)).
+# Every errno that the tables do not name ends that socket. These are the errors that TCP reports (tcp(7), ip(7)).
 LOST = [errno.ECONNRESET, errno.EPIPE, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENOTCONN]
 
 
-# What each errno obliges the server to do. Written from the manual pages, not from io.c, which must agree.
+# The reaction to each errno, written from the manual pages, not from io.c, which must agree.
 AGAIN, PAUSE = "try again at once", "try again after a pause"
 FATES = {
     # accept(2), "Error handling": an error of the network on the new connection concerns that connection alone.
@@ -64,7 +64,7 @@ FATES = {
             errno.ENETUNREACH,
             errno.ECANCELED,
         ],
-        # Shortages, and whatever else may befall a listening socket: who waits in its queue must not be forgotten.
+        # Shortages, and other errors of a listening socket: connections in its queue must not be forgotten.
         PAUSE: [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EOPNOTSUPP, errno.EBADF, errno.EIO],
     },
     # recv(2). ENOBUFS is io_uring's: no receive buffer was free; the bytes are still in the socket.
@@ -195,7 +195,7 @@ def test_new_waiters_do_not_delay_earlier_waiters(faulty: FaultyServer) -> None:
 
 
 def tries_in_half_a_second(faulty: FaultyServer, point: int) -> int:
-    """How often the call that always fails was made; hold the server to having slept in between."""
+    """How often the call that always fails was made; check that the server slept in between."""
     before = faulty.look()
     time.sleep(0.5)
     after = faulty.look()
@@ -371,7 +371,7 @@ print("descriptors", os.listdir("/proc/self/fd") == before)
 
 
 def run(build: Path, source: str, *arguments: str) -> list[str]:
-    """What a program printed that ran on the build with faults."""
+    """The output of a program that ran on the build with faults."""
     command = [sys.executable, "-c", source, str(build), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.splitlines()
 
@@ -440,7 +440,7 @@ def test_a_ring_is_made_of_less(faulty_build: Path, error: int, count: int, entr
 
 
 def test_a_request_that_outlasts_its_socket_is_ended_by_name(backend: str, faulty_build: Path, tmp_path: Path) -> None:
-    """Else its session and descriptor would stay for ever."""
+    """Otherwise its session and descriptor would stay for ever."""
     limits: dict[str, Any] = {"ping_interval_seconds": 0.1, "ping_timeout_seconds": 0.1, "close_seconds_max": 0.2}
     with FaultyServer(faulty_build, tmp_path, backend, **limits) as server, Peer.connect(server.address) as silent:
         server.plan(SHUTDOWN, -errno.ENOTCONN, count=ALWAYS)
@@ -613,7 +613,9 @@ def test_a_socket_without_zero_copy_is_asked_once(zero_copy: FaultyServer) -> No
 def test_nothing_is_lost_where_the_list_of_completions_cannot_grow(
     faulty_build: Path, tmp_path: Path, backend: Backend, *, held: bool
 ) -> None:
-    """More is ready at once than the list has room for: the rest stays with the kernel until there is room again."""
+    """More completions are ready at once than the list has room for: the rest stays in the kernel until there is
+    room.
+    """
     sessions, payloads = 300, distinct_payloads(20)
     options = {"receive_buffers": 512, "receive_buffer_bytes": 1024, "session_turn_bytes_max": 4096}
     with FaultyServer(faulty_build, tmp_path, backend, "send", **options) as server, ExitStack() as stack:

@@ -73,7 +73,7 @@ def length_error(length: int, known: bytes) -> str | None:
 
 
 def expected(data: bytes, rules: int) -> Parsed:
-    """What parse() must return."""
+    """The expected result of parse()."""
     if not data:
         return 2
     if error := first_byte_error(data[0], rules):
@@ -147,7 +147,7 @@ def test_every_cut_of_every_length(payload_bytes: int, key: bytes | None) -> Non
         header = codec.encode_header(codec.BINARY, payload_bytes, key=key, length_bytes=length_bytes)
         for cut in range(len(header) + 1):
             assert parse(header[:cut], 0) == expected(header[:cut], 0), header[:cut].hex()
-        # What follows the header is the payload's and changes nothing.
+        # The payload after the header changes nothing.
         assert parse(header + b"\xff" * 20, 0) == parse(header, 0)
 
 

@@ -1,4 +1,4 @@
-"""frames.py: the header as Python sees it, unmasking of any buffer, and what is said to a caller who errs."""
+"""frames.py: the header as Python sees it, unmasking of any buffer, and the errors for wrong arguments."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_header() -> None:
 
 
 def test_a_frame_by_hand() -> None:
-    """What a user does with it."""
+    """The typical use."""
     data = bytearray(HELLO + b"more")
     match parse_header(data):
         case FrameHeader(payload_bytes=size, header_bytes=start, masking_key=key):

@@ -171,7 +171,7 @@ def test_query_params() -> None:
     ],
 )
 def test_a_target_and_a_host_that_mean_the_same_authority(target: str, host: str) -> None:
-    # RFC 9110 4.2.3: the default port may be left out, the host's case is of no account.
+    # RFC 9110 4.2.3: the default port may be left out, and the host's case does not count.
     request = parse(upgrade_of(start=f"GET {target} HTTP/1.1", host=host))
     assert check_upgrade(request, OPTIONS) == KEY
     assert (request.target, request.raw_path, request.query) == (target, "/x", "")
@@ -371,7 +371,7 @@ def test_start_lines_refused(head: bytes, status: int) -> None:
 )
 @pytest.mark.parametrize("upgrade", [False, True], ids=["plain", "upgrade"])
 def test_fields_refused(lines: list[str], status: int, *, upgrade: bool) -> None:
-    # Where a request asks for an upgrade llhttp minds its body less, so that some shapes fall to our own rule.
+    # llhttp checks the body of an upgrade request less, so that our own rule must catch some shapes.
     more = [f"{name}: {value}" for name, value in UPGRADE.items() if upgrade and name != "Host"]
     with pytest.raises(HandshakeError) as caught:
         parse(head_of("Y: z", *lines, *more))
@@ -403,7 +403,7 @@ def test_a_bomb_of_headers_is_not_even_parsed() -> None:
     refused(b"GET / HTTP/1.1\r\n" + b"a:\r\n" * 4000 + b"\r\n", 431)
 
 
-# Requests that are no proper upgrade
+# Requests that are not valid upgrades
 
 
 @pytest.mark.parametrize(
@@ -775,7 +775,7 @@ def test_fields_come_out_as_they_went_in(fields: list[tuple[bytes, bytes]]) -> N
 
 
 def outcome(head: bytes) -> int:
-    """Parse, check and answer whatever comes; nothing but a HandshakeError may come of it."""
+    """Parse, check and answer any bytes; nothing but a HandshakeError may be raised."""
     try:
         request = parse(head)
         offered = request.subprotocols

@@ -1,8 +1,8 @@
-"""Hostile inputs by name: what each costs is bounded while it lasts, and nothing is left of it afterwards.
+"""Hostile inputs by name: the cost of each is bounded while it lasts, and nothing is leaked afterwards.
 
-Elsewhere: peers that leave at every byte (test_departures), that do not read, or write to who has paused
-(test_backpressure), that never end a handshake or a silence (test_liveness); shapes of requests and of frames, each on
-its own (test_handshake, test_frame, test_engine).
+Other files test peers that leave at every byte (test_departures), that do not read, or that write to a paused session
+(test_backpressure), that never end a handshake or stay silent (test_liveness); shapes of requests and of frames, each
+on its own (test_handshake, test_frame, test_engine).
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ def echo(conn: Connection, _: Message) -> None:
 
 @pytest.fixture
 def server(backend: Backend) -> Iterator[ReactorThread]:
-    """An echo server of which nothing may be left once the hostile peers have gone."""
+    """An echo server that may hold nothing once the hostile peers have gone."""
     with ReactorThread(handler_fn(echo), backend=backend, options=OPTIONS) as server:
         yield server
         settle(server)
 
 
 def memory_bytes(server: ReactorThread) -> int:
-    """What the sessions cost now, together."""
+    """The memory of all sessions now."""
     return server.ask(lambda: server.reactor.stats().memory_bytes)
 
 
@@ -87,7 +87,7 @@ FOR_EVER = 1 << 40
 
 
 def assert_alive(server: ReactorThread) -> None:
-    """Others are served as ever."""
+    """Other sessions are served as usual."""
     with Peer.connect(server.address) as peer:
         peer.send(TEXT, b"alive?")
         assert peer.read_frame() == Frame(TEXT, b"alive?")
@@ -141,7 +141,7 @@ def test_a_million_fragments_of_one_byte(server: ReactorThread) -> None:
     )
     with Peer.connect(server.address) as peer, writing(peer, stream):
         assert peer.read_frame() == Frame(BINARY, b"a" + b"b" * (count - 2) + b"c")
-        wait_until(lambda: memory_bytes(server) == 0)  # what was lent for zero copy comes back a little later
+        wait_until(lambda: memory_bytes(server) == 0)  # buffers of zero-copy sends are released a little later
 
 
 def test_fragments_without_end_are_refused_at_the_limit(server: ReactorThread) -> None:
@@ -229,7 +229,7 @@ def test_data_after_a_close_frame_is_not_heard(backend: Backend, recorder: EchoR
 
 
 class CloseAtOnce(Recorder):
-    """A handler that has heard enough at the first message."""
+    """A handler that closes at the first message."""
 
     def on_message(self, conn: Connection, message: Message) -> None:
         super().on_message(conn, message)
@@ -256,7 +256,7 @@ def test_a_peer_that_floods_after_our_close_frame_is_cut(backend: Backend, *, pa
                     assert time.monotonic() - start < 5, stats
                     most = max(most, stats.memory_bytes)
             assert recorder.wait_for("close")[0][2] == 1006
-        # What a turn receives beyond the session's share is held: at most the pool, in a block twice the size.
+        # Input beyond the session's share of a turn is held: at most the pool, in a block twice the size.
         assert most <= 2 * OPTIONS.receive_buffers * OPTIONS.receive_buffer_bytes
         settle(server)
     assert len(recorder.of("message")) == 1
@@ -306,7 +306,7 @@ def test_invalid_utf_8_split_at_each_position(server: ReactorThread) -> None:
 
 
 def read_all(peer: Peer) -> bytes:
-    """All that comes until the server closes; a reset ends it too, as the rest of a bomb was not read."""
+    """All bytes until the server closes; a reset ends them too, because the server did not read the rest of a bomb."""
     received = b""
     with contextlib.suppress(ConnectionError):
         while chunk := peer.sock.recv(65536):
@@ -457,7 +457,7 @@ def test_slow_loris_is_cut_at_the_deadline_at_any_rate(server: ReactorThread) ->
 # ---- all at once
 
 
-FLOODS: dict[str, tuple[bytes, bytes]] = {  # what comes once, and what comes again and again
+FLOODS: dict[str, tuple[bytes, bytes]] = {  # input that comes once, and input that comes again and again
     "fragments": (frame(TEXT, fin=False), frame(CONTINUATION, b"x", fin=False) * 1000),
     "empty-fragments": (frame(TEXT, fin=False), frame(CONTINUATION, fin=False) * 1000),
     "pings": (b"", frame(PING, bytes(125)) * 100),
@@ -468,7 +468,7 @@ FLOODS: dict[str, tuple[bytes, bytes]] = {  # what comes once, and what comes ag
 
 
 def test_a_lively_neighbour_is_served_among_all_floods(backend: Backend) -> None:
-    """None of those who flood reads what it is sent. All of them are threads of this process, as is the server."""
+    """The flooding peers do not read. All of them, and the server, are threads of this process."""
     options = Options(message_bytes_max=64 * MIB, backlog_bytes_max=2 * MIB, on_full="drop", close_seconds_max=0.5)
     with ReactorThread(handler_fn(echo), backend=backend, options=options) as server:
         with contextlib.ExitStack() as attackers, Peer.connect(server.address) as lively:

@@ -1,4 +1,4 @@
-"""Every attack of the hostile client in small: a second each, a tenth of the attackers; hostile.py has the figures."""
+"""Every attack of the hostile client for one second, with a tenth of the attackers; hostile.py measures the figures."""
 
 from __future__ import annotations
 

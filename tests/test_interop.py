@@ -59,7 +59,7 @@ def pieces(message: Message) -> list[bytes]:
 
 
 class Client:
-    """What the conversations need of a client."""
+    """The methods of a client that the conversations use."""
 
     async def send(self, message: Message) -> None:
         raise NotImplementedError

@@ -1,8 +1,8 @@
-"""Exceptions at the worst moment: whatever a signal handler raises, and wherever, no event of a turn is lost.
+"""Exceptions at the worst moment: no event of a turn is lost, wherever a signal handler raises.
 
 CPython runs signal handlers at a few points only: where a Python function begins, where a loop goes back, and where a
-call of C returns. A profile function is called at the first and the last of these, and what it raises comes out there
-as it would of a signal handler: so each point can be tried in turn. A timer of the system's tries them at random.
+call of C returns. A profile function is called at the first and the last of these, and its exceptions propagate like
+those of a signal handler: so each point can be tried in turn. A timer of the system tries them at random.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ PACKAGE = str(Path(uringws.__file__).parent)
 
 
 class StopError(Exception):
-    """What the signal handler of an application might raise."""
+    """An exception that an application's signal handler might raise."""
 
 
 class Alarm(BaseException):
-    """The same, where it is not to be caught as an error."""
+    """The same, as an exception that is not an Exception."""
 
 
 class Books(Recorder):
@@ -115,7 +115,7 @@ def test_an_exception_anywhere_loses_no_event(backend: Backend, handlers: int) -
 
     With two handlers each session has its own.
     """
-    gc.collect()  # reactors of earlier tests: what is raised in a __del__ comes out nowhere
+    gc.collect()  # reactors of earlier tests: an exception in their __del__ would not propagate
     books_of = [Books() for _ in range(handlers)] * (3 - handlers)
     places: list[str] = []
     with Reactor(books_of[0], QUIET, backend=backend) as reactor:

@@ -1,4 +1,4 @@
-"""What the package says of itself: versions, representations, and what `help()` shows."""
+"""Introspection: versions, representations, and the text of `help()`."""
 
 from __future__ import annotations
 

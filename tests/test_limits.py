@@ -127,7 +127,7 @@ def test_a_sender_that_stops_at_the_high_mark_always_gets_on_drain(backend: Back
 
 
 class Overflow(Recorder):
-    """Sends more than any backlog here takes, and keeps what ``send`` said."""
+    """Sends more than any backlog here takes, and keeps the results of ``send``."""
 
     def on_message(self, conn: Connection, message: Message) -> None:
         for _ in range(200):
@@ -168,7 +168,9 @@ def test_a_full_backlog_leaves_room_for_pongs(backend: Backend) -> None:
 
 
 def test_run_echo_reads_only_as_fast_as_its_peer(backend: Backend, recorder: EchoRecorder) -> None:
-    """Nobody but the reactor could stop such a peer, so it does: the rest waits in the sockets, and nothing is lost."""
+    """In run_echo no handler can stop such a peer, so the reactor does: the rest waits in the sockets, and nothing is
+    lost.
+    """
     size, count = 500_000, 60
     options = Options(backlog_bytes_max=2 << 20)
     with (
@@ -258,7 +260,7 @@ def test_header_bytes_max_is_the_size_of_the_largest_head(
                     assert peer.quiet()
                     peer.write(request[at:])
                 assert peer.read_response().status == status
-        # What follows the head is no part of it.
+        # Bytes after the head are not part of it.
         with Peer.dial(server.address) as peer:
             peer.write(padded_request(1024), frame(BINARY, bytes(2000)))
             assert peer.read_response().status == 101
@@ -370,7 +372,7 @@ def test_an_old_session_is_sent_away(backend: Backend, recorder: EchoRecorder) -
 
 
 def test_the_longest_deadlines_are_far_away(backend: Backend, recorder: EchoRecorder) -> None:
-    """The shim's clock wraps round every 49 days; what lies in the future must not seem to be past."""
+    """The shim's clock wraps round every 49 days; a time in the future must not seem to be past."""
     names = ["handshake", "close", "idle", "session"]
     longest: dict[str, Any] = {f"{name}_seconds_max": 24 * 86400 for name in names}
     options = Options(**longest, ping_interval_seconds=24 * 86400, ping_timeout_seconds=24 * 86400)

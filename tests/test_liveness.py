@@ -1,4 +1,6 @@
-"""Deadlines and pings, each alone: what it ends, what it leaves alone, and what starts it anew."""
+"""Deadlines and pings, each alone: the sessions that it ends, those that it leaves alone, and when its clock
+restarts.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ from wire import BINARY, CLOSE, PING, PONG, TEXT, Frame, Peer, frame, upgrade_re
 
 SHORT_SECONDS = 0.2
 LONG_SECONDS = 1.0
-"""Where there is no deadline, nothing may strike within this."""
+"""Without a deadline, nothing may end a session within this time."""
 
 
 def only(**limits: float | None) -> Options:
@@ -51,7 +53,7 @@ class Stopwatch:
 
 
 def assert_struck(seconds: float, after: float) -> None:
-    """A deadline is never early, but for the millisecond of rounding, and not much late."""
+    """A deadline is never early, except for the millisecond of rounding, and not much late."""
     assert after - 0.005 <= seconds < after + LONG_SECONDS * 4
 
 
@@ -149,7 +151,7 @@ def test_ping_timeout_cuts_a_peer_that_does_not_answer(backend: Backend, recorde
 
 
 def test_another_ping_gives_a_silent_peer_no_more_time(backend: Backend) -> None:
-    """One ping at a time where its pong decides: the next would be another question, with a clock of its own."""
+    """If a pong decides, only one ping is under way: a second one would have a clock of its own."""
     recorder = Recorder()
     options = only(ping_interval_seconds=0.1, ping_timeout_seconds=0.45)
     with serving(backend, options, recorder) as server, Peer.connect(server.address) as peer:
@@ -266,14 +268,14 @@ def test_close_seconds_max_cuts_a_peer_that_does_not_answer_a_close_frame(backen
         server.ask(lambda: conn.close(4000))
         assert peer.read_close() == 4000
         for _ in range(5):
-            peer.send(TEXT, b"sorry, what?")  # talking on does not win time
+            peer.send(TEXT, b"sorry, what?")  # sending more gains no time
         assert recorder.wait_for("close")[0][2] == 1006
         assert_struck(watch.seconds(), SHORT_SECONDS)
         wait_until(lambda: server.ask(server.reactor.stats).sessions == 0)
 
 
 def test_close_seconds_max_is_not_put_off_by_bytes_that_wait_at_every_look(backend: Backend) -> None:
-    """What has arrived is read before a peer is judged, but not without end."""
+    """Bytes that have arrived are read before a deadline is applied, but not without end."""
     recorder = Recorder()
     with (
         Reactor(recorder, only(close_seconds_max=SHORT_SECONDS), backend=backend) as reactor,
@@ -304,7 +306,7 @@ def test_close_seconds_max_bounds_the_wait_for_the_end_of_the_stream(backend: Ba
 
 
 def test_close_seconds_max_bounds_the_wait_for_a_backlog(backend: Backend) -> None:
-    """Who does not read never gets to our close frame."""
+    """A peer that does not read never gets to our close frame."""
     recorder = Recorder()
     options = only(close_seconds_max=SHORT_SECONDS)
     with serving(backend, options, recorder) as server, Peer.connect(server.address):

@@ -162,11 +162,11 @@ def test_a_large_payload() -> None:
     assert buffer == data[:3] + codec.mask(data[3:], KEY, 2)
 
 
-# The means
+# Helpers
 
 
 def test_the_fence_kills() -> None:
-    """Else the tests above would show nothing."""
+    """Otherwise the tests above would show nothing."""
     memory = fenced_memory(1)
     child = os.fork()
     if child == 0:

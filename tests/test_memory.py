@@ -1,4 +1,4 @@
-"""What an idle session costs: resident memory of a server with 10,000 of them, each seen by a Python ``on_open``."""
+"""The memory of an idle session: resident memory of a server with 10,000 of them, each seen by a Python ``on_open``."""
 
 from __future__ import annotations
 
@@ -91,9 +91,9 @@ def test_an_idle_session_costs_less_than_half_a_kibibyte(backend: Backend) -> No
 
 STALLED = 30
 STORM_BYTES = 8 * 2**20
-"""What is sent to each of them, far more than a socket takes."""
+"""The bytes sent to each of them, far more than a socket takes."""
 LEFT_BYTES_MAX = 64 * 2**20
-"""What may stay resident afterwards of the 240 MiB: caches, and what Python and malloc keep."""
+"""Memory that may stay resident afterwards of the 240 MiB: caches, and memory that Python and malloc keep."""
 
 STORM_SERVER = """
 import os, sys
@@ -120,7 +120,7 @@ with Reactor(Storm(), options, backend=sys.argv[1]) as reactor:
 
 @pytest.mark.parametrize("size", [1_000, 20_000, 100_000, STORM_BYTES])
 def test_memory_goes_back_to_the_system_after_a_storm_of_stalled_readers(backend: Backend, size: int) -> None:
-    """Clients that come and go meanwhile leave small things above the large ones, as they do in a server's life."""
+    """Clients that come and go meanwhile cause small allocations above the large ones, as in a real server."""
     with ServerProcess("-c", STORM_SERVER, backend) as server:
         with Peer.connect(server.address) as peer:
             peer.send(TEXT, b"%d %d" % (size, size))

@@ -1,4 +1,4 @@
-"""Messages in and messages out: what a handler is given, what it may send, and in which order it leaves."""
+"""Messages in and messages out: the messages of a handler, the payloads that it may send, and their order."""
 
 from __future__ import annotations
 
@@ -196,7 +196,7 @@ def test_everything_that_can_be_sent(backend: Backend) -> None:
 
 
 def test_a_payload_without_an_opcode_is_sent_by_its_type(backend: Backend) -> None:
-    """A str is text, a message what it was, and all else binary."""
+    """A str is text, a message keeps its type, and everything else is binary."""
     numpy = pytest.importorskip("numpy")
     payloads = [b"bytes", bytearray(b"bytearray"), memoryview(b"memoryview"), numpy.arange(5, dtype=numpy.uint8), b""]
 

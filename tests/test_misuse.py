@@ -1,4 +1,4 @@
-"""What an application may get wrong: each slip is answered by a clear exception at once, and harms nothing."""
+"""Mistakes of an application: each raises a clear exception at once, and harms nothing."""
 
 from __future__ import annotations
 
@@ -586,11 +586,11 @@ def test_echo_belongs_to_on_message(backend: Backend) -> None:
         assert peer.shake_hands() == 1000
 
 
-# Handlers that raise, and what is no error but gets out
+# Handlers that raise errors, and other exceptions
 
 
 class Broken(Recorder):
-    """Raises what it is given in every callback named."""
+    """Raises the given exception in every callback named."""
 
     def __init__(self, error: type[BaseException], *where: str) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""options.py: what each field takes and refuses, and the rules between fields."""
+"""options.py: the values that each field takes and refuses, and the rules between fields."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_the_defaults_are_those_documented() -> None:
 
 
 def test_every_field_has_a_default_and_a_description() -> None:
-    # A docstring below a field is no attribute of the class: look for it in the source, where a reader does.
+    # A docstring below a field is not an attribute of the class: look for it in the source, as a reader does.
     source = inspect.getsource(Options)
     for field in dataclasses.fields(Options):
         assert field.default is not dataclasses.MISSING, field.name
@@ -175,7 +175,7 @@ NEEDED_BESIDE: dict[str, dict[str, Any]] = {
     "backlog_low_bytes": {"backlog_bytes_max": 2**31 - 1, "backlog_high_bytes": 2**31 - 1},
     "receive_buffers": {"receive_buffer_bytes": 1024},
 }
-"""What a field's extremes need of others."""
+"""Values of other fields that a field's extremes need."""
 UNUSABLE = {("memory_bytes_max", "low"), ("backlog_low_bytes", "high"), ("session_turn_bytes_max", "low")}
 """Extremes that the rules between fields refuse: less than the pool, not below the high mark, less than a buffer."""
 

@@ -1,4 +1,4 @@
-"""Whose a reactor is: one thread's at any moment, from the first on, and anybody's to close once that has ended."""
+"""The thread that a reactor belongs to: one at any moment, from the first on; any thread may close it after that."""
 
 from __future__ import annotations
 
@@ -293,7 +293,7 @@ def _hand_over_while_run_begins(backend: Backend) -> None:
 
 
 def test_a_thread_alone_is_not_left_to_wait_for_itself(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(threading, "active_count", lambda: 1)  # whatever other tests have left
+    monkeypatch.setattr(threading, "active_count", lambda: 1)  # objects of other tests
     ours, theirs = socket.socketpair()
     with ours, theirs, Reactor(Silent(), QUIET, backend=backend) as reactor, reactor.sender() as sender:
         with pytest.raises(ReactorStateError, match="add_session"):
@@ -329,7 +329,7 @@ def test_a_thread_that_waits_to_hand_over_gets_an_error_when_the_reactor_ends(ba
 
 
 def test_a_sender_says_that_the_reactors_thread_has_ended(backend: Backend) -> None:
-    """Else it would take commands that nobody carries out, and then wait for ever for room."""
+    """Otherwise it would take commands that no thread runs, and then wait for ever for room."""
     with Reactor(Silent(), QUIET, backend=backend) as reactor, reactor.sender() as sender:
         handed_over, peer = socket.socketpair()
         id_ = reactor.add_session(handed_over)
@@ -349,7 +349,7 @@ def test_a_sender_says_that_the_reactors_thread_has_ended(backend: Backend) -> N
 
 
 def test_a_thread_that_waits_for_room_gets_an_error_when_the_reactors_thread_ends(backend: Backend) -> None:
-    """Its end wakes nobody."""
+    """No command runs any more that could wake it."""
     options = Options(sender_commands_max=1, ping_interval_seconds=None)
     with Reactor(Silent(), options, backend=backend) as reactor, reactor.sender() as sender:
         ran, end = threading.Event(), threading.Event()
@@ -370,7 +370,7 @@ def test_a_thread_that_waits_for_room_gets_an_error_when_the_reactors_thread_end
 
 
 def test_an_interrupted_handover_leaves_the_socket_to_the_caller(backend: Backend) -> None:
-    """As Ctrl-C does in a main thread that waits: the reactor must not take what its caller believes to have kept."""
+    """As Ctrl-C does in a main thread that waits: the reactor must not take a socket that its caller still owns."""
 
     def interrupt(*_: object) -> None:
         raise InterruptedError

@@ -1,4 +1,4 @@
-"""The package as it is published: what is in the source distribution, and what its page on PyPI shows.
+"""The package as it is published: the files of the source distribution, and its page on PyPI.
 
 The wheel is built and installed by `.ci/run`, and looked at by `.ci/test_wheel.py`.
 """
@@ -33,7 +33,7 @@ ADDRESS = "https://example.org/owner/uringws"
 
 @pytest.fixture(scope="module")
 def tracked() -> list[str]:
-    """The project's files: those that git knows, or, without git, all but what builds and tests leave behind."""
+    """The project's files: those that git knows, or, without git, all except the products of builds and tests."""
     if (ROOT / ".git").exists() and shutil.which("git") is not None:
         command = ["git", "ls-files", "-z"]
         listing = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
@@ -59,7 +59,7 @@ def sdist(tracked: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_sdist_has_every_file_of_the_project_and_no_other(sdist: Path, tracked: list[str]) -> None:
-    """What its tests need is in it: a distributor runs them from there."""
+    """It has everything that its tests need: distributors run them from there."""
     with tarfile.open(sdist) as archive:
         names = {member.name.partition("/")[2] for member in archive if member.isfile()}
     shipped = {name for name in names if not MADE_BY_THE_BUILD.fullmatch(name)}

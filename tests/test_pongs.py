@@ -39,7 +39,7 @@ class Flooded:
         return self.server.ask(lambda: self.conn.send_binary(payload))
 
     def fill(self, outcome: SendResult) -> None:
-        """Send until `send` says that."""
+        """Send until `send` returns that."""
         while self.send(CHUNK) is not outcome:
             pass
 
@@ -81,7 +81,7 @@ def flooded(backend: Backend) -> Iterator[Flooded]:
 
 @pytest.mark.parametrize("outcome", [SendResult.QUEUED, SendResult.DROPPED])
 def test_of_many_pings_that_wait_the_latest_is_answered(flooded: Flooded, outcome: SendResult) -> None:
-    """Behind a backlog of any size, a full one too, few pongs wait, and the last of them is the latest ping's."""
+    """After a backlog of any size, also a full one, few pongs wait, and the last of them answers the latest ping."""
     flooded.fill(outcome)
     if outcome is SendResult.DROPPED:
         flooded.fill_up()
@@ -94,7 +94,7 @@ def test_of_many_pings_that_wait_the_latest_is_answered(flooded: Flooded, outcom
 
 
 def test_pongs_keep_coming_while_a_backlog_stays(flooded: Flooded) -> None:
-    """A ping never pushes the waiting pong back: behind a backlog that is never empty, pongs still leave."""
+    """A ping never delays the waiting pong: pongs leave even if the backlog is never empty."""
     answered = []
     flooded.fill(SendResult.DROPPED)
     flooded.flood(0, 100)

@@ -1,4 +1,4 @@
-"""proxy_protocol.py: both versions, whole and cut anywhere, and what must not be taken for one."""
+"""proxy_protocol.py: both versions, whole and cut anywhere, and bytes that must not be taken for a header."""
 
 from __future__ import annotations
 

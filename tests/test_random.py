@@ -1,7 +1,7 @@
 """Many sessions at once, in conversations drawn at random from a seed: each must get its answers to the last byte.
 
-What a session is owed is known beforehand, as bytes. The client writes and reads all of them through one selector, in
-pieces and with pauses of random length, so that frames are cut, heaped up and answered slowly in ever new ways.
+The answers of a session are known beforehand, as bytes. The client writes and reads all of them through one selector,
+in pieces and with pauses of random length, so that frames are cut, collected and answered slowly in many ways.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def random_key(source: random.Random) -> bytes:
 
 
 def random_conversation(source: random.Random) -> tuple[bytes, bytes]:
-    """What a client says, and what it must get for it."""
+    """The bytes that a client sends, and the answers that it must get."""
     said, owed = bytearray(), bytearray()
     for _ in range(MESSAGES):
         opcode = source.choice([TEXT, BINARY])

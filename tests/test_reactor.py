@@ -1,4 +1,4 @@
-"""The loop itself: threads and signals; how it starts, waits and ends; where it listens; what it counts and leaks."""
+"""The loop itself: threads and signals; how it starts, waits and ends; where it listens; its figures and leaks."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_run_once_returns_when_something_happened(backend: Backend, recorder: Ec
             run_until(reactor, lambda: recorder.of("message"), timeout=30)
             assert time.monotonic() - start < 5
             assert peer.read_response().status == 101
-            reactor.run_once(0)  # what the handler owes leaves with the next turn
+            reactor.run_once(0)  # the handler's messages leave with the next turn
             assert peer.read_frame() == Frame(TEXT, b"hello")
 
 
@@ -216,7 +216,7 @@ with Reactor(object(), backend=sys.argv[1]) as reactor:
 
 
 def test_a_fork_does_not_hang_on_locks_of_other_threads(backend: Backend) -> None:
-    """Threads wake the reactor and queue commands at the moment of the fork; in the child nobody finishes that."""
+    """Threads wake the reactor and queue commands at the moment of the fork; in the child no thread finishes that."""
     run = subprocess.run([sys.executable, "-c", BUSY_FORK, backend], timeout=50, check=True, capture_output=True)
     assert run.stdout == b"failed 0\n"
 
@@ -236,7 +236,7 @@ def test_a_signal_closes_all_with_1001_and_drains(backend: Backend, number: int)
         server.process.send_signal(number)
         for peer in peers:
             assert peer.read_close() == 1001
-        # A ring gives its listening socket up a moment later.
+        # A ring releases its listening socket a moment later.
         wait_until(lambda: refuses(server.address))
         for peer in peers:
             peer.write(close_frame(1001))

@@ -1,4 +1,4 @@
-"""The README keeps its word: its code runs, and what it names is there."""
+"""The README is correct: its code runs, and the names in it exist."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""RunState: what may follow what. Every state can be reached, ends in CLOSED, and is never entered from nowhere."""
+"""RunState and its table of transitions: every state can be reached, none twice, and each leads to CLOSED."""
 
 from __future__ import annotations
 

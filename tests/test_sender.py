@@ -312,7 +312,7 @@ def test_a_command_after_the_last_event_repeats_no_echo(echo: ReactorThread, rec
 def test_a_command_that_comes_too_late_is_dropped_in_silence(
     backend: Backend, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The shim has failed the session with 1008, on_close is still to come: Python does not know yet."""
+    """The shim has failed the session with 1008, and on_close has not been called: Python does not know yet."""
     recorder = EchoRecorder()
     options = Options(backlog_bytes_max=1 << 16, close_seconds_max=0.2)
     ours, theirs = socket.socketpair()

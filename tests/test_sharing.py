@@ -1,4 +1,4 @@
-"""What a reactor shares with others: listening sockets, adopted ones, and all its memory with a child of fork."""
+"""Things that a reactor shares: listening sockets, adopted sockets, and all its memory with a forked child."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def greet(address: tuple[str, int], count: int = 1) -> None:
 
 @pytest.mark.parametrize("blocking", [True, False], ids=["blocking", "non-blocking"])
 def test_a_listening_socket_stays_as_blocking_as_it_is(backend: Backend, *, blocking: bool) -> None:
-    """On io_uring; epoll cannot accept from a blocking one that others accept from as well."""
+    """On io_uring; epoll cannot accept from a blocking socket that other processes accept from as well."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setblocking(blocking)
         ours = listener.dup()
@@ -61,7 +61,7 @@ def test_an_adopted_socket_stays_as_blocking_as_it_is(backend: Backend, *, block
 @pytest.mark.parametrize("other", BACKENDS)
 @pytest.mark.parametrize("blocking", [True, False], ids=["blocking", "non-blocking"])
 def test_reactors_that_share_a_listening_socket_all_go_on(backend: Backend, other: Backend, *, blocking: bool) -> None:
-    """As workers that inherited it: each is woken by connections that another accepts, and none may wait in accept."""
+    """Like workers that inherited the socket: a connection that one accepts wakes all, and none may wait in accept."""
     recorders = [EchoRecorder(), EchoRecorder()]
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setblocking(blocking)
@@ -80,7 +80,7 @@ def test_reactors_that_share_a_listening_socket_all_go_on(backend: Backend, othe
                 client.join()
             turns = one.ask(one.reactor.stats).turns
             time.sleep(0.1)
-            assert one.ask(one.reactor.stats).turns - turns < 20  # nor does it spin while nobody comes
+            assert one.ask(one.reactor.stats).turns - turns < 20  # nor does it spin while no connection comes
     assert sum(len(recorder.of("open")) for recorder in recorders) == 80
 
 

@@ -1,6 +1,6 @@
-"""Shortages made in earnest: receive buffers, submission and completion queue entries, descriptors.
+"""Real shortages: receive buffers, submission and completion queue entries, descriptors.
 
-Whoever waits gets its turn, no byte is lost, and what was short is counted.
+Every session that waits gets its turn, no byte is lost, and the shortage is counted.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def connect_many(address: Address, count: int, stack: ExitStack) -> list[Peer]:
 
 
 def payload_of(number: int, index: int, size: int) -> bytes:
-    """What session `number` sends as its message `index`: no two are alike."""
+    """Message `index` of session `number`: no two are alike."""
     return (f"{number}:{index}:".encode() * (size // 4 + 1))[:size]
 
 
@@ -100,7 +100,7 @@ def test_a_full_submission_queue_delays_no_request(backend: Backend) -> None:
 
 
 class Broadcaster(Recorder):
-    """Sends what it is sent to all."""
+    """Sends each message to all."""
 
     def on_message(self, conn: Connection, message: Message) -> None:
         payload = bytes(message)

@@ -1,4 +1,4 @@
-"""Signals while a reactor runs: it drains and says what it waits for, and each signal is afterwards as it was."""
+"""Signals while a reactor runs: it drains and logs that it waits, and afterwards each signal is as before."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_an_interrupt_with_nothing_to_wait_for_says_nothing(backend: Backend) ->
 
 @pytest.mark.parametrize("ignored", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_that_is_ignored_at_the_start_stays_ignored(backend: Backend, ignored: signal.Signals) -> None:
-    """As nohup and shells leave it for what is to run in the background."""
+    """As nohup and shells leave it for programs in the background."""
     other = signal.SIGTERM if ignored is signal.SIGINT else signal.SIGINT
     with (
         server(backend, preexec_fn=lambda: signal.signal(ignored, signal.SIG_IGN)) as process,

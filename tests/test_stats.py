@@ -1,4 +1,4 @@
-"""stats() and the metrics on the same port: what they say is what was done, and asking costs next to nothing."""
+"""stats() and the metrics on the same port: the figures are right, and reading them costs little."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def samples(text: bytes) -> dict[str, int]:
     }
 
 
-# What stats() says
+# The figures of stats()
 
 
 def test_a_new_reactor_has_done_nothing(backend: Backend) -> None:
@@ -199,7 +199,7 @@ def test_waits_and_the_buffers_that_were_lent_are_counted(backend: Backend) -> N
         assert 1 <= stats.pool_in_use_peak <= stats.pool_buffers
 
 
-# What it costs
+# Costs
 
 
 def test_stats_can_be_read_in_a_handler(backend: Backend) -> None:

@@ -1,6 +1,6 @@
-"""The project's rules that no linter knows: who may include or import whom, and how a file is laid out.
+"""The project's rules that no linter knows: the direction of includes and imports, the layout of files, plain words.
 
-A new file first fails here, until it has been given its layer.
+A new file fails here until it has a layer.
 """
 
 import ast
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SHIM = ROOT / "uring_shim"
 PACKAGE = ROOT / "src" / "uringws"
 
-# A file may include what stands in its own layer or above it in this list, as long as no circle comes of it.
+# A file may include files of its own layer and of those above it in this list, as long as there is no circle.
 C_LAYERS = (
     {"base"},
     {"pages"},
@@ -79,7 +79,7 @@ PURE_HEADERS = re.compile(
     r"(assert|errno|limits|stdbool|stddef|stdint|stdlib|string|emmintrin|immintrin|arm_neon|cpuid)\.h|sys/auxv\.h"
 )
 
-# The I/O backends move bytes; what the bytes mean is none of their business.
+# The I/O backends move bytes and do not know what the bytes mean.
 PROTOCOL = {"engine.h", "frame.h", "mask.h", "outbound.h", "utf8.h"}
 
 ONLY_IN = {"liburing.h": "io_uring.c", "linux/io_uring.h": "io_uring.c", "sys/epoll.h": "io_epoll.c"}
@@ -93,7 +93,7 @@ C_FUNCTION_LINES_MAX = 45
 PYTHON_FUNCTION_LINES_MAX = 50
 FILE_LINES_MAX = 600
 
-# Idioms that an engineer who learned English as a second language stumbles over, each with a plainer wording.
+# Idioms that are hard for an engineer who learned English as a second language, each with a plainer wording.
 PLAINER = {
     r"but for": "except",
     r"save for": "except",
@@ -141,7 +141,7 @@ BOUNDED_PYTHON = sorted(
     if "node_modules" not in path.parts
 )
 C_SOURCES = sorted([*C_FILES, *(path for name in ("bench", "fuzz") for path in (ROOT / name).rglob("*.[ch]"))])
-PLAIN_FILES = [path for path in PYTHON_FILES if path.parent == PACKAGE]
+PLAIN_FILES = [*(path for path in PYTHON_FILES if path.parent == PACKAGE), *sorted((ROOT / "tests").glob("*.py"))]
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
@@ -228,10 +228,11 @@ def python_comments(text: str) -> Iterator[tuple[int, str]]:
         if token.type == tokenize.COMMENT:
             above = comments.pop(token.start[0] - 1, "") if token.line.lstrip().startswith("#") else ""
             comments[token.start[0]] = f"{above} {token.string.lstrip('#! ')}"
-    yield from comments.items()
+    for line, words in comments.items():
+        yield line, re.sub(r"`[^`]+`", "", words)
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
-            yield node.lineno, node.value.value
+            yield node.lineno, re.sub(r"`[^`]+`", "", node.value.value)
 
 
 def markdown_prose(text: str) -> Iterator[tuple[int, str]]:
@@ -317,7 +318,9 @@ def test_reference_counts_change_only_by_the_atomic_functions(path: Path) -> Non
     """Another thread may drop a view of a block at any time: a plain access would race with that."""
     uses = [line.strip() for line in path.read_text().splitlines() if "->references" in line]
     plain = [line for line in uses if "__atomic_" not in line]
-    assert plain == ([] if path.name != "block.c" else ["block->references = 1;"])  # a new block, seen by nobody else
+    assert plain == (
+        [] if path.name != "block.c" else ["block->references = 1;"]
+    )  # a new block, which no other thread sees
 
 
 @pytest.mark.parametrize("path", C_FILES, ids=lambda path: path.name)

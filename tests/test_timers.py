@@ -99,7 +99,7 @@ def test_a_cancelled_timer_is_not_called(backend: Backend) -> None:
 
 
 def test_cancelled_timers_do_not_pile_up(backend: Backend) -> None:
-    """As where each message sets a deadline anew: the heap holds what is set, and not what ever was."""
+    """As if each message set a deadline again: the heap holds only the timers that are set, not all that ever were."""
     called: list[int] = []
     with listening(backend) as reactor:
         reactor.call_later(0.05, called.append, 1)
@@ -171,7 +171,7 @@ def test_a_timer_sends_and_what_it_sends_leaves_at_once(backend: Backend) -> Non
 
 
 def test_timers_are_called_while_events_never_cease(backend: Backend) -> None:
-    """A turn that brings events is followed by the next without a pause: timers are not to wait for one."""
+    """A turn that brings events is followed by the next one without a pause: timers must not wait for a pause."""
     called = threading.Event()
 
     class Answers(Handler):
@@ -219,7 +219,7 @@ def test_a_timer_keeps_no_reactor_running(backend: Backend) -> None:
 
 
 def test_a_timer_set_by_a_timer_waits_its_turn(backend: Backend) -> None:
-    """One that sets itself again for at once stops nothing else."""
+    """A timer that sets itself again at once stops nothing else."""
     called: list[int] = []
 
     def again() -> None:

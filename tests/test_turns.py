@@ -1,4 +1,4 @@
-"""Where one turn of the loop meets the next: what one owes is not owed by another, and nothing is lost between them."""
+"""Between one turn of the loop and the next: no reply is lost or repeated."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_a_connection_aborted_over_and_over_takes_no_others_end_away(reactor: Re
 
 
 def test_run_echo_answers_runs_of_small_messages_up_to_another_frame(backend: Backend) -> None:
-    """Small messages that lie one behind the other are answered all at once: up to what is none, or is a bad one."""
+    """Consecutive small messages are answered all at once, up to a frame of another kind or a violation."""
     good = [Frame(BINARY, b"one"), Frame(TEXT, "zwölf".encode()), Frame(BINARY, b""), Frame(BINARY, b"x" * 125)]
     sent = [frame(item.opcode, item.payload) for item in good]
     stream = b"".join([*sent, frame(PING, b"?"), *sent, frame(BINARY, b"y" * 126), *sent, frame(TEXT, b"\xff")])
@@ -105,7 +105,7 @@ class Reuses(Recorder):
 
 
 def test_a_late_event_of_a_session_never_reaches_the_next_one_in_its_slot(backend: Backend) -> None:
-    """A session ends in the turn in which its backlog drained; before on_drain is told, another session is opened."""
+    """A session ends in the turn in which its backlog drained; before on_drain is called, another session is opened."""
 
     class Script(Reuses):
         def on_message(self, conn: Connection, message: Message) -> None:
@@ -132,7 +132,7 @@ def test_a_late_event_of_a_session_never_reaches_the_next_one_in_its_slot(backen
                 sent += len(server_frame(BINARY, bytes(50_000)))
             waiting = conn.buffered_amount
             other.send(TEXT, b"go")  # first, so that it is handled before the end of the drained session's stream
-            drained.read_exactly(sent - waiting)  # the socket is empty now, and what waits will fit
+            drained.read_exactly(sent - waiting)  # the socket is empty now, and the backlog will fit
             drained.sock.shutdown(socket.SHUT_WR)
             run_until(reactor, lambda: handler.adopted, timeout=0)
             for _ in range(5):

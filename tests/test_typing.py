@@ -1,4 +1,4 @@
-"""What type checkers make of a user's code. mypy, which .ci/run runs on this file too, must find nothing in it."""
+"""A user's code under type checkers. mypy, which .ci/run also runs on this file, must find no error in it."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_a_handler_names_its_parameters_as_it_likes(backend: Backend, handler: H
 
 @pytest.mark.parametrize("shape", [Handler, HandlerProtocol])
 def test_parameters_of_callbacks_have_no_names_to_checkers(shape: type[Any]) -> None:
-    """Else pyright refuses a handler that calls them otherwise."""
+    """Otherwise pyright refuses a handler with other parameter names."""
     callbacks = [member for name, member in inspect.getmembers(shape) if name.startswith("on_")]
     assert callbacks
     for callback in callbacks:

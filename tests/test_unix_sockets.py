@@ -1,4 +1,4 @@
-"""Unix sockets to listen on: paths and abstract names, their mode, and whose path is removed and whose is not.
+"""Unix sockets to listen on: paths and abstract names, their mode, and which paths are removed.
 
 Covers `Reactor.bind_unix`, `Reactor.bind_socket` of Unix sockets, and sockets.py where it makes them.
 """
@@ -46,14 +46,14 @@ def abstract_name() -> str:
     return f"\0uringws-{uuid.uuid4()}"
 
 
-# Whose path it is
+# Which paths are removed
 
 
 def test_a_new_server_takes_over_the_path_and_the_old_one_leaves_it_alone(backend: Backend, tmp_path: Path) -> None:
     path = tmp_path / "socket"
     old = Reactor(Silent(), backend=backend)
     old.bind_unix(path)
-    path.unlink()  # as a deployment does whose new server starts before the old one has ended
+    path.unlink()  # as in a deployment that starts the new server before the old one has ended
     with ReactorThread(EchoRecorder(), backend=backend, prepare=lambda reactor: reactor.bind_unix(path)) as server:
         old.close()
         assert path.is_socket()
@@ -235,7 +235,7 @@ def test_an_abstract_name_is_shown_with_an_at_sign(backend: Backend) -> None:
         assert f"@{free[1:]}" in repr(reactor)
 
 
-# What is no name at all
+# Invalid names
 
 
 @pytest.mark.parametrize("path", ["", "a\0b", "/tmp/a\0"], ids=repr)

@@ -1,4 +1,4 @@
-"""The opening handshake on the wire: what a handler is asked, what is refused with which status, and no byte lost."""
+"""The opening handshake on the wire: the handler's request, refusals and their status, and no byte lost."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ GARBAGE = {
     "two empty lines": b"\r\n\r\n",
     "an untrusted PROXY header": b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n",
 }
-"""The beginnings of what can be no request. Were the rest waited for, the deadline alone would end it."""
+"""Bytes that cannot begin a request. If the server waited for the rest, only the deadline would end it."""
 PATIENT = Options(handshake_seconds_max=None)
 
 
@@ -249,7 +249,7 @@ def test_plain_requests_are_answered_on_the_same_port(backend: Backend, caplog: 
 
 
 HAPROXY_CHECK = b"OPTIONS / HTTP/1.0\r\n\r\n"
-"""What HAProxy 2.6 sends for `option httpchk`; the server is up if the status is 2xx or 3xx."""
+"""The request of HAProxy 2.6 for `option httpchk`; the server is up if the status is 2xx or 3xx."""
 
 
 def test_a_health_check_by_options_is_answered(backend: Backend, recorder: EchoRecorder) -> None:

@@ -1,4 +1,4 @@
-"""utf8.c against Python's own decoder: the same texts are good, and the byte that proves one bad is exactly named."""
+"""utf8.c against Python's own decoder: the same texts are valid, and the byte that proves one invalid is named."""
 
 from __future__ import annotations
 
@@ -65,9 +65,8 @@ def is_text(data: bytes) -> bool:
 
 
 def expected(data: bytes) -> tuple[int, bool]:
-    """What feed() must return, by Python's decoder and the definition: no text begins with bytes that are proved bad.
-
-    Python's incremental decoder would not do: it holds a surrogate's first bytes back, in case they are wanted.
+    """The expected result of feed(), by Python's decoder and the definition: no valid text begins with bytes that are
+    proved invalid. Python's incremental decoder cannot be used: it holds the first bytes of a surrogate back.
     """
     try:
         data.decode()

@@ -1,4 +1,4 @@
-"""`uringws.uvicorn.WebSocketProtocol` over sockets, on each event loop: what ASGI 2.4 promises an application.
+"""`uringws.uvicorn.WebSocketProtocol` over sockets, on each event loop, tested against the promises of ASGI 2.4.
 
 Expectations are from asgiref's specs/www.rst and its extension for denial responses, and from RFC 6455. uvicorn's own
 tests are run by peers/test_uvicorn_suite.py.

@@ -1,4 +1,4 @@
-"""Watched descriptors: called back while they are ready, in either direction, and never for another descriptor."""
+"""Watched descriptors: the callback runs while its descriptor is ready, in either direction, and never for another."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def test_a_watch_may_be_cancelled_by_any_callback(reactor: Reactor) -> None:
 
 
 def test_a_watch_does_not_pass_to_the_next_descriptor_of_that_number(reactor: Reactor) -> None:
-    """Neither where it was cancelled in the turn that reported it, nor where its descriptor was closed under it."""
+    """Neither if it was cancelled in the turn that reported it, nor if its descriptor was closed before that."""
     called: list[str] = []
     for cancel_first in (True, False):
         reading, writing = os.pipe()

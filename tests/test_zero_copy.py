@@ -1,5 +1,5 @@
-"""Zero-copy sends on loopback, where the kernel always copies after all and says so: what is lent comes back, what is
-measured is heeded.
+"""Zero-copy sends on loopback, where the kernel always copies and reports that: buffers are released, and sessions stop
+asking for zero copy.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The wire as a test sees it: frames made and read by hand, and a client that does nothing of its own accord.
+"""The wire as a test sees it: frames made and read by hand, and a client that does nothing by itself.
 
 Written from RFC 6455 alone and sharing no code with the library, so that the two can disagree.
 """
@@ -102,7 +102,7 @@ def accept_for(key: str) -> str:
 
 
 class Peer:
-    """The other end of a session, on a blocking socket. What it does not read stays unread; it answers nothing."""
+    """The other end of a session, on a blocking socket. It reads only on request, and answers nothing."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
@@ -111,7 +111,7 @@ class Peer:
 
     @classmethod
     def dial(cls, address: Address) -> Self:
-        """Connect, and say nothing yet."""
+        """Connect, and send nothing yet."""
         if isinstance(address, str):
             sock = socket.socket(socket.AF_UNIX)
             try:
@@ -247,7 +247,7 @@ def cuts(data: bytes) -> Iterable[tuple[bytes, bytes]]:
 
 
 def distinct_payloads(count: int, size: int = 20) -> list[bytes]:
-    """Payloads that cannot be mistaken for each other or for a shifted copy; the same ones each time."""
+    """Payloads that differ from each other and from shifted copies; the same ones each time."""
     source = random.Random(size)
     return [source.randbytes(size) for _ in range(count)]
 

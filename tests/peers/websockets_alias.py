@@ -42,7 +42,7 @@ class Policy(asyncio.DefaultEventLoopPolicy):
 
 
 async def set_up_connection(test: Any) -> None:
-    """What `asyncSetUp` of the connection tests does, with a connection of ours at one end."""
+    """The work of `asyncSetUp` of the connection tests, with a connection of ours at one end."""
     module = sys.modules[type(test).__module__]
     test.loop = asyncio.get_running_loop()
     local, remote = socket.socketpair()
