@@ -34,7 +34,7 @@ C_LAYERS = (
     {"io_fault"},
     {"io_epoll", "io_uring"},
     {"rules", "session"},
-    {"backlog"},
+    {"backlog", "gate"},
     {"core", "reactor"},
     {"invariants"},
     {"fast_engine", "fast_send"},

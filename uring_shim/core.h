@@ -8,6 +8,7 @@
 #include "base.h"
 #include "block.h"
 #include "engine.h"
+#include "gate.h"
 #include "io.h"
 #include "outbound.h"
 #include "pool.h"
@@ -21,8 +22,6 @@ enum {
     URS_COMPLETIONS_SPARE = 64,          /* of these, kept free for completions of other kinds that arrive among those
                                             of sends */
     URS_ARENA_FLUSH_BYTES = 1 << 20,     /* if the handlers' sends exceed this, they are flushed before the turn ends */
-    URS_PONGS_WAITING_MAX = 16,          /* the most pongs in a backlog; after that only the latest ping is answered */
-    URS_CONTROL_RESERVE_BYTES = 4096,    /* the part of a backlog that only pings, pongs and close frames may use */
     URS_RESETS_MS = 200,                 /* how long after unanswered data the socket is checked for a reset */
     URS_DELAY_MS = 50                    /* how long a retry waits after the system lacked memory or descriptors */
 };

@@ -162,7 +162,7 @@ static void send_ping(struct urs_reactor *reactor, struct urs_session *session)
     /* If a missing pong ends the session, only one ping may be outstanding. */
     if (session->ping_sent_us != 0 && judged)
         return;
-    if (session->backlog.bytes > rules->backlog_bytes_max + URS_CONTROL_RESERVE_BYTES)
+    if (urs_gate_check(session, rules, URS_OUTPUT_CONTROL, sizeof payload) != URS_GATE_OPEN)
         return;
     /* Otherwise the first ping is repeated: a slow peer may answer any of them, and the pong tells the full time. */
     uint64_t sent_us = session->ping_sent_us != 0 ? session->ping_sent_us : reactor->now_us;

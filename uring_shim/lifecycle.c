@@ -135,7 +135,7 @@ void urs_life_open(struct urs_reactor *reactor, struct urs_session *session)
 int urs_life_close(struct urs_reactor *reactor, struct urs_session *session, unsigned code, const uint8_t *reason,
                    size_t bytes)
 {
-    URS_ASSERT(session->state == URS_SESSION_OPEN && session->fd >= 0);
+    URS_ASSERT(session->state == URS_SESSION_OPEN && session->fd >= 0);  /* so the gate is open for a close frame */
     bool queued = urs_deadline_is_queued(session);
     int error = urs_outbound_close(&reactor->outbox, &session->outbound, code, reason, bytes);
     if (error != 0) {

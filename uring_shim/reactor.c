@@ -499,12 +499,11 @@ int urs_session_send(struct urs_reactor *reactor, uint64_t id, uint32_t index, u
     if (refused != 0)
         return refused;
     urs_turn_apply(reactor, index, URS_NO_EVENT);
-    if (session->state != URS_SESSION_OPEN || session->lost)
-        return URS_ERROR_CLOSING;
+    enum urs_output kind = opcode < URS_OPCODE_CLOSE ? URS_OUTPUT_MESSAGE : URS_OUTPUT_CONTROL;
+    enum urs_gate gate = urs_gate_check(session, urs_core_rules(reactor, session), kind, bytes);
+    if (gate != URS_GATE_OPEN)
+        return gate == URS_GATE_FULL ? refuse_message(reactor, session) : URS_ERROR_CLOSING;
     size_t pending = session->backlog.bytes + session->outbound.bytes;
-    size_t reserve = opcode >= URS_OPCODE_CLOSE ? URS_CONTROL_RESERVE_BYTES : 0;
-    if (pending + bytes > urs_core_rules(reactor, session)->backlog_bytes_max + reserve)
-        return refuse_message(reactor, session);
     reactor->stats.messages_out += opcode < URS_OPCODE_CLOSE;
     reactor->stats.pings_sent += opcode == URS_OPCODE_PING;
 
@@ -550,7 +549,7 @@ int urs_session_close(struct urs_reactor *reactor, uint64_t id, uint32_t index, 
     if (refused != 0)
         return refused;
     urs_turn_apply(reactor, index, index - 1);
-    if (session->state != URS_SESSION_OPEN || session->lost)
+    if (urs_gate_check(session, urs_core_rules(reactor, session), URS_OUTPUT_CLOSE, 2 + bytes) != URS_GATE_OPEN)
         return URS_ERROR_CLOSING;
     return urs_life_close(reactor, session, code, reason, bytes);
 }

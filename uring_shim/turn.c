@@ -72,17 +72,18 @@ static void store(struct urs_reactor *reactor, struct urs_session *session, size
 
 /* ---- apply ------------------------------------------------------------------------------------------------- */
 
-/* Returns false if `count` messages of `bytes` bytes in total would overfill the backlog; on_full has then been
- * applied. */
-static bool has_room(struct urs_reactor *reactor, struct urs_session *session, uint32_t count, size_t bytes)
+/* Returns whether `count` messages of `bytes` bytes in total may join. If the backlog is full, applies on_full; no call
+ * of Python's can raise BacklogFull here, so URS_ON_FULL_ERROR closes too. */
+static bool may_join(struct urs_reactor *reactor, struct urs_session *session, uint32_t count, size_t bytes)
 {
     const struct urs_rules *rules = urs_core_rules(reactor, session);
-    if (URS_LIKELY(session->backlog.bytes + session->outbound.bytes + bytes <= rules->backlog_bytes_max))
-        return true;
-    reactor->stats.drops += count;
-    if (rules->on_full != URS_ON_FULL_DROP)
-        urs_life_fail(reactor, session, URS_FAILURE_BACKLOG);
-    return false;
+    enum urs_gate gate = urs_gate_check(session, rules, URS_OUTPUT_MESSAGE, bytes);
+    if (URS_UNLIKELY(gate == URS_GATE_FULL)) {
+        reactor->stats.drops += count;
+        if (rules->on_full != URS_ON_FULL_DROP)
+            urs_life_fail(reactor, session, URS_FAILURE_BACKLOG);
+    }
+    return gate == URS_GATE_OPEN;
 }
 
 static int answer(struct urs_reactor *reactor, struct urs_session *session, struct urs_item *item, bool in_hand)
@@ -99,7 +100,7 @@ static void apply_message(struct urs_reactor *reactor, struct urs_session *sessi
     struct urs_item *item = &reactor->events[index].item;
     bool echo = reactor->options.verdicts[index] != 0;
     uint32_t count = item->kind == URS_ITEM_ANSWERS ? item->count : 1;
-    if (echo && session->state == URS_SESSION_OPEN && has_room(reactor, session, count, item->bytes)) {
+    if (echo && may_join(reactor, session, count, item->bytes)) {
         reactor->stats.messages_out += count;
         int error = answer(reactor, session, item, in_hand);
         if (error != 0)
@@ -111,44 +112,45 @@ static void apply_message(struct urs_reactor *reactor, struct urs_session *sessi
     }
 }
 
-/* Returns true if the pong must be sent like any other frame. If many pongs wait for the socket already, the new one
- * replaces the last of them: RFC 6455 5.5.3 allows answering only the latest ping, and a peer that does not read pongs
- * then costs no further memory. */
-static bool joins_outbound(struct urs_reactor *reactor, struct urs_session *session, const struct urs_item *item)
+/* Puts the pong in the place of the last one that waits: RFC 6455 5.5.3 allows answering only the latest ping, and a
+ * peer that does not read pongs then costs no further memory. */
+static void replace_pong(struct urs_reactor *reactor, struct urs_session *session, const struct urs_item *item)
 {
-    size_t bytes = urs_frame_answer_bytes(item->bytes) + item->bytes;
-    if (session->backlog.bytes + session->outbound.bytes + bytes
-        > urs_core_rules(reactor, session)->backlog_bytes_max + URS_CONTROL_RESERVE_BYTES)
-        return false;
+    store(reactor, session, 0);  /* the bytes queued earlier stay in front */
+    if (session->lost)
+        return;
+    int error = urs_backlog_store_pong(session, &reactor->memory, item->payload, item->bytes);
+    if (error != 0)
+        urs_life_lose(reactor, session, error);
+}
+
+static void count_pong(struct urs_session *session)
+{
     if (session->backlog.bytes == 0)
         session->pongs = 0;
-    else if (session->pongs < URS_PONGS_WAITING_MAX)
+    else
         session->pongs++;
-    else {
-        store(reactor, session, 0);  /* the bytes queued earlier stay in front */
-        if (session->lost)
-            return false;
-        int error = urs_backlog_store_pong(session, &reactor->memory, item->payload, item->bytes);
-        if (error != 0)
-            urs_life_lose(reactor, session, error);
-        return false;
-    }
-    return true;
 }
 
 /* Sends pongs, and close frames that answer one. */
 static void apply_owed(struct urs_reactor *reactor, struct urs_session *session, struct urs_item *item)
 {
-    if (session->state == URS_SESSION_OPEN
-        && (item->kind != URS_ITEM_PING || joins_outbound(reactor, session, item))) {
+    bool ping = item->kind == URS_ITEM_PING;
+    enum urs_gate gate = urs_gate_check(session, urs_core_rules(reactor, session),
+                                        ping ? URS_OUTPUT_PONG : URS_OUTPUT_CLOSE, item->bytes);
+    if (gate == URS_GATE_OPEN) {
+        if (ping)
+            count_pong(session);
         if (urs_outbound_owed(&reactor->outbox, &session->outbound, item) != 0)
             urs_life_lose(reactor, session, -ENOMEM);
         urs_turn_dirty(reactor, session);
     } else {
+        if (gate == URS_GATE_LATEST)
+            replace_pong(reactor, session, item);
         urs_block_drop(item->block);
         item->block = NULL;
     }
-    if (item->kind != URS_ITEM_PING)
+    if (!ping)
         urs_life_finish(reactor, session);
 }
 

@@ -302,6 +302,89 @@ static void a_shared_message_ends_none_of_its_readers(void)
         close(peers[index]);
 }
 
+/* Each kind of frame has its own limit, which it may reach to the byte and not exceed. The limits are those of the
+ * documentation: a message may fill the backlog with its payload; pings and pongs may fill 4096 bytes more, with their
+ * headers; a close frame always has room. */
+static void each_kind_of_output_has_its_limit(void)
+{
+    enum { MAX = 100000, RESERVE = 4096 };
+    static const struct { enum urs_output kind; size_t bytes, frame_bytes, limit; } kinds[] = {
+        {URS_OUTPUT_MESSAGE, 0, 0, MAX},
+        {URS_OUTPUT_MESSAGE, 50000, 50000, MAX},
+        {URS_OUTPUT_MESSAGE, MAX, MAX, MAX},
+        {URS_OUTPUT_CONTROL, 0, 2, MAX + RESERVE},
+        {URS_OUTPUT_CONTROL, 125, 127, MAX + RESERVE},
+        {URS_OUTPUT_PONG, 125, 127, MAX + RESERVE},
+        {URS_OUTPUT_CLOSE, 125, 0, SIZE_MAX / 2},
+    };
+    const struct urs_rules limits = {.backlog_bytes_max = MAX};
+    for (size_t index = 0; index < URS_COUNT(kinds); index++) {
+        size_t waiting = kinds[index].limit - kinds[index].frame_bytes;
+        struct urs_session session = {.state = URS_SESSION_OPEN};
+        /* It makes no difference whether the bytes wait in the backlog or are still to be sent in this turn. */
+        size_t *places[] = {&session.backlog.bytes, &session.outbound.bytes};
+        for (size_t place = 0; place < URS_COUNT(places); place++) {
+            session.backlog.bytes = session.outbound.bytes = 0;
+            *places[place] = waiting;
+            CHECK(urs_gate_check(&session, &limits, kinds[index].kind, kinds[index].bytes) == URS_GATE_OPEN);
+            *places[place] = waiting + 1;
+            CHECK(urs_gate_check(&session, &limits, kinds[index].kind, kinds[index].bytes)
+                  == (kinds[index].kind == URS_OUTPUT_CLOSE ? URS_GATE_OPEN : URS_GATE_FULL));
+        }
+        session.backlog.bytes = 1;
+        session.outbound.bytes = 0;
+        session.pongs = 16;
+        CHECK(urs_gate_check(&session, &limits, kinds[index].kind, 100)
+              == (kinds[index].kind == URS_OUTPUT_PONG ? URS_GATE_LATEST : URS_GATE_OPEN));
+        session.lost = true;
+        CHECK(urs_gate_check(&session, &limits, kinds[index].kind, 0) == URS_GATE_ENDED);
+        session.lost = false;
+        for (int state = URS_SESSION_FREE; state <= URS_SESSION_AWAIT_REQUESTS; state++) {
+            session.state = (uint8_t)state;
+            CHECK((urs_gate_check(&session, &limits, kinds[index].kind, 0) == URS_GATE_ENDED)
+                  == (state != URS_SESSION_OPEN));
+        }
+    }
+}
+
+/* The pings of the reactor itself keep to the limit like those of the application, to the byte. */
+static void its_own_pings_keep_to_the_reserve(void)
+{
+    enum { MAX = 1 << 20, RESERVE = 4096, PING_BYTES = 2 + 8 };
+    static const uint8_t payload[MAX];
+    for (size_t room = PING_BYTES - 1; room <= PING_BYTES; room++) {
+        int peer;
+        struct urs_reactor *reactor = start_reactor(0);
+        reactor->rules.sets[0].backlog_bytes_max = MAX;
+        reactor->rules.sets[0].on_full = URS_ON_FULL_ERROR;
+        struct urs_session *session = add_session(reactor, &peer);
+        uint64_t id = urs_session_id(session);
+        CHECK(urs_session_send(reactor, id, 0, URS_OPCODE_BINARY, payload, MAX) == URS_QUEUED);
+        CHECK(urs_turn_flush(reactor) == 0);
+        size_t rest = MAX - session->backlog.bytes;
+        CHECK(urs_session_send(reactor, id, 0, URS_OPCODE_BINARY, payload, rest + 1) == URS_ERROR_FULL);
+        CHECK(urs_session_send(reactor, id, 0, URS_OPCODE_BINARY, payload, rest) == URS_QUEUED);
+        size_t left = MAX + RESERVE - session->backlog.bytes - session->outbound.bytes;
+        for (; left > 300; left -= 127)
+            CHECK(urs_session_send(reactor, id, 0, URS_OPCODE_PONG, payload, 125) == URS_QUEUED);
+        for (size_t more = left - room; more > 0; more = left - room) {
+            size_t bytes = more > 127 ? 100 : more - 2;
+            CHECK(urs_session_send(reactor, id, 0, URS_OPCODE_PONG, payload, bytes) == URS_QUEUED);
+            left -= 2 + bytes;
+        }
+        uint64_t before = reactor->stats.pings_sent;
+        reactor->rules.sets[0].ping_interval_ms = 1;
+        urs_deadline_resumed(reactor, session);
+        for (int turn = 0; turn < 100 && reactor->stats.pings_sent == before; turn++)
+            urs_reactor_turn(reactor, 5, false);
+        CHECK(reactor->stats.pings_sent - before == (room == PING_BYTES));
+        CHECK(session->backlog.bytes <= MAX + RESERVE);
+        CHECK(urs_session_close(reactor, id, 0, 1000, payload, 123) == 0);
+        urs_reactor_close(reactor);
+        close(peer);
+    }
+}
+
 /* A small block that the kernel still sends from is not freed with the reactor: whoever was given its memory would write
  * into bytes that are still to go out. AddressSanitizer reports a read of it if it was. */
 static void what_is_lent_outlives_the_reactor(void)
@@ -388,6 +471,8 @@ int main(int count, char **arguments)
         {"a_share_of_python_is_not_counted", a_share_of_python_is_not_counted},
         {"a_message_to_many_is_kept_once", a_message_to_many_is_kept_once},
         {"a_shared_message_ends_none_of_its_readers", a_shared_message_ends_none_of_its_readers},
+        {"each_kind_of_output_has_its_limit", each_kind_of_output_has_its_limit},
+        {"its_own_pings_keep_to_the_reserve", its_own_pings_keep_to_the_reserve},
         {"what_is_lent_outlives_the_reactor", what_is_lent_outlives_the_reactor},
         {"gigabytes_are_progress", gigabytes_are_progress},
         {"a_reset_behind_the_search_is_found", a_reset_behind_the_search_is_found},
