@@ -78,7 +78,7 @@ def _callback(handler: object, name: str) -> Callable[..., object] | None:
         if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
             raise TypeError(
                 f"{kind}.{name} is `async def`, and a reactor has no event loop to run it: make it a plain function, "
-                "and send from an event loop through reactor.sender()"
+                "or serve coroutines with uringws.asyncio.serve; from other event loops send through reactor.sender()"
             )
         if inspect.isgeneratorfunction(function):
             raise TypeError(
