@@ -48,7 +48,9 @@ def test_it_builds_without_a_warning(tmp_path: Path) -> None:
 @pytest.mark.parametrize("block", PYTHON)
 def test_its_python_runs(block: str, monkeypatch: pytest.MonkeyPatch) -> None:
     bind = Reactor.bind
-    monkeypatch.setattr(Reactor, "bind", lambda reactor, host, port: bind(reactor, host, 0 if port else port))
+    monkeypatch.setattr(
+        Reactor, "bind", lambda reactor, host, port, **others: bind(reactor, host, 0 if port else port, **others)
+    )
     monkeypatch.setattr(Reactor, "run", lambda reactor: reactor.run_once(0))
     names: dict[str, Any] = {"__name__": "docs"}
     exec(compile(block, "docs", "exec"), names)
