@@ -57,6 +57,8 @@ struct world {
     struct peer peers[PEERS];
     uint64_t opened[SLOTS];              /* indexed by slot: the id of the session that the handler knows; 0: none */
     struct peer *of_slot[SLOTS];
+    uint64_t waiting[SLOTS];             /* indexed by slot: the id of a session whose request is answered later */
+    size_t head_bytes[SLOTS];            /* of that request */
     uint32_t index;                      /* the index of the present event, for calls of the handler */
     int listener;
     struct sockaddr_un address;
@@ -169,9 +171,38 @@ static void command(struct world *world, struct peer *peer, uint32_t choice, uin
     }
 }
 
-static void on_upgrade(struct world *world, const struct urs_event *event, uint32_t number)
+static void accept_request(struct world *world, struct peer *peer, uint64_t id, size_t head_bytes)
 {
     static const uint8_t yes[] = "HTTP/1.1 101 Go\r\n\r\n";
+    if (urs_session_accept(world->reactor, id, yes, sizeof yes - 1) != 0)
+        return;
+    CHECK(peer != NULL);
+    peer->read_by_reference = head_bytes;
+    open_session(world, peer, id);
+}
+
+/* Answers some of the requests that wait. */
+static void answer_some(struct world *world, uint32_t number)
+{
+    static const uint8_t no[] = "HTTP/1.1 403 No\r\n\r\n";
+    for (uint32_t slot = 0; slot < SLOTS; slot++, number = number * 5 + 1) {
+        uint64_t id = world->waiting[slot];
+        const struct urs_session *session = urs_session_find(&world->reactor->sessions, id);
+        if (id == 0 || number % 4 == 0)
+            continue;
+        world->waiting[slot] = 0;
+        if (session == NULL || session->state != URS_SESSION_AWAIT_VERDICT)
+            CHECK(urs_session_accept(world->reactor, id, no, 0) < 0);
+        else if (number % 4 == 1)
+            CHECK(urs_session_reject(world->reactor, id, no, number % 8 == 1 ? 0 : sizeof no - 1) == 0 || world->faulty
+                  || session->lost);
+        else
+            accept_request(world, peer_of_session(world, session), id, world->head_bytes[slot]);
+    }
+}
+
+static void on_upgrade(struct world *world, const struct urs_event *event, uint32_t number)
+{
     static const uint8_t no[] = "HTTP/1.1 400 No\r\nContent-Length: 0\r\n\r\n";
     struct urs_session *session = urs_core_session(world->reactor, event->slot);
     uint64_t id = urs_session_id(session);
@@ -185,11 +216,12 @@ static void on_upgrade(struct world *world, const struct urs_event *event, uint3
     struct peer *peer = session->fd < 0 ? NULL : peer_of_session(world, session);
     CHECK(peer == NULL || peer->written.bytes >= event->item.bytes);
     CHECK(peer == NULL || memcmp(peer->written.data, event->item.payload, event->item.bytes) == 0);
-    if (urs_session_accept(world->reactor, id, yes, sizeof yes - 1) != 0)
+    if (number % 8 == 3 && session->state == URS_SESSION_AWAIT_VERDICT) {
+        world->waiting[event->slot] = id;
+        world->head_bytes[event->slot] = event->item.bytes;
         return;
-    CHECK(peer != NULL);
-    peer->read_by_reference = event->item.bytes;
-    open_session(world, peer, id);
+    }
+    accept_request(world, peer, id, event->item.bytes);
 }
 
 /* Checks an item that the engine found: the reference must have found the same. */
@@ -256,6 +288,9 @@ static void on_event(struct world *world, uint32_t number)
     switch (item->kind) {
     case URS_EVENT_UPGRADE:
         on_upgrade(world, event, number);
+        break;
+    case URS_EVENT_ABANDONED:
+        CHECK(urs_core_session(world->reactor, event->slot)->state >= URS_SESSION_AWAIT_FLUSH);
         break;
     case URS_EVENT_DRAIN:
         CHECK(world->opened[event->slot] != 0);
@@ -337,6 +372,7 @@ static uint32_t turn(struct world *world, uint32_t seed)
     for (world->index = 0; world->index < (uint32_t)count; world->index++)
         on_event(world, next_number(&seed));
     *world->options.handled = (uint32_t)count;
+    answer_some(world, next_number(&seed));
     return (uint32_t)count;
 }
 

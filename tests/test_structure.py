@@ -62,7 +62,7 @@ PYTHON_LAYERS = (
     {"backend", "engine", "handshake", "http", "metrics", "proxy_protocol", "refusals"},
     {"core"},
     {"commands", "draining", "listeners", "services", "sessions", "upgrade", "watches"},
-    {"connection", "dispatch", "message", "turn"},
+    {"connection", "deferred", "dispatch", "message", "turn"},
     {"handler", "sender"},
     {"driver", "reactor", "reactor_thread"},
     {"workers"},

@@ -274,6 +274,8 @@ void urs_admission_refuse(struct urs_reactor *reactor, struct urs_session *sessi
     const struct urs_answer *answer = answer_to(reactor, session->rules, why);
     URS_ASSERT(session->state == URS_SESSION_AWAIT_HEAD || session->state == URS_SESSION_AWAIT_VERDICT);
     reactor->stats.refused[why]++;
+    if (session->state == URS_SESSION_AWAIT_VERDICT)
+        urs_turn_event(reactor, session->slot, &(struct urs_item){.kind = URS_EVENT_ABANDONED});
     int error = 0;
     if (answer->bytes > 0)
         error = urs_outbound_bytes(&reactor->outbox, &session->outbound, answer->data, answer->bytes);

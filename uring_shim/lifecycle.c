@@ -30,8 +30,8 @@ static int reserve_slots(struct urs_reactor *reactor, uint32_t slots)
     if (slots <= reactor->slots_room)
         return 0;
     size_t room = urs_max(256, 2 * (size_t)reactor->slots_room);
-    /* Per session at most three late events: a LOST for the end of its stream, a LOST for a later error, and a
-     * DRAIN. */
+    /* Per session at most three late events: a LOST for the end of its stream, a LOST for a later error, and either a
+     * DRAIN or, if it never opened, an ABANDONED. */
     struct urs_event *late = realloc(reactor->late, LATE_EVENTS * room * sizeof *late);
     if (late == NULL)
         return -ENOMEM;

@@ -393,7 +393,11 @@ static int answer_request(struct urs_reactor *reactor, uint64_t id, const uint8_
         return refused;
     if (session->state != URS_SESSION_AWAIT_VERDICT && (open || session->state != URS_SESSION_AWAIT_HEAD))
         return URS_ERROR_STATE;
-    int error = urs_outbound_bytes(&reactor->outbox, &session->outbound, response, bytes);
+    if (session->lost)
+        return URS_ERROR_CLOSING;
+    int error = 0;
+    if (bytes > 0)
+        error = urs_outbound_bytes(&reactor->outbox, &session->outbound, response, bytes);
     if (error != 0) {
         urs_life_lose(reactor, session, error);
         return error;

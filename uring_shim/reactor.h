@@ -22,7 +22,9 @@ enum urs_event_kind {
                                             index of the listener that accepted the connection */
     URS_EVENT_LOST = 17,                 /* the session ends without a close frame from the peer; error: 0 (end of
                                             stream), -errno, or an urs_error */
-    URS_EVENT_DRAIN = 18                 /* the backlog fell to the low water mark */
+    URS_EVENT_DRAIN = 18,                /* the backlog fell to the low water mark */
+    URS_EVENT_ABANDONED = 19             /* the shim refused a request that Python has not answered: too late, or in a
+                                            drain */
 };
 
 /* The target of every event that is not a message. */
@@ -56,6 +58,7 @@ struct urs_reactor_options {
 };
 
 enum urs_reactor_limit {
+    URS_EARLY_BYTES_MAX = 65536,         /* per session, of input that follows a request which is not answered yet */
     URS_EVENTS_MAX = 8192,               /* per turn */
     URS_MESSAGES_MAX = 4096              /* per turn; the other URS_EVENTS_MAX - URS_MESSAGES_MAX entries are reserved
                                             for other events */
@@ -203,8 +206,11 @@ uint32_t urs_reactor_sessions(const struct urs_reactor *reactor);
 /* Returns the id of the session in a slot. */
 uint64_t urs_reactor_id(struct urs_reactor *reactor, uint32_t slot);
 
-/* Answers a request: accept sends the 101 response and opens the session; reject sends any other response, then flushes
- * and closes the session. */
+/* Answers a request, in the turn of its event or at any time after it: accept sends the 101 response and opens the
+ * session; reject sends any other response (0 bytes: none), then flushes and closes the session. Until then the
+ * handshake deadline counts, and up to URS_EARLY_BYTES_MAX bytes that follow the request are kept for the open session;
+ * more stay in the socket. Returns 0, URS_ERROR_STALE, URS_ERROR_STATE if the request is answered, URS_ERROR_CLOSING if
+ * its socket is lost, or -ENOMEM. */
 int urs_session_accept(struct urs_reactor *reactor, uint64_t id, const uint8_t *response, size_t bytes);
 int urs_session_reject(struct urs_reactor *reactor, uint64_t id, const uint8_t *response, size_t bytes);
 

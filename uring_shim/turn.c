@@ -449,6 +449,8 @@ static bool wants_input(const struct urs_session *session)
         return false;
     if (session->state == URS_SESSION_OPEN || session->state == URS_SESSION_AWAIT_CLOSE)
         return session->held.block == NULL && urs_core_may_feed(session);
+    if (session->state == URS_SESSION_AWAIT_VERDICT)
+        return session->held.block == NULL || urs_slice_bytes(&session->held) < URS_EARLY_BYTES_MAX;
     return true;
 }
 

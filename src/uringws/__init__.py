@@ -30,7 +30,7 @@ from uringws.errors import (
 )
 from uringws.frames import CloseCode, FrameHeader, Incomplete, Opcode, parse_header, unmask
 from uringws.handler import Handler, HandlerProtocol, handler_fn
-from uringws.handshake import Accept, Reject, check_upgrade, encode_accept
+from uringws.handshake import LATER, Accept, Later, RawAnswer, Reject, RequestHead, check_upgrade, encode_accept
 from uringws.http import Headers, Request, Response, encode_refusal, encode_response, parse_request
 from uringws.message import Message
 from uringws.options import Options
@@ -43,6 +43,7 @@ from uringws.version import __version__
 from uringws.watches import Watch
 
 __all__ = [
+    "LATER",
     "Accept",
     "BacklogFull",
     "Close",
@@ -58,6 +59,7 @@ __all__ = [
     "HandshakeError",
     "Headers",
     "Incomplete",
+    "Later",
     "LimitReached",
     "Message",
     "Opcode",
@@ -65,11 +67,13 @@ __all__ = [
     "OptionsError",
     "OutboundSegment",
     "ProtocolError",
+    "RawAnswer",
     "Reactor",
     "ReactorStateError",
     "ReactorThread",
     "Reject",
     "Request",
+    "RequestHead",
     "Response",
     "SendResult",
     "Sender",

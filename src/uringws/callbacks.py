@@ -18,7 +18,9 @@ __all__ = ["Callbacks", "came_out_of", "ignore", "look_up"]
 class Callbacks(NamedTuple):
     """The callbacks of a handler; None for one that it lacks."""
 
+    on_head: Callable[..., object] | None
     on_upgrade: Callable[..., object] | None
+    on_upgrade_abandoned: Callable[..., object] | None
     on_request: Callable[..., object] | None
     on_open: Callable[..., object] | None
     on_message: Callable[..., object] | None
@@ -29,7 +31,9 @@ class Callbacks(NamedTuple):
 
 
 _ARGUMENTS: Final = {
+    "on_head": ("head",),
     "on_upgrade": ("request",),
+    "on_upgrade_abandoned": ("request",),
     "on_request": ("request",),
     "on_open": ("conn",),
     "on_message": ("conn", "message"),

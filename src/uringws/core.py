@@ -77,7 +77,7 @@ class Core:
         rules = ffi.new("struct urs_rules *")
         if options.server_header not in self._refusals:
             self._refusals[options.server_header] = encode_refusals(options.server_header)
-        self._refusals[options.server_header].copy_to(rules)
+        self._refusals[options.server_header].copy_to(rules, silently=options.refuse_silently)
         rules.engine.frames = frames
         rules.deliver_pongs = pongs
         copy_rules(options, rules)

@@ -8,14 +8,16 @@ import logging
 import os
 import time
 from enum import IntEnum
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from uringws.callbacks import came_out_of, ignore
 from uringws.closing import Close, Closing, begin, lost, peer_closed, peer_violated
 from uringws.connection import make_connection
 from uringws.core import EVENTS_MAX, slot_of
-from uringws.errors import ConnectionClosed, check, error_of
+from uringws.errors import ConnectionClosed, ReactorStateError, check, error_of
 from uringws.frames import CloseCode
+from uringws.handshake import LATER
 from uringws.shim import CData, ffi, lib
 from uringws.upgrade import Decision, Upgrade
 
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
     from uringws.commands import Commands
     from uringws.connection import Connection
     from uringws.core import Core
+    from uringws.deferred import Deferred
+    from uringws.handshake import Later, RequestHead
+    from uringws.http import Request
     from uringws.message import Message
     from uringws.services import Service
     from uringws.sessions import Sessions
@@ -70,6 +75,7 @@ class Dispatcher:
         commands: Commands,
         own: Service,
         by_listener: Mapping[int, Service],
+        deferred: Deferred,
     ) -> None:
         """`own` is the service of connections that name none, `by_listener` that of a listener's opening requests."""
         self.attention = False
@@ -82,6 +88,7 @@ class Dispatcher:
         self._commands = commands
         self._own = own
         self._by_listener = by_listener
+        self._deferred = deferred
         self._first: Service | None = None
         self._on_message: Callable[..., object] | None = ignore  # None: that of each connection's service
         self._decided: tuple[int, Decision] | None = (
@@ -324,6 +331,14 @@ class Dispatcher:
             if connection is not None:
                 on_pong = self._service_of(connection).on_pong
                 self._call(connection, on_pong, connection, bytes(ffi.buffer(item.payload, item.bytes)))
+        else:
+            self._on_ending(slot, item)
+
+    def _on_ending(self, slot: int, item: CData) -> None:
+        """Handle what ends a session, or the wait for an answer to its request."""
+        kind = item.kind
+        if kind == lib.URS_EVENT_ABANDONED:
+            self._abandon(slot)
         elif kind == lib.URS_ITEM_CLOSE:
             reason = ffi.unpack(ffi.cast("char *", item.payload), item.bytes).decode() if item.bytes else ""
             self._end(slot, Close(int(item.close_code), reason), peer_closed)
@@ -331,6 +346,8 @@ class Dispatcher:
             reason = ffi.string(lib.urs_engine_error_text(item.error)).decode()
             self._end(slot, Close(int(item.close_code), reason), peer_violated)
         elif kind == lib.URS_EVENT_LOST:
+            if self._deferred.waiting:
+                self._abandon(slot)
             number = int(item.error)
             close = Close(int(item.close_code), _lost_reason(number))
             self._end(slot, close, lambda closing, _: lost(closing, _error_of(number, closing)))
@@ -386,13 +403,19 @@ class Dispatcher:
         message._close()
 
     def end_all(self) -> None:
-        """Call on_close for every connection, and then raise the first exception that got out of it."""
+        """Tell the handler of every connection, and of every request that awaits an answer, that it has ended.
+
+        Then raise the first exception that got out of it.
+        """
         got_out: BaseException | None = None
         close = Close(CloseCode.ABNORMAL.value, "the reactor was closed")
         cause = ConnectionAbortedError(errno.ECONNABORTED, close.reason)
-        for slot in range(len(self._sessions.by_slot)):
+        ends = [partial(self._deferred.abandon, identity) for identity in self._deferred.waiting]
+        slots = range(len(self._sessions.by_slot))
+        ends += [partial(self._end, slot, close, lambda closing, _: lost(closing, cause)) for slot in slots]
+        for end in ends:
             try:
-                self._end(slot, close, lambda closing, _: lost(closing, cause))
+                end()
             except BaseException as error:  # noqa: BLE001 - raised below
                 got_out = error if got_out is None else got_out
         if got_out is not None:
@@ -404,7 +427,11 @@ class Dispatcher:
         core = self._core
         identity = int(lib.urs_reactor_id(core.handle, slot))
         connection = self._sessions.get(identity)  # there already, if an exception came before on_open was called
-        if connection is None and lib.urs_session_state(core.handle, identity) == lib.URS_SESSION_AWAIT_VERDICT:
+        if (
+            connection is None
+            and identity not in self._deferred.waiting
+            and lib.urs_session_state(core.handle, identity) == lib.URS_SESSION_AWAIT_VERDICT
+        ):
             service = self._by_listener.get(item.count, self._own)
             connection = self._decide(Upgrade(identity, item, core.peer(identity)), service)
         if connection is not None:
@@ -417,24 +444,59 @@ class Dispatcher:
         """
         identity = upgrade.identity
         error = connection = None
+        decision: Decision | Later
         if self._decided is not None and self._decided[0] == identity:
             decision = self._decided[1]  # an exception prevented that it was carried out
         else:
-            decision, error = service.upgrader.decide(upgrade)
+            decision, error = self._deferred.decide(upgrade, service)
+        if decision is not LATER:
             self._decided = identity, decision
-        if decision.accepted:
-            connection = self._open(identity, decision, service)
-        else:
-            handle, rejected = self._core.handle, self._sessions.rejected
-            reason, response, size = decision.reason, decision.response, len(decision.response)
-            count = 0 if reason is None else rejected[reason] + 1
-            if reason is not None:
-                rejected[reason] = count  # no call after it but the next
-            lib.urs_session_reject(handle, identity, response, size)
-        self._decided = None
+            _, connection = self._carry_out(identity, decision, service)
+            self._decided = None
+        elif self._message._index < EVENTS_MAX:
+            self._core.handled[0] = self._message._index  # its event has done what it is for
         if error is not None:
             raise error
         return connection
+
+    def _carry_out(self, identity: int, decision: Decision, service: Service) -> tuple[bool, Connection | None]:
+        """Answer a request; return whether its peer was still there, and the connection if it has become one."""
+        if decision.accepted:
+            connection = self._open(identity, decision, service)
+            return connection is not None, connection
+        handle, rejected = self._core.handle, self._sessions.rejected
+        reason, response, size = decision.reason, decision.response, len(decision.response)
+        count = 0 if reason is None else rejected[reason] + 1
+        if reason is not None:
+            rejected[reason] = count  # no call after it but the next
+        return lib.urs_session_reject(handle, identity, response, size) == 0, None
+
+    def answer(self, request: Request | RequestHead | int, returned: object) -> bool:
+        """Answer a request for which a callback returned LATER. See `Reactor.answer`."""
+        pending = self._deferred.find(request)
+        if pending is None:
+            return self._answer_missing(request)
+        decision = self._deferred.answer(pending, returned)
+        if decision is LATER:
+            return True
+        is_there, connection = self._carry_out(pending.upgrade.identity, decision, pending.service)
+        if connection is not None:
+            self._call(connection, pending.service.on_open, connection)
+        return is_there
+
+    def _answer_missing(self, request: Request | RequestHead | int) -> bool:
+        """Return False for a request that was abandoned; raise for one that has become a connection."""
+        identity = request if isinstance(request, int) else request.id
+        state = lib.urs_session_state(self._core.handle, identity)
+        if state == lib.URS_SESSION_OPEN or state == lib.URS_SESSION_AWAIT_CLOSE:
+            raise ReactorStateError(f"request {identity} was answered before: a request is answered once")
+        return False
+
+    def _abandon(self, slot: int) -> None:
+        """Tell of a request that cannot be answered any more: its peer has left, or the shim has refused it."""
+        if self._message._index < EVENTS_MAX:
+            self._core.handled[0] = self._message._index
+        self._deferred.abandon(int(lib.urs_reactor_id(self._core.handle, slot)))
 
     def _open(self, identity: int, decision: Decision, service: Service) -> Connection | None:
         """Accept a request; return its connection, or None if the peer has left."""

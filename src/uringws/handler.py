@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from uringws.handshake import Accept, Reject
+from uringws.handshake import Accept, Later, Reject, RequestHead
 from uringws.http import Request, Response
 
 if TYPE_CHECKING:
@@ -23,10 +23,10 @@ class HandlerProtocol(Protocol):
     does nothing. Arguments are passed by position: name the parameters as you like.
     """
 
-    def on_upgrade(self, request: Request, /) -> Accept | Reject | None:
+    def on_upgrade(self, request: Request, /) -> Accept | Reject | Later | None:
         """Decide on an opening request."""
 
-    def on_request(self, request: Request, /) -> Response | None:
+    def on_request(self, request: Request, /) -> Response | Later | None:
         """Answer a plain HTTP request."""
 
     def on_open(self, conn: Connection, /) -> None:
@@ -60,26 +60,40 @@ class Handler:
     one frame whose `opcode` is CONTINUATION after the first and whose `fin` is True for the last; whole messages too
     (`fin` is True). `on_message` is not called then.
 
+    A handler that defines `on_head(head)` is given the head of every request, a `RequestHead`, before it is parsed or
+    checked: whatever its method and its version of HTTP. It returns a RawAnswer, whose bytes are the whole answer, None
+    to go on as without it, or LATER. It is for programs that bring a handshake of their own.
+
     A handler that defines `on_pong(conn, payload)` is given the payload, bytes, of every pong: of those that answer
     `conn.ping(payload)`, of unsolicited ones (RFC 6455 5.5.3), and of those that answer the pings of
     `Options.ping_interval_seconds`, whose payload is the library's own. A peer may answer only the latest of several
     pings.
     """
 
-    def on_upgrade(self, request: Request, /) -> Accept | Reject | None:
+    def on_upgrade(self, request: Request, /) -> Accept | Reject | Later | None:
         """Decide on an opening request that is valid by RFC 6455 4.2.1 and let in by `Options`.
 
         Return an Accept, a Reject, or None to accept it with the first of `Options.subprotocols` that the client
-        offers.
+        offers. Or return `uringws.LATER` and call `Reactor.answer` (`Sender.answer` in another thread) once you can
+        decide: after a look into a database, for example. The request may be kept for that. Meanwhile it counts as a
+        handshake (`Options.handshakes_max`), the handshake's deadline goes on, and up to 64 KiB of what the client
+        sends already are kept for the open connection.
         """
         return None
 
-    def on_request(self, request: Request, /) -> Response | None:
+    def on_upgrade_abandoned(self, request: Request | RequestHead, /) -> None:
+        """Stop deciding on a request for which a callback returned LATER: it cannot be answered any more.
+
+        The client has left, or `Options.handshake_seconds_max` is over (it is answered 408 and counted), or the reactor
+        drains (503) or is closed. It is called once, unless `answer` was called before.
+        """
+
+    def on_request(self, request: Request, /) -> Response | Later | None:
         """Answer a plain GET, HEAD or OPTIONS on the same port.
 
         Return a Response, or None for the default: 426 Upgrade Required to GET and HEAD, 204 No Content to OPTIONS,
         which load balancers such as HAProxy take for a healthy server. `request.method` tells them apart. The
-        connection is closed after the answer, whatever it is. To HEAD the body is not sent.
+        connection is closed after the answer, whatever it is. To HEAD the body is not sent. LATER as in `on_upgrade`.
         """
         return None
 

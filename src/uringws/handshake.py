@@ -9,6 +9,7 @@ import re
 from binascii import b2a_base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from hashlib import sha1
 from typing import TYPE_CHECKING, Final
 
@@ -16,6 +17,7 @@ from uringws.errors import HandshakeError, RejectReason
 from uringws.http import (
     TOKEN,
     HeaderFields,
+    Peer,
     Request,
     Response,
     check_status,
@@ -29,8 +31,12 @@ if TYPE_CHECKING:
     from uringws.options import Options
 
 __all__ = [
+    "LATER",
     "Accept",
+    "Later",
+    "RawAnswer",
     "Reject",
+    "RequestHead",
     "check_upgrade",
     "encode_accept",
     "refusal",
@@ -75,6 +81,54 @@ class Reject(Response):
     def __post_init__(self) -> None:
         check_status(self.status, 300)
         Response.__post_init__(self)  # super() alone does not work in a dataclass with slots
+
+
+class Later(Enum):
+    """The type of `LATER`."""
+
+    LATER = "LATER"
+
+    def __repr__(self) -> str:
+        return "uringws.LATER"
+
+
+LATER: Final = Later.LATER
+"""Returned by `on_upgrade`, `on_request` or `on_head`: the request is answered by `Reactor.answer` later."""
+
+
+@dataclass(slots=True, eq=False)
+class RequestHead:
+    """An opening request as `on_head` sees it: nothing of it is parsed, and nothing is checked."""
+
+    id: int
+    """That of the connection which it may become."""
+    data: bytes
+    """All bytes up to the empty line, that included, of any method and version, without a PROXY protocol header."""
+    peer: Peer
+    """Where the request comes from; if a PROXY protocol header said so, the address it named."""
+    is_answered: bool = field(init=False, repr=False, default=False)
+    """Whether `Reactor.answer` has answered it."""
+
+
+@dataclass(frozen=True, slots=True)
+class RawAnswer:
+    """The answer of `on_head` in the very bytes that are sent. Nothing is added and nothing is checked but its frame.
+
+    With `opens`, `response` is a 101 answer, and the connection is open after it; `subprotocol` and `data` are as in
+    `Accept`. Otherwise the connection is closed once the response is sent; an empty one closes it silently. Raises
+    ValueError for an opening response that is no whole 101 answer, TypeError for one that is not bytes.
+    """
+
+    response: bytes
+    opens: bool = False
+    subprotocol: str | None = None
+    data: object = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.response, bytes):
+            raise TypeError(f"response is bytes, not {type(self.response).__name__}")
+        if self.opens and not (self.response.startswith(b"HTTP/1.1 101 ") and self.response.endswith(b"\r\n\r\n")):
+            raise ValueError("a response that opens begins with HTTP/1.1 101 and ends with an empty line")
 
 
 def check_upgrade(request: Request, options: Options) -> bytes:

@@ -174,6 +174,10 @@ class Request:
     """1.1 or 1.0."""
     peer: Peer
     """Where the request comes from; if a PROXY protocol header said so, the address it named."""
+    id: int = 0
+    """That of the connection which it becomes if it is accepted; 0 for a request that no reactor has read."""
+    is_answered: bool = field(init=False, repr=False, default=False)
+    """Whether `Reactor.answer` has answered it."""
 
     @property
     def path(self) -> str:

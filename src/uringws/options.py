@@ -144,6 +144,10 @@ class Options:
     """The subprotocols the server speaks, the preferred one first. The default `on_upgrade` takes the first one that
     the client offers, and none if the client offers none of them."""
 
+    refuse_silently: bool = False
+    """Close without an answer what cannot be read as an HTTP request, and a request that did not end, or was not
+    decided on, within `handshake_seconds_max`; else they are answered 400, 431 and 408. `stats()` counts both."""
+
     origins: Sequence[str | re.Pattern[str] | None] | None = None
     """Allowed values of Origin, as RFC 6454 writes them ("https://example.org", no slash at the end): strings are
     compared, patterns must match in full, and the element None allows requests without Origin. Others get 403. None in

@@ -18,6 +18,7 @@ from uringws.backend import Backend
 from uringws.callbacks import look_up
 from uringws.commands import Commands
 from uringws.core import Core
+from uringws.deferred import Deferred
 from uringws.dispatch import Dispatcher
 from uringws.draining import Drain
 from uringws.errors import ReactorStateError
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
 
     from uringws.errors import UringUnavailable
     from uringws.handler import HandlerProtocol
+    from uringws.handshake import Accept, RawAnswer, Reject, RequestHead
+    from uringws.http import Request, Response
 
 __all__ = ["Reactor"]
 
@@ -86,6 +89,7 @@ class Reactor:
         self._commands: Final = Commands(self._core, self.options.sender_commands_max)
         self._timers: Final = Timers(self._core.check_thread, self._core.report)
         self._drain: Final = Drain(self._core)
+        self._deferred: Final = Deferred()
         self._dispatcher: Final = Dispatcher(
             self._core,
             Message(self._core, self._sessions),
@@ -93,6 +97,7 @@ class Reactor:
             commands=self._commands,
             own=self._services.own,
             by_listener=self._listeners.services,
+            deferred=self._deferred,
         )
         _reactors.add(self)
 
@@ -490,10 +495,36 @@ class Reactor:
         self._dispatcher.open_adopted(connection)
         return connection.id
 
+    # ---- requests that are answered later
+
+    def answer(
+        self, request: Request | RequestHead | int, decision: Accept | Reject | Response | RawAnswer | None
+    ) -> bool:
+        """Answer a request for which a callback returned `uringws.LATER`; return whether its peer was still there.
+
+        `request` is what the callback was given, or its `id`. `decision` is what the callback might have returned:
+        Accept, Reject or None for `on_upgrade`, Response or None for `on_request`, RawAnswer or None for `on_head`.
+        `on_open` is called before this returns, and then what the peer has sent already is delivered. It may be called
+        while the callback still runs; the request is then answered when the callback has returned LATER.
+
+        A request that was abandoned (its peer has left, `Options.handshake_seconds_max` is over, the reactor drains)
+        gives False. So does an id that was answered before, once its connection has ended.
+
+        Raises ReactorStateError for a second answer, TypeError or ValueError for a decision that does not fit (the
+        request goes on waiting), WrongThread in another thread: those take `Sender.answer`.
+        """
+        self._core.check_usable()
+        self._core.check_thread()
+        if self._core.state is RunState.CLOSING:
+            return False
+        return self._dispatcher.answer(request, decision)
+
+    # ---- other threads
+
     def sender(self) -> Sender:
         """Return a handle for other threads. `run` goes on while one is alive: release it, or use it in a `with`."""
         self._core.check_usable()
-        return Sender(self, self._core, self._sessions, self._commands)
+        return Sender(self, self._core, self._sessions, self._commands, self._deferred)
 
     # ---- figures
 

@@ -35,9 +35,11 @@ class Refusals(NamedTuple):
     answers: list[CData]
     dates_at: list[int]
 
-    def copy_to(self, rules: CData) -> None:
-        """Name the answers in a `struct urs_rules`."""
+    def copy_to(self, rules: CData, *, silently: bool) -> None:
+        """Name the answers in a `struct urs_rules`; `silently` leaves out the one to a request that is too late."""
         for index, (answer, date_at) in enumerate(zip(self.answers, self.dates_at, strict=True)):
+            if silently and _REFUSALS[index] == "timeout":
+                continue
             rules.refusals[index] = {"data": answer, "bytes": len(answer), "date_at": date_at}
 
 

@@ -24,7 +24,10 @@ if TYPE_CHECKING:
     from uringws.commands import Commands
     from uringws.connection import Connection
     from uringws.core import Core
+    from uringws.deferred import Deferred
     from uringws.handler import HandlerProtocol
+    from uringws.handshake import Accept, RawAnswer, Reject, RequestHead
+    from uringws.http import Request, Response
     from uringws.options import Options
     from uringws.reactor import Reactor
     from uringws.sending import Payload
@@ -47,12 +50,15 @@ class Sender:
     `Reactor.run` goes on while a Sender lives: release it, or use it in a `with`. A clone must be released, too.
     """
 
-    def __init__(self, reactor: Reactor, core: Core, sessions: Sessions, commands: Commands) -> None:
+    def __init__(
+        self, reactor: Reactor, core: Core, sessions: Sessions, commands: Commands, deferred: Deferred
+    ) -> None:
         """Use `reactor.sender()`."""
         self._reactor: Final = reactor
         self._core: Final = core
         self._sessions: Final = sessions
         self._commands: Final = commands
+        self._deferred: Final = deferred
         self._key: Final = object()
         commands.senders.add(self._key)
 
@@ -95,6 +101,25 @@ class Sender:
             stacklevel=2,
         )
         return self.close_connection(id, *arguments, **options)
+
+    def answer(
+        self,
+        request: Request | RequestHead | int,
+        decision: Accept | Reject | Response | RawAnswer | None,
+        *,
+        timeout: float | None = None,
+    ) -> bool:
+        """Answer a request for which a callback returned `uringws.LATER`, as `Reactor.answer`.
+
+        Return False if it awaits no answer any more. If it is abandoned before the reactor comes to it, the answer is
+        dropped, and `on_upgrade_abandoned` tells of that. Raises TypeError or ValueError at once for a decision that
+        does not fit, ReactorStateError for a request that was answered, SenderFull as `send`.
+        """
+        self._check_live()
+        if not self._deferred.check_answer(request, decision):
+            return False
+        self._commands.put(lambda: self._reactor.answer(request, decision), timeout)
+        return True
 
     def call(self, function: Callable[..., object], *arguments: Any, timeout: float | None = None) -> None:
         """Call `function(*arguments)` on the reactor's thread, between two turns. Its exceptions are logged.
@@ -171,7 +196,7 @@ class Sender:
     def clone(self) -> Sender:
         """Return another handle to the same reactor, to be released separately."""
         self._check_live()
-        return Sender(self._reactor, self._core, self._sessions, self._commands)
+        return Sender(self._reactor, self._core, self._sessions, self._commands, self._deferred)
 
     def release(self) -> None:
         """Give up the Sender. Its commands that wait still run, and connections stay open."""
