@@ -190,8 +190,8 @@ MUTANTS = (
         "uring_shim/gate.h",
         "return kind == URS_OUTPUT_PONG && many ? URS_GATE_LATEST : URS_GATE_OPEN;",
         "return URS_GATE_OPEN;",
-        "Pongs have a reserve, and it ends",
-        ("tests/test_backpressure.py::test_a_flood_of_pings_from_a_peer_that_does_not_read_is_bounded",),
+        "While 16 pongs wait, only the latest ping is answered",
+        ("tests/test_pongs.py::test_of_many_pings_that_wait_the_latest_is_answered",),
     ),
     Mutant(
         "keepalive-beyond-the-reserve",
