@@ -8,6 +8,7 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,11 +48,17 @@ def test_it_builds_without_a_warning(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("block", PYTHON)
 def test_its_python_runs(block: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    bind = Reactor.bind
-    monkeypatch.setattr(
-        Reactor, "bind", lambda reactor, host, port, **others: bind(reactor, host, 0 if port else port, **others)
-    )
-    monkeypatch.setattr(Reactor, "run", lambda reactor: reactor.run_once(0))
+    bind, run = Reactor.bind, Reactor.run
+
+    def bind_any_port(reactor: Reactor, host: str, port: int, **others: Any) -> object:
+        return bind(reactor, host, 0 if port else port, **others)
+
+    def run_for_a_moment(reactor: Reactor) -> object:
+        is_main = threading.current_thread() is threading.main_thread()
+        return reactor.run_once(0) if is_main else run(reactor)
+
+    monkeypatch.setattr(Reactor, "bind", bind_any_port)
+    monkeypatch.setattr(Reactor, "run", run_for_a_moment)
     names: dict[str, Any] = {"__name__": "docs"}
     exec(compile(block, "docs", "exec"), names)
     for value in names.values():
