@@ -11,8 +11,10 @@
 #include <fcntl.h>
 #include <time.h>
 
+#include "command.h"
 #include "core.h"
 #include "fault.h"
+#include "intake.h"
 
 enum {
     PEERS = 16,                          /* as many as fit into one byte beside an operation */
@@ -121,7 +123,7 @@ static void send_some(struct world *world, struct peer *peer, uint32_t number)
     if (number % 4 != 0)
         bytes %= 300;
     if (peer->open && !peer->ended && !peer->closing)
-        note_sent(peer, urs_session_send(world->reactor, peer->id, world->index, opcode, payload, bytes), opcode,
+        note_sent(peer, urs_command_send(world->reactor, peer->id, world->index, opcode, payload, bytes), opcode,
                   payload, bytes);
 }
 
@@ -130,7 +132,7 @@ static void close_some(struct world *world, struct peer *peer, uint32_t number)
     unsigned code = number % 3 == 0 ? 0 : 1000 + number % 3;
     if (!peer->open || peer->ended || peer->closing)
         return;
-    peer->closing = urs_session_close(world->reactor, peer->id, world->index, code, payload, code ? number % 124 : 0)
+    peer->closing = urs_command_close(world->reactor, peer->id, world->index, code, payload, code ? number % 124 : 0)
         == 0;
 }
 
@@ -153,20 +155,20 @@ static void command(struct world *world, struct peer *peer, uint32_t choice, uin
         send_burst(world, peer);
         break;
     case 3:
-        urs_session_pause(world->reactor, peer->id);
+        urs_command_pause(world->reactor, peer->id);
         break;
     case 4:
-        urs_session_resume(world->reactor, peer->id);
+        urs_command_resume(world->reactor, peer->id);
         break;
     case 5:
         close_some(world, peer, number);
         break;
     case 6:
-        peer->closing = urs_session_abort(world->reactor, peer->id) == 0 || peer->closing;
+        peer->closing = urs_command_abort(world->reactor, peer->id) == 0 || peer->closing;
         break;
     default:
-        urs_session_buffered(world->reactor, peer->id);
-        urs_session_latency(world->reactor, peer->id);
+        urs_command_buffered(world->reactor, peer->id);
+        urs_command_latency(world->reactor, peer->id);
         break;
     }
 }
@@ -174,7 +176,7 @@ static void command(struct world *world, struct peer *peer, uint32_t choice, uin
 static void accept_request(struct world *world, struct peer *peer, uint64_t id, size_t head_bytes)
 {
     static const uint8_t yes[] = "HTTP/1.1 101 Go\r\n\r\n";
-    if (urs_session_accept(world->reactor, id, yes, sizeof yes - 1) != 0)
+    if (urs_command_accept(world->reactor, id, yes, sizeof yes - 1) != 0)
         return;
     CHECK(peer != NULL);
     peer->read_by_reference = head_bytes;
@@ -192,9 +194,9 @@ static void answer_some(struct world *world, uint32_t number)
             continue;
         world->waiting[slot] = 0;
         if (session == NULL || session->state != URS_SESSION_AWAIT_VERDICT)
-            CHECK(urs_session_accept(world->reactor, id, no, 0) < 0);
+            CHECK(urs_command_accept(world->reactor, id, no, 0) < 0);
         else if (number % 4 == 1)
-            CHECK(urs_session_reject(world->reactor, id, no, number % 8 == 1 ? 0 : sizeof no - 1) == 0 || world->faulty
+            CHECK(urs_command_reject(world->reactor, id, no, number % 8 == 1 ? 0 : sizeof no - 1) == 0 || world->faulty
                   || session->lost);
         else
             accept_request(world, peer_of_session(world, session), id, world->head_bytes[slot]);
@@ -208,9 +210,9 @@ static void on_upgrade(struct world *world, const struct urs_event *event, uint3
     uint64_t id = urs_session_id(session);
     /* Acts as if a proxy had named the peer. */
     const struct urs_peer origin = {.family = number & 8 ? 4 : 6, .address = {[3] = (uint8_t)(number >> 4 & 3)}};
-    bool admitted = urs_session_settle_peer(world->reactor, id, &origin) == 0;
+    bool admitted = urs_command_settle_peer(world->reactor, id, &origin) == 0;
     if (event->item.error != 0 || number % 8 == 0 || !admitted) {
-        urs_session_reject(world->reactor, id, no, sizeof no - 1);
+        urs_command_reject(world->reactor, id, no, sizeof no - 1);
         return;
     }
     struct peer *peer = session->fd < 0 ? NULL : peer_of_session(world, session);
@@ -252,7 +254,7 @@ static void on_message(struct world *world, struct peer *peer, const struct urs_
         if (number % 8 >= 4)
             send_some(world, number % 8 == 4 ? other : peer, number >> 3);
         if (number % 8 == 7 && item->opcode != URS_OPCODE_CONTINUATION)
-            note_sent(peer, urs_session_send_event(world->reactor, peer->id, world->index, item->opcode),
+            note_sent(peer, urs_command_send_event(world->reactor, peer->id, world->index, item->opcode),
                       item->opcode, item->payload, item->bytes);
         *verdict = number % 4 != 0;
         if (number % 61 == 0)
@@ -744,7 +746,7 @@ static void check_end(struct world *world)
 {
     struct urs_reactor_stats stats;
     for (size_t index = 0; index < PEERS; index++)
-        urs_session_resume(world->reactor, world->peers[index].id);
+        urs_command_resume(world->reactor, world->peers[index].id);
     if (world->cut)
         urs_reactor_cut(world->reactor);
     for (uint32_t round = 0, after = 0; round < SETTLE_TURNS_MAX && after < 2; round++) {

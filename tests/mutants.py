@@ -145,7 +145,7 @@ MUTANTS = (
     ),
     Mutant(
         "mapped-peer",
-        "uring_shim/admission.c",
+        "uring_shim/peers.c",
         "bool is_mapped = IN6_IS_ADDR_V4MAPPED(&in6->sin6_addr);",
         "bool is_mapped = false;",
         "An IPv4 peer has its plain address on a socket for both families",
@@ -154,7 +154,7 @@ MUTANTS = (
     # Turns and fairness
     Mutant(
         "session-fills-a-turn",
-        "uring_shim/turn.c",
+        "uring_shim/feed.c",
         "(uint32_t)urs_min(first + share, URS_MESSAGES_MAX)",
         "URS_MESSAGES_MAX",
         "One session's messages never fill a turn",
@@ -162,7 +162,7 @@ MUTANTS = (
     ),
     Mutant(
         "held-input-fills-a-turn",
-        "uring_shim/turn.c",
+        "uring_shim/feed.c",
         "while (done < count && reactor->event_count < URS_MESSAGES_MAX / 2)",
         "while (done < count && reactor->event_count < URS_MESSAGES_MAX)",
         "Held input leaves half of each turn to what has come since",
@@ -195,7 +195,7 @@ MUTANTS = (
     ),
     Mutant(
         "keepalive-beyond-the-reserve",
-        "uring_shim/deadline.c",
+        "uring_shim/upkeep.c",
         "if (urs_gate_check(session, rules, URS_OUTPUT_CONTROL, sizeof payload) != URS_GATE_OPEN)",
         "if (0)",
         "The reserve for control frames is a limit for pings too, to the byte",
@@ -219,8 +219,8 @@ MUTANTS = (
     ),
     Mutant(
         "backlog-pauses-each-64-blocks",
-        "uring_shim/turn.c",
-        "else if ((uint32_t)sent == session->offered)\n        urs_turn_dirty(reactor, session);\n    else\n",
+        "uring_shim/flush.c",
+        "else if ((uint32_t)sent == session->offered)\n        urs_work_dirty(reactor, session);\n    else\n",
         "else\n",
         "A backlog leaves at once for as long as the socket takes it",
         ("tests/test_backpressure.py::test_a_backlog_of_many_messages_leaves_as_the_socket_takes_it",),
@@ -280,8 +280,8 @@ MUTANTS = (
     Mutant(
         "draining-admits",
         "uring_shim/admission.c",
-        "    if (reactor->draining) {\n        refuse",
-        "    if (false) {\n        refuse",
+        "    if (reactor->draining || listener->state != URS_LISTENER_OPEN) {\n        refuse",
+        "    if (listener->state != URS_LISTENER_OPEN) {\n        refuse",
         "Nobody is let in while draining",
         ("tests/test_draining.py::test_connections_accepted_but_not_seen_before_a_drain_are_refused",),
     ),
@@ -300,7 +300,7 @@ MUTANTS = (
     # Deadlines
     Mutant(
         "ping-clock-runs-in-the-queue",
-        "uring_shim/deadline.c",
+        "uring_shim/upkeep.c",
         "bool queued = judged && urs_deadline_is_queued(session);",
         "bool queued = false;",
         "A ping behind other bytes is not an unanswered ping",
@@ -308,7 +308,7 @@ MUTANTS = (
     ),
     Mutant(
         "bytes-behind-the-ping-count",
-        "uring_shim/deadline.c",
+        "uring_shim/upkeep.c",
         "if ((int32_t)(acked - session->question_bytes) >= 0)",
         "if (false)",
         "Bytes that were sent after a ping are no sign of life",
@@ -316,7 +316,7 @@ MUTANTS = (
     ),
     Mutant(
         "silence-is-judged-before-reading",
-        "uring_shim/deadline.c",
+        "uring_shim/upkeep.c",
         "if ((pong_due || idle_due) && input_waits(session))",
         "if (false && input_waits(session))",
         "What has arrived is read before a peer is called silent",
@@ -327,7 +327,7 @@ MUTANTS = (
     ),
     Mutant(
         "state-is-judged-before-reading",
-        "uring_shim/deadline.c",
+        "uring_shim/upkeep.c",
         "passed = !input_waits(session) || (passed && !first && !session->parked);",
         "passed = true;",
         "What has arrived is read before a request or a close answer is called late",
@@ -338,7 +338,7 @@ MUTANTS = (
     ),
     Mutant(
         "reading-first-has-no-end",
-        "uring_shim/deadline.c",
+        "uring_shim/upkeep.c",
         "passed = !input_waits(session) || (passed && !first && !session->parked);",
         "passed = !input_waits(session);",
         "A peer that talks on after our close frame wins no time",
@@ -357,15 +357,15 @@ MUTANTS = (
     ),
     Mutant(
         "ending-by-drops",
-        "uring_shim/deadline.c",
-        "look(session) >= urs_max(period / LOOKS_PER_PERIOD, 1)",
+        "uring_shim/upkeep.c",
+        "look(session) >= urs_max(period / URS_LOOKS_PER_PERIOD, 1)",
         "look(session) > 0",
         "A session that ends is not kept by a peer that takes next to nothing",
         ("tests/test_deadlines.py::test_a_peer_that_reads_the_rest_in_small_pieces_is_cut_too",),
     ),
     Mutant(
         "idle-behind-a-backlog",
-        "uring_shim/deadline.c",
+        "uring_shim/upkeep.c",
         "            session->taken = true;\n",
         "",
         "A peer that takes its backlog is not idle",
@@ -464,7 +464,7 @@ MUTANTS = (
     ),
     Mutant(
         "send-enobufs-spins",
-        "uring_shim/turn.c",
+        "uring_shim/flush.c",
         "if (fate == URS_FATE_LATER\n        || reactor->io->operations->writable(",
         "if (reactor->io->operations->writable(",
         "A send that meets a shortage is tried again after a pause, not at once and again",
@@ -472,7 +472,7 @@ MUTANTS = (
     ),
     Mutant(
         "receive-not-cancelled-by-name",
-        "uring_shim/deadline.c",
+        "uring_shim/upkeep.c",
         "        if (session->receiving)\n            reactor->io->operations->receive_stop(",
         "        if (false)\n            reactor->io->operations->receive_stop(",
         "A request that outlasts its socket does not keep its session for ever",
@@ -504,7 +504,7 @@ MUTANTS = (
     ),
     Mutant(
         "large-message-put-aside",
-        "uring_shim/turn.c",
+        "uring_shim/feed.c",
         "|| (session->engine.phase == URS_ENGINE_AWAIT_PAYLOAD && bytes < session->engine.frame_left);",
         "|| false;",
         "The middle of a large message is copied once, not put aside first",
@@ -522,12 +522,12 @@ MUTANTS = (
         "adopted-prefix-waits",
         "uring_shim/lifecycle.c",
         """    if (session->held.block != NULL)
-        urs_turn_ready(reactor, session);
-    urs_turn_receive(reactor, session);
+        urs_work_ready(reactor, session);
+    urs_intake_receive(reactor, session);
 }
 
 /* ---- ending""",
-        "    urs_turn_receive(reactor, session);\n}\n\n/* ---- ending",
+        "    urs_intake_receive(reactor, session);\n}\n\n/* ---- ending",
         "Bytes that came with an adopted socket are handled in the next turn",
         ("tests/test_adoption.py::test_on_open_comes_once_with_its_data_and_before_any_message",),
     ),
@@ -583,8 +583,8 @@ MUTANTS = (
     ),
     Mutant(
         "pause-still-reads",
-        "uring_shim/reactor.c",
-        "    session->paused = true;\n    urs_turn_receive(reactor, session);",
+        "uring_shim/command.c",
+        "    session->paused = true;\n    urs_intake_receive(reactor, session);",
         "    session->paused = true;",
         "`pause_reading` stops taking bytes",
         ("tests/test_backpressure.py::test_a_pause_loses_nothing_and_bounds_memory",),
@@ -644,7 +644,7 @@ MUTANTS = (
     ),
     Mutant(
         "message-at-hand-moved",
-        "uring_shim/turn.c",
+        "uring_shim/apply.c",
         "if (URS_UNLIKELY(in_hand))",
         "if (false && in_hand)",
         "A message stays as it is while it is handled",
@@ -654,7 +654,7 @@ MUTANTS = (
     ),
     Mutant(
         "mapped-address-counted-apart",
-        "uring_shim/admission.c",
+        "uring_shim/peers.c",
         "session->peer.family = is_mapped ? 4 : 6;",
         "session->peer.family = is_mapped ? 4 : 6;\n        session->peer.address[0] ^= is_mapped;",
         "An IPv4 peer has one address on every socket",
@@ -663,7 +663,7 @@ MUTANTS = (
     # Deadlines
     Mutant(
         "second-ping",
-        "uring_shim/deadline.c",
+        "uring_shim/upkeep.c",
         """    if (session->ping_sent_us != 0 && judged)
         return;
 """,
@@ -683,7 +683,7 @@ MUTANTS = (
     ),
     Mutant(
         "progress-does-not-count",
-        "uring_shim/deadline.c",
+        "uring_shim/upkeep.c",
         "return taken < UINT32_MAX - STEP_BACK_BYTES_MAX ? taken : 0;",
         "return taken < UINT32_MAX - STEP_BACK_BYTES_MAX ? 0 : 0;",
         "A peer that takes what is in front of a question is alive",
@@ -691,7 +691,7 @@ MUTANTS = (
     ),
     Mutant(
         "judged-before-read",
-        "uring_shim/deadline.c",
+        "uring_shim/upkeep.c",
         "return waiting == URS_INPUT_WAITS || (waiting == URS_INPUT_ENDS && !again);",
         "return again && !again;",
         "What has arrived is read before a peer is judged",
@@ -699,7 +699,7 @@ MUTANTS = (
     ),
     Mutant(
         "talk-puts-off-the-end",
-        "uring_shim/deadline.c",
+        "uring_shim/upkeep.c",
         "passed = !input_waits(session) || (passed && !first && !session->parked);",
         "passed = !input_waits(session);",
         "Nobody puts off the end of a close by talking on",
@@ -715,7 +715,7 @@ MUTANTS = (
     ),
     Mutant(
         "cut-page-ends-in-order",
-        "uring_shim/deadline.c",
+        "uring_shim/upkeep.c",
         """        session->reset = session->question_queued;
 """,
         "",
@@ -724,7 +724,7 @@ MUTANTS = (
     ),
     Mutant(
         "silent-are-answered",
-        "uring_shim/deadline.c",
+        "uring_shim/upkeep.c",
         """        if (session->silent) {
 """,
         """        if (false) {
@@ -742,7 +742,7 @@ MUTANTS = (
     ),
     Mutant(
         "paused-are-judged",
-        "uring_shim/deadline.c",
+        "uring_shim/upkeep.c",
         "if (!session->paused && judge_silence(reactor, session))",
         "if (judge_silence(reactor, session))",
         "A peer that is not listened to is not silent",
@@ -750,7 +750,7 @@ MUTANTS = (
     ),
     Mutant(
         "taken-once-counts-for-ever",
-        "uring_shim/deadline.c",
+        "uring_shim/upkeep.c",
         "        session->taken = idle_due = false;",
         "        idle_due = false;",
         "A peer that stops taking its backlog is idle",

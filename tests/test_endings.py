@@ -48,7 +48,7 @@ def test_connections_accepted_but_not_seen_are_closed(backend: Backend, turns: i
 
 def duplicate(reactor: Reactor, connection: Connection) -> socket.socket:
     """Another descriptor of the connection's socket, such as a forked child has."""
-    descriptor: int = lib.urs_session_descriptor(reactor._core.handle, connection.id)
+    descriptor: int = lib.urs_command_descriptor(reactor._core.handle, connection.id)
     return socket.socket(fileno=os.dup(descriptor))
 
 

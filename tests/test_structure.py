@@ -35,10 +35,18 @@ C_LAYERS = (
     {"io_epoll", "io_uring"},
     {"rules", "session"},
     {"backlog", "gate"},
-    {"core", "reactor"},
-    {"invariants"},
-    {"fast_engine", "fast_send"},
-    {"admission", "budget", "deadline", "intake", "lifecycle", "turn", "watch", "zero_copy"},
+    {"reactor.h"},
+    {"core"},
+    {"invariants", "peers", "work"},
+    {"fast_engine", "intake", "watch", "zero_copy"},
+    {"deadline"},
+    {"lifecycle"},
+    {"admission", "budget", "flush"},
+    {"apply", "upkeep"},
+    {"feed"},
+    {"turn"},
+    {"command", "reactor.c"},
+    {"fast_send"},
 )
 
 PYTHON_LAYERS = (
@@ -146,8 +154,8 @@ FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def layer_of(name: str, layers: tuple[set[str], ...]) -> int:
-    """The position in `layers` of the file `name`, whatever its suffix."""
-    found = [index for index, layer in enumerate(layers) if name.partition(".")[0] in layer]
+    """The position in `layers` of the file `name`; a name without suffix stands for both of its files."""
+    found = [index for index, layer in enumerate(layers) if {name, name.partition(".")[0]} & layer]
     assert found, f"{name} has no layer yet: add it to tests/test_structure.py"
     return found[0]
 
@@ -294,6 +302,39 @@ def opening(path: Path) -> str:
 
 def test_includes_go_one_way() -> None:
     assert_one_way({path.name: own_includes(path) for path in C_FILES}, C_LAYERS)
+
+
+def test_c_files_use_each_other_in_no_circle() -> None:
+    """A header and its source count as one file, except reactor.h: it is the interface that all of them fulfil."""
+    graph: dict[str, set[str]] = {}
+    for path in C_FILES:
+        user = path.name if path.name == "reactor.h" else path.stem
+        used = {name if name == "reactor.h" else name.removesuffix(".h") for name in own_includes(path)}
+        graph.setdefault(user, set()).update(used - {user})
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError
+
+
+@pytest.mark.parametrize("path", [path for path in C_FILES if path.suffix == ".c"], ids=lambda path: path.name)
+def test_c_functions_are_declared_in_the_header_of_their_file(path: Path) -> None:
+    """Then no call is possible that the includes do not show."""
+    declared = {
+        header.name: set(
+            re.findall(r"^(?!#|static)\w[^\n;{}()=]*?\b(urs_\w+)\([^;{}]*\);", header.read_text(), re.MULTILINE)
+        )
+        for header in SHIM.glob("*.h")
+    }
+    allowed = {f"{path.stem}.h", "reactor.h", "io.h"}  # backends and turn.c fulfil what those two promise
+    text = path.read_text()
+    heads = [match for match in FUNCTION.finditer(text) if not match[0].startswith("static")]
+    exported = {match["name"] for match in heads if match["name"].startswith("urs_")} | set(
+        re.findall(r"^(?!static)\w[^\n(;]*?\b(urs_\w+)\([^\n]*\{.*\}$", text, re.MULTILINE)
+    )
+    assert exported - set().union(*(declared[name] for name in allowed if name in declared)) == set()
+
+
+@pytest.mark.parametrize("path", [path for path in C_FILES if path.suffix == ".c"], ids=lambda path: path.name)
+def test_c_files_are_short(path: Path) -> None:
+    assert len(path.read_text().splitlines()) < FILE_LINES_MAX
 
 
 @pytest.mark.parametrize("path", [path for path in C_FILES if path.stem in PURE], ids=lambda path: path.name)

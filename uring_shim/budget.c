@@ -1,8 +1,11 @@
 /* The memory budget: when sessions hold nearly all of it, this file finds the sessions that hold the most and ends
  * them. block.c refuses single allocations that would exceed the budget. */
-#include "core.h"
+#include "budget.h"
 
 #include <string.h>
+
+#include "lifecycle.h"
+#include "work.h"
 
 enum { VICTIMS_MAX = 64 };               /* sessions ended in one turn at most, so that sorting stays cheap */
 
@@ -71,7 +74,7 @@ static void evict(struct urs_reactor *reactor, struct urs_session *session)
                        strlen(frame.reason));
     session->failure = URS_FAILURE_MEMORY;
     session->told = true;
-    urs_turn_event(reactor, session->slot,
+    urs_work_event(reactor, session->slot,
                    &(struct urs_item){.kind = URS_EVENT_LOST, .error = URS_ERROR_MEMORY_BUDGET,
                                       .close_code = frame.code});
     urs_life_finish(reactor, session);

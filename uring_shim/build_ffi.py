@@ -41,6 +41,7 @@ HEADERS = (
     "fault.h",
     "io.h",
     "reactor.h",
+    "command.h",
     "fast_send.h",
     "fast_engine.h",
 )

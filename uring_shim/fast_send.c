@@ -3,6 +3,7 @@
 
 #include "fast_send.h"
 
+#include "command.h"
 #include "core.h"
 
 /* For a larger payload, releasing the GIL costs little in comparison: it is copied, or sent by a system call. */
@@ -42,10 +43,10 @@ static PyObject *fast_send(PyObject *self, PyObject *const *arguments, Py_ssize_
     if (!read_target(arguments, &to) || PyBytes_AsStringAndSize(arguments[4], &payload, &bytes) != 0)
         return NULL;
     if (bytes <= GIL_KEPT_BYTES_MAX) {
-        result = urs_session_send(to.reactor, to.id, to.index, to.opcode, (const uint8_t *)payload, (size_t)bytes);
+        result = urs_command_send(to.reactor, to.id, to.index, to.opcode, (const uint8_t *)payload, (size_t)bytes);
     } else {
         Py_BEGIN_ALLOW_THREADS
-        result = urs_session_send(to.reactor, to.id, to.index, to.opcode, (const uint8_t *)payload, (size_t)bytes);
+        result = urs_command_send(to.reactor, to.id, to.index, to.opcode, (const uint8_t *)payload, (size_t)bytes);
         Py_END_ALLOW_THREADS
     }
     return PyLong_FromLong(result);
@@ -63,10 +64,10 @@ static PyObject *fast_send_event(PyObject *self, PyObject *const *arguments, Py_
     bool large = to.reactor != NULL && to.index < to.reactor->event_count
         && to.reactor->events[to.index].item.bytes > GIL_KEPT_BYTES_MAX;
     if (!large) {
-        result = urs_session_send_event(to.reactor, to.id, to.index, to.opcode);
+        result = urs_command_send_event(to.reactor, to.id, to.index, to.opcode);
     } else {
         Py_BEGIN_ALLOW_THREADS
-        result = urs_session_send_event(to.reactor, to.id, to.index, to.opcode);
+        result = urs_command_send_event(to.reactor, to.id, to.index, to.opcode);
         Py_END_ALLOW_THREADS
     }
     return PyLong_FromLong(result);

@@ -9,7 +9,7 @@
 /* Adds two functions to the module uringws._shim, which must have been imported:
  *   fast_send(address, id, index, opcode, payload: bytes) -> int
  *   fast_send_event(address, id, index, opcode) -> int
- * They do the same as urs_session_send and urs_session_send_event, and return the same results. `address` is the
+ * They do the same as urs_command_send and urs_command_send_event, and return the same results. `address` is the
  * address of the reactor, 0 for none. They keep the GIL while they send a small payload. Returns 0, or -1 if Python is
  * out of memory. */
 int urs_fast_send_attach(void);

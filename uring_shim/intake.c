@@ -1,10 +1,12 @@
-/* Decides which sessions receive while receive buffers are short, and which receives have missed a reset. Sessions that
- * wait for a buffer are in two queues: lively ones, whose last receive was small, and heavy ones. Each turn arms as
- * many of them as there are free buffers. */
+/* Arms and stops receives. Decides which sessions receive while receive buffers are short, and which receives have
+ * missed a reset. Sessions that wait for a buffer are in two queues: lively ones, whose last receive was small, and
+ * heavy ones. Each turn arms as many of them as there are free buffers. */
 #define _GNU_SOURCE
-#include "core.h"
+#include "intake.h"
 
 #include <poll.h>
+
+#include "work.h"
 
 enum {
     HEAVY_SHARE = 8,                     /* a receive of more than 1/8 of a buffer makes a session heavy */
@@ -31,7 +33,38 @@ void urs_intake_measure(const struct urs_reactor *reactor, struct urs_session *s
     session->heavy = bytes > reactor->pool.buffer_bytes / HEAVY_SHARE;
 }
 
-void urs_intake_queue(struct urs_reactor *reactor, struct urs_session *session)
+/* Once open, receive only when the engine has no held input left: further input of a fast peer then stays in its
+ * socket. */
+static bool wants_input(const struct urs_session *session)
+{
+    if (session->input_ended || session->lost || session->state == URS_SESSION_AWAIT_REQUESTS)
+        return false;
+    if (session->state == URS_SESSION_OPEN || session->state == URS_SESSION_AWAIT_CLOSE)
+        return session->held.block == NULL && urs_core_may_feed(session);
+    if (session->state == URS_SESSION_AWAIT_VERDICT)
+        return session->held.block == NULL || urs_slice_bytes(&session->held) < URS_EARLY_BYTES_MAX;
+    return true;
+}
+
+static void arm(struct urs_reactor *reactor, struct urs_session *session, bool once)
+{
+    URS_ASSERT(!session->receiving && !session->parked && !session->delayed);
+    session->receiving = true;
+    if (reactor->io->operations->receive(reactor->io, session->slot, session->generation, session->fd, once) != 0) {
+        session->receiving = false;
+        urs_work_delay(reactor, session);
+    }
+}
+
+void urs_intake_stop(struct urs_reactor *reactor, struct urs_session *session)
+{
+    if (session->receiving && !session->stopping)
+        session->stopping = reactor->io->operations->receive_stop(reactor->io, session->slot, session->generation,
+                                                                  session->fd) == 0;
+}
+
+/* Puts a session without an armed receive at the end of its queue. */
+static void enqueue(struct urs_reactor *reactor, struct urs_session *session)
 {
     URS_ASSERT(!session->parked && !session->receiving);
     struct urs_queue *queue = session->heavy ? &reactor->heavy : &reactor->lively;
@@ -45,6 +78,29 @@ void urs_intake_queue(struct urs_reactor *reactor, struct urs_session *session)
     queue->count++;
 }
 
+void urs_intake_receive(struct urs_reactor *reactor, struct urs_session *session)
+{
+    if (session->state == URS_SESSION_FREE || session->parked || session->delayed)
+        return;
+    if (!wants_input(session))
+        urs_intake_stop(reactor, session);
+    else if (session->receiving)
+        return;
+    else if (URS_UNLIKELY(urs_intake_is_short(reactor)))
+        enqueue(reactor, session);
+    else
+        arm(reactor, session, session->local);
+}
+
+/* Arms a receive of one completion if the session wants input and none is armed. Returns whether it armed one. */
+static bool receive_once(struct urs_reactor *reactor, struct urs_session *session)
+{
+    if (session->receiving || session->parked || session->delayed || !wants_input(session))
+        return false;
+    arm(reactor, session, true);
+    return true;
+}
+
 /* Arms the first `room` sessions of a queue that still want input. Returns how many sessions it armed. */
 static uint32_t serve(struct urs_reactor *reactor, struct urs_queue *queue, uint32_t room)
 {
@@ -55,7 +111,7 @@ static uint32_t serve(struct urs_reactor *reactor, struct urs_queue *queue, uint
         queue->first = session->next_slot;
         queue->count--;
         session->parked = false;
-        armed += urs_turn_receive_once(reactor, session);
+        armed += receive_once(reactor, session);
     }
     return armed;
 }
@@ -80,7 +136,7 @@ static void look(struct urs_reactor *reactor, struct pollfd *sockets, const uint
     int found = poll(sockets, count, 0);
     for (nfds_t index = 0; index < count && found > 0; index++)
         if ((sockets[index].revents & (POLLERR | POLLHUP | POLLNVAL)) != 0)
-            urs_turn_stop_receiving(reactor, urs_core_session(reactor, slots[index]));
+            urs_intake_stop(reactor, urs_core_session(reactor, slots[index]));
 }
 
 void urs_intake_find_resets(struct urs_reactor *reactor)

@@ -1,6 +1,6 @@
-/* How sessions begin and end after they are accepted: the opening request, and every step of closing. */
+/* How sessions begin once they are accepted, and every step of their end. */
 #define _GNU_SOURCE
-#include "core.h"
+#include "lifecycle.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -8,8 +8,11 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "deadline.h"
 #include "fault.h"
-#include "head.h"
+#include "intake.h"
+#include "peers.h"
+#include "work.h"
 
 enum { LATE_EVENTS = 3 };
 
@@ -64,56 +67,9 @@ struct urs_session *urs_life_new(struct urs_reactor *reactor, int fd, bool local
     return session;
 }
 
-/* ---- the opening request ------------------------------------------------------------------------------------- */
-
-void urs_life_head(struct urs_reactor *reactor, struct urs_session *session, uint8_t *data, size_t bytes)
-{
-    struct urs_item item = {.kind = URS_EVENT_UPGRADE, .count = session->listener};
-    const struct urs_rules *rules = urs_core_rules(reactor, session);
-    const struct urs_head_rules head_rules = {.bytes_max = rules->header_bytes_max,
-                                              .proxy_protocol = rules->proxy_protocol};
-    struct urs_block *held = NULL;
-    size_t seen = 0;
-    int error = 0;
-    URS_ASSERT(session->state == URS_SESSION_AWAIT_HEAD && bytes > 0);
-    urs_admission_spoke(reactor, session);
-    if (session->held.block != NULL) {
-        seen = urs_slice_bytes(&session->held);
-        error = urs_session_hold(session, &reactor->memory, data, bytes);
-        held = session->held.block;
-        data = urs_slice_data(&session->held);
-        bytes = urs_slice_bytes(&session->held);
-    }
-    int64_t head = error != 0 ? error : urs_head_find(data, bytes, seen, &head_rules);
-    if (head == 0) {
-        if (held == NULL)
-            error = urs_session_hold(session, &reactor->memory, data, bytes);
-        if (error != 0)
-            urs_life_lose(reactor, session, error);
-        return;
-    }
-    session->held = (struct urs_slice){0};
-    urs_session_set_state(session, URS_SESSION_AWAIT_VERDICT);
-    if (head > 0) {
-        item.payload = data;
-        item.bytes = (size_t)head;
-        if (bytes > item.bytes)
-            error = urs_session_hold(session, &reactor->memory, data + head, bytes - item.bytes);
-    } else {
-        item.error = (int32_t)head;
-    }
-    item.block = held;
-    if (error != 0) {
-        urs_block_drop(held);
-        urs_life_lose(reactor, session, error);
-        return;
-    }
-    urs_turn_event(reactor, session->slot, &item);
-}
-
 static void end_handshake(struct urs_reactor *reactor, struct urs_session *session)
 {
-    urs_admission_spoke(reactor, session);
+    urs_peers_spoke(reactor, session);
     if (session->state == URS_SESSION_AWAIT_HEAD || session->state == URS_SESSION_AWAIT_VERDICT) {
         URS_ASSERT(reactor->handshakes > 0);
         reactor->handshakes--;
@@ -126,8 +82,8 @@ void urs_life_open(struct urs_reactor *reactor, struct urs_session *session)
     urs_session_set_state(session, URS_SESSION_OPEN);
     urs_deadline_open(reactor, session);
     if (session->held.block != NULL)
-        urs_turn_ready(reactor, session);
-    urs_turn_receive(reactor, session);
+        urs_work_ready(reactor, session);
+    urs_intake_receive(reactor, session);
 }
 
 /* ---- ending -------------------------------------------------------------------------------------------------- */
@@ -144,10 +100,10 @@ int urs_life_close(struct urs_reactor *reactor, struct urs_session *session, uns
     }
     urs_session_set_state(session, URS_SESSION_AWAIT_CLOSE);
     urs_deadline_set_ending(reactor, session, queued);
-    urs_turn_dirty(reactor, session);
-    urs_turn_receive(reactor, session);  /* even if Python paused reading: the peer's close frame must be read */
+    urs_work_dirty(reactor, session);
+    urs_intake_receive(reactor, session);  /* even if Python paused reading: the peer's close frame must be read */
     if (session->held.block != NULL)
-        urs_turn_ready(reactor, session);
+        urs_work_ready(reactor, session);
     return 0;
 }
 
@@ -168,8 +124,8 @@ void urs_life_finish(struct urs_reactor *reactor, struct urs_session *session)
     urs_slice_drop(&session->held);
     urs_engine_clear(&session->engine);
     urs_deadline_set_ending(reactor, session, urs_deadline_is_queued(session));
-    urs_turn_dirty(reactor, session);
-    urs_turn_receive(reactor, session);
+    urs_work_dirty(reactor, session);
+    urs_intake_receive(reactor, session);
 }
 
 static void await_end(struct urs_reactor *reactor, struct urs_session *session)
@@ -214,12 +170,12 @@ void urs_life_lose(struct urs_reactor *reactor, struct urs_session *session, int
     }
     if (session->told && session->state >= URS_SESSION_AWAIT_FLUSH) {
         if (session->lost)
-            urs_turn_event(reactor, session->slot, &(struct urs_item){.kind = URS_EVENT_LOST, .error = error});
+            urs_work_event(reactor, session->slot, &(struct urs_item){.kind = URS_EVENT_LOST, .error = error});
         return;
     }
     session->told = true;
     uint16_t code = urs_failure_close(session->failure).code;
-    urs_turn_event(reactor, session->slot,
+    urs_work_event(reactor, session->slot,
                    &(struct urs_item){.kind = URS_EVENT_LOST, .error = error, .close_code = code});
 }
 
@@ -250,6 +206,6 @@ void urs_life_try_free(struct urs_reactor *reactor, struct urs_session *session)
     close(session->fd);
     session->fd = -1;
     urs_wheel_cancel(&reactor->wheel, session->slot);
-    urs_admission_leave(reactor, session->peer_hash);
+    urs_peers_leave(reactor, session->peer_hash);
     urs_slots_push(&reactor->dead, session->slot);
 }

@@ -1,4 +1,4 @@
-/* The calls from Python: opening and closing a reactor, replies and commands to its sessions, counters. */
+/* The calls from Python to a whole reactor: opening and closing it, listening, adopting, draining, counters. */
 #define _GNU_SOURCE
 #include "reactor.h"
 
@@ -10,14 +10,20 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "admission.h"
+#include "apply.h"
 #include "core.h"
 #include "fault.h"
-#include "frame.h"
+#include "flush.h"
+#include "intake.h"
+#include "lifecycle.h"
+#include "peers.h"
+#include "upkeep.h"
+#include "watch.h"
+#include "work.h"
+#include "zero_copy.h"
 
-/* From this size on a system call of its own, which displaces Python's data from the CPU caches, costs less than
- * copying the payload into the arena: at 16 KiB it costs more, at 32 KiB the same, at 64 KiB less (bench, server
- * uringws_send). */
-enum { DIRECT_BYTES_MIN = 32768, LISTENERS_MIN = 4 };
+enum { LISTENERS_MIN = 4 };
 
 _Thread_local uint64_t urs_thread_number;
 
@@ -81,9 +87,9 @@ struct urs_reactor *urs_reactor_open(const char *backend, const struct urs_react
         free_all(reactor);
         return NULL;
     }
-    urs_turn_clock(reactor);
+    urs_work_clock(reactor);
     urs_wheel_open(&reactor->wheel, reactor->now_ms);
-    urs_admission_open(reactor);
+    urs_peers_open(reactor);
     error = operations->open(&reactor->io, &reactor->pool, options->ring_entries,
                              options->zero_copy != URS_ZERO_COPY_NEVER, report);
     if (error != 0)
@@ -191,7 +197,7 @@ int urs_reactor_start(struct urs_reactor *reactor)
         return error;
     reactor->started = true;
     urs_reactor_take(reactor);
-    urs_turn_clock(reactor);
+    urs_work_clock(reactor);
     urs_admission_arm(reactor);
     return 0;
 }
@@ -251,8 +257,8 @@ int urs_reactor_flush_handled(struct urs_reactor *reactor)
     int refused = urs_core_check(reactor);
     if (refused != 0)
         return refused;
-    urs_turn_apply(reactor, *reactor->options.handled, URS_NO_EVENT);
-    int error = urs_turn_flush(reactor);
+    urs_apply_events(reactor, *reactor->options.handled, URS_NO_EVENT);
+    int error = urs_flush_sessions(reactor);
     if (error == 0)
         urs_outbox_reset(&reactor->outbox);
     return error;
@@ -311,7 +317,7 @@ int urs_reactor_adopt(struct urs_reactor *reactor, int fd, uint8_t rules, const 
         urs_session_free(&reactor->sessions, session);
         return error;
     }
-    urs_admission_peer(session);
+    urs_peers_read(session);
     reactor->stats.accepted++;
     reactor->handshakes++;  /* urs_life_open decrements it again */
     urs_life_open(reactor, session);
@@ -321,7 +327,7 @@ int urs_reactor_adopt(struct urs_reactor *reactor, int fd, uint8_t rules, const 
 
 void urs_reactor_drain(struct urs_reactor *reactor, uint32_t index, unsigned code)
 {
-    urs_turn_apply(reactor, index, index - 1);
+    urs_apply_events(reactor, index, index - 1);
     urs_reactor_stop_listening(reactor);
     /* Submits the end of accepting now: a client that sees a close frame then finds the port closed as soon as the
      * owner has closed the listening socket too. */
@@ -340,11 +346,11 @@ void urs_reactor_drain(struct urs_reactor *reactor, uint32_t index, unsigned cod
             urs_admission_refuse(reactor, session, URS_REFUSED_DRAINING);
         }
         if (reactor->outbox.arena_bytes > URS_ARENA_FLUSH_BYTES)
-            urs_turn_flush(reactor);
+            urs_flush_sessions(reactor);
     }
 }
 
-uint32_t urs_reactor_unread(struct urs_reactor *reactor) { return urs_deadline_unread(reactor); }
+uint32_t urs_reactor_unread(struct urs_reactor *reactor) { return urs_upkeep_unread(reactor); }
 
 void urs_reactor_cut(struct urs_reactor *reactor)
 {
@@ -369,294 +375,4 @@ void urs_reactor_read_stats(struct urs_reactor *reactor, struct urs_reactor_stat
     stats->pool_in_use_most = reactor->pool.in_use_max;
     for (uint32_t slot = 0; slot < reactor->sessions.slots; slot++)
         stats->queued_bytes += urs_core_session(reactor, slot)->backlog.bytes;
-}
-
-/* ---- one session --------------------------------------------------------------------------------------------- */
-
-/* Finds the session with that id, for a call by the owner. Returns 0 or the error. */
-static int find(struct urs_reactor *reactor, uint64_t id, struct urs_session **session)
-{
-    if (reactor == NULL)
-        return URS_ERROR_STALE;
-    int refused = urs_core_check(reactor);
-    if (refused != 0)
-        return refused;
-    *session = urs_session_find(&reactor->sessions, id);
-    return *session == NULL ? URS_ERROR_STALE : 0;
-}
-
-static int answer_request(struct urs_reactor *reactor, uint64_t id, const uint8_t *response, size_t bytes, bool open)
-{
-    struct urs_session *session;
-    int refused = find(reactor, id, &session);
-    if (refused != 0)
-        return refused;
-    if (session->state != URS_SESSION_AWAIT_VERDICT && (open || session->state != URS_SESSION_AWAIT_HEAD))
-        return URS_ERROR_STATE;
-    if (session->lost)
-        return URS_ERROR_CLOSING;
-    int error = 0;
-    if (bytes > 0)
-        error = urs_outbound_bytes(&reactor->outbox, &session->outbound, response, bytes);
-    if (error != 0) {
-        urs_life_lose(reactor, session, error);
-        return error;
-    }
-    if (open) {
-        urs_turn_dirty(reactor, session);
-        urs_life_open(reactor, session);
-    } else {
-        urs_life_finish(reactor, session);
-    }
-    return 0;
-}
-
-int urs_session_accept(struct urs_reactor *reactor, uint64_t id, const uint8_t *response, size_t bytes)
-{
-    return answer_request(reactor, id, response, bytes, true);
-}
-
-int urs_session_reject(struct urs_reactor *reactor, uint64_t id, const uint8_t *response, size_t bytes)
-{
-    return answer_request(reactor, id, response, bytes, false);
-}
-
-/* Applies on_full to a message that does not fit into the backlog. */
-static int refuse_message(struct urs_reactor *reactor, struct urs_session *session)
-{
-    const struct urs_rules *rules = urs_core_rules(reactor, session);
-    reactor->stats.drops++;
-    if (rules->on_full == URS_ON_FULL_ERROR)
-        return URS_ERROR_FULL;
-    if (rules->on_full == URS_ON_FULL_CLOSE)
-        urs_life_fail(reactor, session, URS_FAILURE_BACKLOG);
-    return URS_DROPPED;
-}
-
-/* Copies what the socket did not take into a block. The next flush moves the block to the backlog and sends from
- * there. */
-static int queue_rest(struct urs_reactor *reactor, struct urs_session *session, const struct iovec *vectors, size_t sent)
-{
-    size_t rest = vectors[0].iov_len + vectors[1].iov_len - sent;
-    struct urs_slice slice = {.block = urs_block_new(&reactor->memory, rest)};
-    if (slice.block == NULL)
-        return urs_memory_error(&reactor->memory, rest);
-    slice.start = slice.end = URS_BLOCK_HEADROOM;
-    for (size_t index = 0; index < 2; index++) {
-        size_t skip = urs_min(sent, vectors[index].iov_len);
-        size_t bytes = vectors[index].iov_len - skip;
-        memcpy(slice.block->bytes + slice.end, (const uint8_t *)vectors[index].iov_base + skip, bytes);
-        slice.end += (uint32_t)bytes;
-        sent -= skip;
-    }
-    URS_ASSERT(sent == 0 && urs_slice_bytes(&slice) == rest);
-    urs_block_seal(slice.block);
-    return urs_outbound_slice(&reactor->outbox, &session->outbound, slice);
-}
-
-/* Sends a large payload at once from the caller's memory, if no other bytes of the session wait. Only the bytes that
- * the socket does not take are copied. Returns an urs_send_outcome or a negative result. */
-static int send_direct(struct urs_reactor *reactor, struct urs_session *session, uint8_t opcode, const uint8_t *data,
-                       size_t bytes)
-{
-    uint8_t header[URS_FRAME_ANSWER_BYTES_MAX];
-    size_t header_bytes = urs_frame_write(header, opcode, true, bytes);
-    struct iovec vectors[2] = {{.iov_base = header, .iov_len = header_bytes},
-                               {.iov_base = (uint8_t *)(uintptr_t)data, .iov_len = bytes}};
-    struct msghdr message = {.msg_iov = vectors, .msg_iovlen = 2};
-    ssize_t result = urs_sys_sendmsg(session->fd, &message);
-    size_t sent = result > 0 ? (size_t)result : 0;
-    if (result < 0 && urs_io_send_fate(-errno) == URS_FATE_LOST) {
-        urs_life_lose(reactor, session, -errno);
-        return URS_ERROR_CLOSING;
-    }
-    reactor->stats.sends_direct++;
-    reactor->stats.bytes_out += sent;
-    session->sent_bytes += (uint32_t)sent;
-    if (sent == header_bytes + bytes)
-        return URS_SENT;
-    int error = queue_rest(reactor, session, vectors, sent);
-    if (error != 0) {
-        session->reset = true;
-        urs_life_lose(reactor, session, error);
-        return error;
-    }
-    urs_turn_dirty(reactor, session);
-    return URS_QUEUED;
-}
-
-/* Returns the number of waiting bytes, as Python sees it. A caller that sees the high water mark may stop sending, so
- * an URS_EVENT_DRAIN must follow, even if the next flush sends all bytes. */
-static size_t waiting(struct urs_reactor *reactor, struct urs_session *session)
-{
-    size_t bytes = session->backlog.bytes + session->outbound.bytes;
-    if (bytes >= urs_core_rules(reactor, session)->backlog_high_bytes)
-        session->above_high = true;
-    return bytes;
-}
-
-int urs_session_send(struct urs_reactor *reactor, uint64_t id, uint32_t index, uint8_t opcode, const uint8_t *data,
-                     size_t bytes)
-{
-    struct urs_session *session;
-    int refused = find(reactor, id, &session);
-    if (refused != 0)
-        return refused;
-    urs_turn_apply(reactor, index, URS_NO_EVENT);
-    enum urs_output kind = opcode < URS_OPCODE_CLOSE ? URS_OUTPUT_MESSAGE : URS_OUTPUT_CONTROL;
-    enum urs_gate gate = urs_gate_check(session, urs_core_rules(reactor, session), kind, bytes);
-    if (gate != URS_GATE_OPEN)
-        return gate == URS_GATE_FULL ? refuse_message(reactor, session) : URS_ERROR_CLOSING;
-    size_t pending = session->backlog.bytes + session->outbound.bytes;
-    reactor->stats.messages_out += opcode < URS_OPCODE_CLOSE;
-    reactor->stats.pings_sent += opcode == URS_OPCODE_PING;
-
-    int result;
-    if (bytes >= DIRECT_BYTES_MIN && pending == 0 && !session->polling && !session->delayed) {
-        result = send_direct(reactor, session, opcode, data, bytes);
-    } else {
-        result = urs_outbound_frame(&reactor->outbox, &session->outbound, opcode, true, data, bytes);
-        if (result != 0)
-            return result;
-        result = session->backlog.bytes > 0 || session->polling ? URS_QUEUED : URS_SENT;
-        urs_turn_dirty(reactor, session);
-    }
-    waiting(reactor, session);
-    if (reactor->outbox.arena_bytes > URS_ARENA_FLUSH_BYTES && reactor->started) {
-        int error = urs_turn_flush(reactor);
-        if (error != 0)
-            return error;
-        urs_outbox_reset(&reactor->outbox);
-        result = session->backlog.bytes > 0 ? URS_QUEUED : result;
-    }
-    return result;
-}
-
-int urs_session_send_event(struct urs_reactor *reactor, uint64_t id, uint32_t index, uint8_t opcode)
-{
-    if (reactor == NULL || index >= reactor->event_count || index < reactor->applied
-        || reactor->targets[index] == URS_TARGET_OTHER)
-        return URS_ERROR_STATE;
-    const struct urs_item *item = &reactor->events[index].item;
-    if (opcode == 0)
-        opcode = item->opcode;
-    if (opcode == URS_OPCODE_CONTINUATION)
-        return URS_ERROR_STATE;
-    return urs_session_send(reactor, id, index, opcode, item->payload, item->bytes);
-}
-
-int urs_session_close(struct urs_reactor *reactor, uint64_t id, uint32_t index, unsigned code, const uint8_t *reason,
-                      size_t bytes)
-{
-    struct urs_session *session;
-    int refused = find(reactor, id, &session);
-    if (refused != 0)
-        return refused;
-    urs_turn_apply(reactor, index, index - 1);
-    if (urs_gate_check(session, urs_core_rules(reactor, session), URS_OUTPUT_CLOSE, 2 + bytes) != URS_GATE_OPEN)
-        return URS_ERROR_CLOSING;
-    return urs_life_close(reactor, session, code, reason, bytes);
-}
-
-int urs_session_abort(struct urs_reactor *reactor, uint64_t id)
-{
-    struct urs_session *session;
-    int refused = find(reactor, id, &session);
-    if (refused != 0)
-        return refused;
-    urs_life_lose(reactor, session, -ECONNABORTED);
-    return 0;
-}
-
-int urs_session_pause(struct urs_reactor *reactor, uint64_t id)
-{
-    struct urs_session *session;
-    int refused = find(reactor, id, &session);
-    if (refused != 0)
-        return refused;
-    if (session->state != URS_SESSION_OPEN || session->lost)
-        return URS_ERROR_CLOSING;
-    session->paused = true;
-    urs_turn_receive(reactor, session);
-    return 0;
-}
-
-int urs_session_resume(struct urs_reactor *reactor, uint64_t id)
-{
-    struct urs_session *session;
-    int refused = find(reactor, id, &session);
-    if (refused != 0)
-        return refused;
-    if (session->state != URS_SESSION_OPEN || session->lost)
-        return URS_ERROR_CLOSING;
-    if (session->paused) {
-        session->paused = false;
-        urs_deadline_resumed(reactor, session);
-        if (session->held.block != NULL)
-            urs_turn_ready(reactor, session);
-        urs_turn_receive(reactor, session);
-    }
-    return 0;
-}
-
-int urs_session_failure(struct urs_reactor *reactor, uint64_t id)
-{
-    struct urs_session *session;
-    int refused = find(reactor, id, &session);
-    return refused != 0 ? refused : session->failure;
-}
-
-int64_t urs_session_buffered(struct urs_reactor *reactor, uint64_t id)
-{
-    struct urs_session *session;
-    int refused = find(reactor, id, &session);
-    return refused != 0 ? refused : (int64_t)waiting(reactor, session);
-}
-
-double urs_session_latency(struct urs_reactor *reactor, uint64_t id)
-{
-    struct urs_session *session;
-    int refused = find(reactor, id, &session);
-    if (refused == URS_ERROR_STALE)
-        return -1.0;
-    return refused != 0 ? (double)refused : (double)session->latency_seconds;
-}
-
-int urs_session_descriptor(struct urs_reactor *reactor, uint64_t id)
-{
-    struct urs_session *session;
-    int refused = find(reactor, id, &session);
-    return refused != 0 ? refused : session->fd;
-}
-
-int urs_session_peer(struct urs_reactor *reactor, uint64_t id, struct urs_peer *peer)
-{
-    struct urs_session *session;
-    int refused = find(reactor, id, &session);
-    if (refused == 0)
-        *peer = session->peer;
-    return refused;
-}
-
-int urs_session_settle_peer(struct urs_reactor *reactor, uint64_t id, const struct urs_peer *peer)
-{
-    struct urs_session *session;
-    int refused = find(reactor, id, &session);
-    if (refused != 0)
-        return refused;
-    urs_admission_leave(reactor, session->peer_hash);
-    session->peer_hash = 0;
-    if (peer != NULL)
-        session->peer = *peer;
-    return urs_admission_count(reactor, session) ? 0 : URS_ERROR_LIMIT;
-}
-
-int urs_session_state(struct urs_reactor *reactor, uint64_t id)
-{
-    struct urs_session *session;
-    int refused = find(reactor, id, &session);
-    if (refused != 0)
-        return refused == URS_ERROR_STALE ? URS_SESSION_FREE : refused;
-    /* The session is lost, and only its event is still to come. */
-    return session->lost && session->state == URS_SESSION_OPEN ? URS_SESSION_AWAIT_FLUSH : session->state;
 }

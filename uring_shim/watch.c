@@ -6,8 +6,9 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-#include "core.h"
 #include "fault.h"
+#include "watch.h"
+#include "work.h"
 
 enum { WATCHES_MIN = 4 };
 
@@ -54,7 +55,7 @@ static void release(struct urs_watch *watch)
 static void delay(struct urs_reactor *reactor, struct urs_watch *watch)
 {
     watch->state = URS_WATCH_DELAYED;
-    urs_core_pause(reactor);
+    urs_work_schedule_retry(reactor);
 }
 
 /* Tells the backend to stop. If it has no room for that now, the next turn tries again. */
@@ -66,7 +67,7 @@ static void stop(struct urs_reactor *reactor, uint32_t slot)
         watch->state = URS_WATCH_STOPPED;
     } else {
         reactor->watches.due = true;
-        urs_core_pause(reactor);
+        urs_work_schedule_retry(reactor);
     }
 }
 

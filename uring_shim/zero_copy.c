@@ -3,7 +3,7 @@
  * Only whole segments that lie in the registered pool or in a block of their own are lent, never the arena, which the
  * next turn overwrites. At most a quarter of the pool is lent at a time. Under "auto" a session whose path copies
  * anyway (loopback always does) returns to plain sends for the rest of its life. */
-#include "core.h"
+#include "zero_copy.h"
 
 #include <errno.h>
 #include <stdlib.h>

@@ -79,7 +79,7 @@ class Connection:
     def is_open(self) -> bool:
         """Whether messages can be sent: from `on_open` until either side has begun to close. Raises WrongThread."""
         turn = self._turn
-        state: int = lib.urs_session_state(turn._handle, self.id)
+        state: int = lib.urs_command_state(turn._handle, self.id)
         if state != lib.URS_SESSION_OPEN:
             check(state, "is_open")
             return False
@@ -92,7 +92,7 @@ class Connection:
         Bytes sent in this turn count until the turn ends. If it is `Options.backlog_high_bytes` or more,
         `Handler.on_drain` will follow.
         """
-        waiting: int = lib.urs_session_buffered(self._turn._handle, self.id)
+        waiting: int = lib.urs_command_buffered(self._turn._handle, self.id)
         return 0 if waiting == lib.URS_ERROR_STALE else check(waiting, "buffered_amount")
 
     @property
@@ -109,13 +109,13 @@ class Connection:
         """Whether its socket is closed. That may be some time after `on_close`: the end of the peer's stream is awaited
         for `Options.close_seconds_max` at most. Raises WrongThread.
         """
-        state: int = lib.urs_session_state(self._turn._handle, self.id)
+        state: int = lib.urs_command_state(self._turn._handle, self.id)
         return check(state, "is_released") == int(lib.URS_SESSION_FREE)
 
     @property
     def latency_seconds(self) -> float | None:
         """Seconds from the last ping of `Options.ping_interval_seconds` to its pong; None before the first pong."""
-        seconds: float = lib.urs_session_latency(self._turn._handle, self.id)
+        seconds: float = lib.urs_command_latency(self._turn._handle, self.id)
         if seconds < -1:
             check(int(seconds), "latency_seconds")
         return seconds if seconds >= 0 else None
@@ -183,7 +183,7 @@ class Connection:
             # Released here, before an exception can keep it: CPython 3.11 and early 3.12 crash when they collect a
             # cycle with a memoryview that is in use (python/cpython#77894).
             with ffi.from_buffer(_BYTES, data) as buffer:
-                result = lib.urs_session_send(turn._handle, self.id, turn._index, opcode, buffer, len(buffer))
+                result = lib.urs_command_send(turn._handle, self.id, turn._index, opcode, buffer, len(buffer))
         return _SENT if result == 0 else self._not_sent(result)
 
     def send_text(self, text: str) -> SendResult:
@@ -217,7 +217,7 @@ class Connection:
         number, encoded = check_close(code, reason)
         turn = self._turn
         events = turn._events_before_close(self)
-        result = lib.urs_session_close(turn._handle, self.id, events, number, encoded, len(encoded))
+        result = lib.urs_command_close(turn._handle, self.id, events, number, encoded, len(encoded))
         if result < 0:
             raise self._error(result, "close")
         turn._begin_closing(self, begin(Close(number or CloseCode.NO_STATUS.value, reason)))
@@ -229,7 +229,7 @@ class Connection:
         """
         turn = self._turn
         so_far = turn._closing(self) or Closing()
-        check(lib.urs_session_abort(turn._handle, self.id), "abort")
+        check(lib.urs_command_abort(turn._handle, self.id), "abort")
         error = ConnectionAbortedError(errno.ECONNABORTED, "the server aborted the connection")
         turn._begin_closing(self, lost(so_far, error), aborted=True)
 
@@ -240,11 +240,11 @@ class Connection:
         `Options.idle_seconds_max` and `ping_timeout_seconds` do not count until `resume_reading`. Raises
         ConnectionClosed, WrongThread.
         """
-        check(lib.urs_session_pause(self._turn._handle, self.id), "pause_reading")
+        check(lib.urs_command_pause(self._turn._handle, self.id), "pause_reading")
 
     def resume_reading(self) -> None:
         """Read again; bytes that were kept come first. Raises ConnectionClosed, WrongThread."""
-        check(lib.urs_session_resume(self._turn._handle, self.id), "resume_reading")
+        check(lib.urs_command_resume(self._turn._handle, self.id), "resume_reading")
 
     def __repr__(self) -> str:
         """Name it for a log; whether it is open is known in the reactor's thread only."""

@@ -199,7 +199,7 @@ class Core:
     def peer(self, identity: int) -> Peer:
         """Return the address of a connection's peer; None for a Unix socket, or once gone."""
         peer = ffi.new("struct urs_peer *")
-        result = lib.urs_session_peer(self.handle, identity, peer)
+        result = lib.urs_command_peer(self.handle, identity, peer)
         if result == lib.URS_ERROR_STALE:
             return None
         check(result, "peer")

@@ -390,7 +390,7 @@ class Dispatcher:
         lib.urs_reactor_drain(self._core.handle, message._events_before_close(None), code)
         closing = begin(Close(code))
         for connection in self._sessions.receiving():
-            was_open = lib.urs_session_state(self._core.handle, connection.id) == lib.URS_SESSION_AWAIT_CLOSE
+            was_open = lib.urs_command_state(self._core.handle, connection.id) == lib.URS_SESSION_AWAIT_CLOSE
             message._begin_closing(connection, message._closing(connection) or (closing if was_open else Closing()))
 
     def close(self) -> None:
@@ -430,7 +430,7 @@ class Dispatcher:
         if (
             connection is None
             and identity not in self._deferred.waiting
-            and lib.urs_session_state(core.handle, identity) == lib.URS_SESSION_AWAIT_VERDICT
+            and lib.urs_command_state(core.handle, identity) == lib.URS_SESSION_AWAIT_VERDICT
         ):
             service = self._by_listener.get(item.count, self._own)
             connection = self._decide(Upgrade(identity, item, core.peer(identity)), service)
@@ -469,7 +469,7 @@ class Dispatcher:
         count = 0 if reason is None else rejected[reason] + 1
         if reason is not None:
             rejected[reason] = count  # no call after it but the next
-        return lib.urs_session_reject(handle, identity, response, size) == 0, None
+        return lib.urs_command_reject(handle, identity, response, size) == 0, None
 
     def answer(self, request: Request | RequestHead | int, returned: object) -> bool:
         """Answer a request for which a callback returned LATER. See `Reactor.answer`."""
@@ -487,7 +487,7 @@ class Dispatcher:
     def _answer_missing(self, request: Request | RequestHead | int) -> bool:
         """Return False for a request that was abandoned; raise for one that has become a connection."""
         identity = request if isinstance(request, int) else request.id
-        state = lib.urs_session_state(self._core.handle, identity)
+        state = lib.urs_command_state(self._core.handle, identity)
         if state == lib.URS_SESSION_OPEN or state == lib.URS_SESSION_AWAIT_CLOSE:
             raise ReactorStateError(f"request {identity} was answered before: a request is answered once")
         return False
@@ -506,7 +506,7 @@ class Dispatcher:
         # No call between these, in which a signal handler could raise: a session opens with its connection.
         sessions.by_slot[slot] = connection
         sessions.made += 1
-        if lib.urs_session_accept(handle, identity, response, size) < 0:
+        if lib.urs_command_accept(handle, identity, response, size) < 0:
             sessions.by_slot[slot] = None
             sessions.made -= 1
             return None

@@ -24,9 +24,9 @@ if lib.urs_fast_send_attach() != 0 or lib.urs_fast_engine_attach() != 0:
     raise MemoryError
 
 fast_send: Final[Any] = _shim.fast_send
-"""`urs_session_send` for bytes, and for a reactor by its address: fast_send.h says why it exists."""
+"""`urs_command_send` for bytes, and for a reactor by its address: fast_send.h says why it exists."""
 fast_send_event: Final[Any] = _shim.fast_send_event
-"""`urs_session_send_event` likewise."""
+"""`urs_command_send_event` likewise."""
 fast_feed: Final[Any] = _shim.feed
 """Takes a chunk into a `ServerEngine` and returns its columns: see fast_engine.h."""
 fast_frame: Final[Any] = _shim.frame

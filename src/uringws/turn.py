@@ -129,7 +129,7 @@ class Turn:
         """Return how a connection ended, or how far its ending has come; None if it has not begun."""
         closing = self._sessions.closings.get(connection)
         if closing is None:
-            failure = lib.urs_session_failure(self._handle, connection.id)
+            failure = lib.urs_command_failure(self._handle, connection.id)
             if failure == lib.URS_FAILURE_NONE or failure == lib.URS_ERROR_STALE:
                 return None
             frame = lib.urs_failure_close(check(failure, "closing"))

@@ -8,7 +8,15 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "budget.h"
+#include "command.h"
 #include "core.h"
+#include "deadline.h"
+#include "flush.h"
+#include "intake.h"
+#include "lifecycle.h"
+#include "peers.h"
+#include "work.h"
 #include "frame.h"
 
 #define CHECK(condition) ((condition) ? (void)0 : fail(#condition, __LINE__))
@@ -123,9 +131,9 @@ static void addresses_are_counted_by_a_secret(void)
         struct urs_session *session = add_session(reactor, &peer);
         for (size_t index = 0; index < URS_COUNT(origins); index++) {
             session->peer = origins[index];
-            CHECK(urs_admission_count(reactor, session));
+            CHECK(urs_peers_count(reactor, session));
             numbers[number][index] = session->peer_hash;
-            urs_admission_leave(reactor, session->peer_hash);
+            urs_peers_leave(reactor, session->peer_hash);
         }
         session->peer_hash = 0;
         urs_reactor_close(reactor);
@@ -232,10 +240,10 @@ static struct urs_slice send_to_all(struct urs_reactor *reactor, struct urs_sess
     for (size_t index = 0; index < count; index++) {
         urs_block_hold(block);
         CHECK(urs_outbound_slice(&reactor->outbox, &sessions[index]->outbound, slice) == 0);
-        urs_turn_dirty(reactor, sessions[index]);
+        urs_work_dirty(reactor, sessions[index]);
     }
     urs_block_drop(block);
-    CHECK(urs_turn_flush(reactor) == 0);
+    CHECK(urs_flush_sessions(reactor) == 0);
     return slice;
 }
 
@@ -360,17 +368,17 @@ static void its_own_pings_keep_to_the_reserve(void)
         reactor->rules.sets[0].on_full = URS_ON_FULL_ERROR;
         struct urs_session *session = add_session(reactor, &peer);
         uint64_t id = urs_session_id(session);
-        CHECK(urs_session_send(reactor, id, 0, URS_OPCODE_BINARY, payload, MAX) == URS_QUEUED);
-        CHECK(urs_turn_flush(reactor) == 0);
+        CHECK(urs_command_send(reactor, id, 0, URS_OPCODE_BINARY, payload, MAX) == URS_QUEUED);
+        CHECK(urs_flush_sessions(reactor) == 0);
         size_t rest = MAX - session->backlog.bytes;
-        CHECK(urs_session_send(reactor, id, 0, URS_OPCODE_BINARY, payload, rest + 1) == URS_ERROR_FULL);
-        CHECK(urs_session_send(reactor, id, 0, URS_OPCODE_BINARY, payload, rest) == URS_QUEUED);
+        CHECK(urs_command_send(reactor, id, 0, URS_OPCODE_BINARY, payload, rest + 1) == URS_ERROR_FULL);
+        CHECK(urs_command_send(reactor, id, 0, URS_OPCODE_BINARY, payload, rest) == URS_QUEUED);
         size_t left = MAX + RESERVE - session->backlog.bytes - session->outbound.bytes;
         for (; left > 300; left -= 127)
-            CHECK(urs_session_send(reactor, id, 0, URS_OPCODE_PONG, payload, 125) == URS_QUEUED);
+            CHECK(urs_command_send(reactor, id, 0, URS_OPCODE_PONG, payload, 125) == URS_QUEUED);
         for (size_t more = left - room; more > 0; more = left - room) {
             size_t bytes = more > 127 ? 100 : more - 2;
-            CHECK(urs_session_send(reactor, id, 0, URS_OPCODE_PONG, payload, bytes) == URS_QUEUED);
+            CHECK(urs_command_send(reactor, id, 0, URS_OPCODE_PONG, payload, bytes) == URS_QUEUED);
             left -= 2 + bytes;
         }
         uint64_t before = reactor->stats.pings_sent;
@@ -380,7 +388,7 @@ static void its_own_pings_keep_to_the_reserve(void)
             urs_reactor_turn(reactor, 5, false);
         CHECK(reactor->stats.pings_sent - before == (room == PING_BYTES));
         CHECK(session->backlog.bytes <= MAX + RESERVE);
-        CHECK(urs_session_close(reactor, id, 0, 1000, payload, 123) == 0);
+        CHECK(urs_command_close(reactor, id, 0, 1000, payload, 123) == 0);
         urs_reactor_close(reactor);
         close(peer);
     }
@@ -412,7 +420,7 @@ static void gigabytes_are_progress(void)
     struct urs_reactor *reactor = start_reactor(0);
     reactor->rules.sets[0].idle_ms = 40;
     struct urs_session *session = add_session(reactor, &peer);
-    CHECK(urs_session_send(reactor, urs_session_id(session), 0, URS_OPCODE_BINARY, payload, sizeof payload) >= 0);
+    CHECK(urs_command_send(reactor, urs_session_id(session), 0, URS_OPCODE_BINARY, payload, sizeof payload) >= 0);
     for (size_t count = 0; count < URS_COUNT(steps); count++) {
         uint32_t since_ms = session->last_input_ms;
         session->sent_bytes += steps[count];

@@ -1,0 +1,135 @@
+/* Carries out what the events of a turn ask for, in wire order: echoes, pongs, close frames, and ends of sessions. The
+ * bytes join the outbound list of their session; flush.c sends them. */
+#include "apply.h"
+
+#include <errno.h>
+
+#include "flush.h"
+#include "lifecycle.h"
+#include "work.h"
+
+/* Returns whether `count` messages of `bytes` bytes in total may join. If the backlog is full, applies on_full; no call
+ * of Python's can raise BacklogFull here, so URS_ON_FULL_ERROR closes too. */
+static bool may_join(struct urs_reactor *reactor, struct urs_session *session, uint32_t count, size_t bytes)
+{
+    const struct urs_rules *rules = urs_core_rules(reactor, session);
+    enum urs_gate gate = urs_gate_check(session, rules, URS_OUTPUT_MESSAGE, bytes);
+    if (URS_UNLIKELY(gate == URS_GATE_FULL)) {
+        reactor->stats.drops += count;
+        if (rules->on_full != URS_ON_FULL_DROP)
+            urs_life_fail(reactor, session, URS_FAILURE_BACKLOG);
+    }
+    return gate == URS_GATE_OPEN;
+}
+
+static int answer(struct urs_reactor *reactor, struct urs_session *session, struct urs_item *item, bool in_hand)
+{
+    if (item->kind == URS_ITEM_ANSWERS)
+        return urs_outbound_answers(&reactor->outbox, &session->outbound, item);
+    if (URS_UNLIKELY(in_hand))
+        return urs_outbound_answer_unmoved(&reactor->outbox, &session->outbound, item, item->opcode, item->fin);
+    return urs_outbound_answer(&reactor->outbox, &session->outbound, item, item->opcode, item->fin);
+}
+
+static void apply_message(struct urs_reactor *reactor, struct urs_session *session, uint32_t index, bool in_hand)
+{
+    struct urs_item *item = &reactor->events[index].item;
+    bool echo = reactor->options.verdicts[index] != 0;
+    uint32_t count = item->kind == URS_ITEM_ANSWERS ? item->count : 1;
+    if (echo && may_join(reactor, session, count, item->bytes)) {
+        reactor->stats.messages_out += count;
+        int error = answer(reactor, session, item, in_hand);
+        if (error != 0)
+            urs_life_lose(reactor, session, error);
+        urs_work_dirty(reactor, session);
+    } else if (item->block != NULL) {
+        urs_block_drop(item->block);
+        item->block = NULL;
+    }
+}
+
+/* Puts the pong in the place of the last one that waits: RFC 6455 5.5.3 allows answering only the latest ping, and a
+ * peer that does not read pongs then costs no further memory. */
+static void replace_pong(struct urs_reactor *reactor, struct urs_session *session, const struct urs_item *item)
+{
+    urs_flush_store(reactor, session, 0);  /* the bytes queued earlier stay in front */
+    if (session->lost)
+        return;
+    int error = urs_backlog_store_pong(session, &reactor->memory, item->payload, item->bytes);
+    if (error != 0)
+        urs_life_lose(reactor, session, error);
+}
+
+static void count_pong(struct urs_session *session)
+{
+    if (session->backlog.bytes == 0)
+        session->pongs = 0;
+    else
+        session->pongs++;
+}
+
+/* Sends pongs, and close frames that answer one. */
+static void apply_owed(struct urs_reactor *reactor, struct urs_session *session, struct urs_item *item)
+{
+    bool ping = item->kind == URS_ITEM_PING;
+    enum urs_gate gate = urs_gate_check(session, urs_core_rules(reactor, session),
+                                        ping ? URS_OUTPUT_PONG : URS_OUTPUT_CLOSE, item->bytes);
+    if (gate == URS_GATE_OPEN) {
+        if (ping)
+            count_pong(session);
+        if (urs_outbound_owed(&reactor->outbox, &session->outbound, item) != 0)
+            urs_life_lose(reactor, session, -ENOMEM);
+        urs_work_dirty(reactor, session);
+    } else {
+        if (gate == URS_GATE_LATEST)
+            replace_pong(reactor, session, item);
+        urs_block_drop(item->block);
+        item->block = NULL;
+    }
+    if (!ping)
+        urs_life_finish(reactor, session);
+}
+
+static void apply_lost(struct urs_reactor *reactor, struct urs_session *session)
+{
+    /* If only our side has ended, the session does not end yet: the peer may still be sending, and needs time to read
+     * our last bytes. */
+    bool both_ended = session->state == URS_SESSION_AWAIT_END && session->input_ended;
+    if (session->lost || both_ended)
+        urs_life_end(reactor, session);
+    else
+        urs_life_finish(reactor, session);
+}
+
+void urs_apply_events(struct urs_reactor *reactor, uint32_t until, uint32_t in_hand)
+{
+    /* Between two turns no event is being handled. Events that an exception kept from Python must not be applied yet:
+     * that would release their payloads. */
+    if (until > reactor->event_count)
+        until = *reactor->options.handled;
+    /* If a signal ended the turn early, it has fewer events than the turn that the caller's index belongs to. */
+    until = (uint32_t)urs_min(until, reactor->event_count);
+    for (; reactor->applied < until; reactor->applied++) {
+        struct urs_event *event = &reactor->events[reactor->applied];
+        struct urs_session *session = urs_core_session(reactor, event->slot);
+        switch (event->item.kind) {
+        case URS_ITEM_MESSAGE:
+        case URS_ITEM_FRAME:
+        case URS_ITEM_ANSWERS:
+            apply_message(reactor, session, reactor->applied, reactor->applied == in_hand);
+            break;
+        case URS_ITEM_PING:
+        case URS_ITEM_CLOSE:
+        case URS_ITEM_FAILED:
+            apply_owed(reactor, session, &event->item);
+            break;
+        case URS_EVENT_LOST:
+            apply_lost(reactor, session);
+            break;
+        default:
+            urs_block_drop(event->item.block);
+            event->item.block = NULL;
+            break;
+        }
+    }
+}

@@ -1,0 +1,42 @@
+/* The lists of the work that a turn has to do, its clock and its events. Every other file of the reactor adds to them. */
+#ifndef URS_WORK_H
+#define URS_WORK_H
+
+#include "core.h"
+
+/* Schedules a retry in URS_DELAY_MS, unless one is scheduled already: postponing it each time would starve the sessions
+ * that wait already. */
+static inline void urs_work_schedule_retry(struct urs_reactor *reactor)
+{
+    if (reactor->delayed_until_ms == 0)
+        reactor->delayed_until_ms = reactor->now_ms + URS_DELAY_MS;
+}
+
+/* Arms or flushes the session again after URS_DELAY_MS. */
+void urs_work_delay(struct urs_reactor *reactor, struct urs_session *session);
+
+/* Puts a session on the list of sessions that have something to send or to end. */
+static inline void urs_work_dirty(struct urs_reactor *reactor, struct urs_session *session)
+{
+    if (!session->dirty) {
+        session->dirty = true;
+        urs_slots_push(&reactor->dirty, session->slot);
+    }
+}
+
+/* Gives held input to the engine as soon as the turn has room. */
+static inline void urs_work_ready(struct urs_reactor *reactor, struct urs_session *session)
+{
+    if (!session->ready) {
+        session->ready = true;
+        urs_slots_push(&reactor->ready, session->slot);
+    }
+}
+
+/* Adds an event for Python. While Python handles the events of a turn, the new event belongs to the next turn. */
+void urs_work_event(struct urs_reactor *reactor, uint32_t slot, const struct urs_item *item);
+
+/* Reads the clock. */
+void urs_work_clock(struct urs_reactor *reactor);
+
+#endif
