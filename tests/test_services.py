@@ -339,6 +339,40 @@ def test_a_handler_of_one_session_is_let_go_with_it(reactor: Reactor) -> None:
     kept[1].close()
 
 
+def test_a_handler_of_a_closed_listener_is_let_go_when_another_listens(reactor: Reactor) -> None:
+    handlers: list[weakref.ref[Handler]] = []
+    reactor.bind("127.0.0.1", 0, handler=Named("kept"))
+    for number in range(20):
+        handler = Named(str(number))
+        handlers.append(weakref.ref(handler))
+        reactor.unbind(reactor.bind("127.0.0.1", 0, handler=handler))
+        del handler
+        for _ in range(3):
+            reactor.run_once(0.001)
+    reactor.bind("127.0.0.1", 0)
+    gc.collect()
+    assert [handler() for handler in handlers] == [None] * 20
+
+
+def test_a_request_is_answered_by_the_handler_of_its_listener_though_others_listen_since(reactor: Reactor) -> None:
+    first, second = Named("first"), Named("second")
+    address = reactor.bind("127.0.0.1", 0, handler=first)
+    reactor.run_once(0)
+    request = upgrade_request("/late")
+    with Peer.dial(address) as peer:
+        peer.write(request[:20])
+        run_until(reactor, lambda: reactor.stats().handshakes)
+        reactor.unbind(address)
+        for _ in range(5):
+            reactor.run_once(0.001)
+            reactor.bind("127.0.0.1", 0, handler=second)
+        peer.write(request[20:])
+        run_until(reactor, lambda: first.of("open"))
+        reactor.run_once(0)
+        assert peer.read_response().headers["x-name"] == "first"
+    assert second.events == []
+
+
 def test_closing_the_reactor_tells_every_handler(backend: Backend) -> None:
     handlers = [Named(str(number)) for number in range(3)]
     pairs = [tcp_pair() for _ in handlers]

@@ -142,6 +142,7 @@ static void admit(struct urs_reactor *reactor, int fd, const struct urs_listener
         return;
     }
     reactor->handshakes++;
+    reactor->listeners[session->listener].requests++;
     urs_peers_silent(reactor, session);
     urs_deadline_set(reactor, session, rules->handshake_ms);
     urs_intake_receive(reactor, session);

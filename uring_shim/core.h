@@ -69,6 +69,7 @@ struct urs_listener {
     bool armed;
     bool local;                          /* AF_UNIX */
     uint8_t rules;                       /* the index of the rules of its sessions */
+    uint32_t requests;                   /* sessions that it accepted and whose requests are not answered yet */
 };
 
 enum urs_watch_state {

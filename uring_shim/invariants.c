@@ -82,6 +82,14 @@ struct sums {
     uint32_t late_events;
 };
 
+static uint32_t requests_of_listeners(const struct urs_reactor *reactor)
+{
+    uint32_t requests = 0;
+    for (uint32_t index = 0; index < reactor->listener_count; index++)
+        requests += reactor->listeners[index].requests;
+    return requests;
+}
+
 static void check_sessions(const struct urs_reactor *reactor)
 {
     struct sums sums = {0};
@@ -103,6 +111,7 @@ static void check_sessions(const struct urs_reactor *reactor)
     URS_ASSERT(sums.delayed == reactor->delayed.count);
     URS_ASSERT(sums.in_use == reactor->sessions.in_use);
     URS_ASSERT(sums.handshakes == reactor->handshakes);
+    URS_ASSERT(sums.handshakes == requests_of_listeners(reactor));
     URS_ASSERT(sums.late_events == reactor->late_count);
 }
 

@@ -73,6 +73,10 @@ static void end_handshake(struct urs_reactor *reactor, struct urs_session *sessi
     if (session->state == URS_SESSION_AWAIT_HEAD || session->state == URS_SESSION_AWAIT_VERDICT) {
         URS_ASSERT(reactor->handshakes > 0);
         reactor->handshakes--;
+        if (session->listener != URS_NO_LISTENER) {
+            URS_ASSERT(reactor->listeners[session->listener].requests > 0);
+            reactor->listeners[session->listener].requests--;
+        }
     }
 }
 

@@ -208,8 +208,15 @@ int urs_reactor_add_rules(struct urs_reactor *reactor, const struct urs_rules *r
     return refused != 0 ? refused : urs_rules_add(&reactor->rules, rules);
 }
 
-int urs_reactor_listen(struct urs_reactor *reactor, int fd, bool local, uint8_t rules)
+/* Returns the index of a place for a listener, or -ENOMEM. The place of a closed listener is used again once no
+ * completion and no request names it. */
+static int listener_place(struct urs_reactor *reactor)
 {
+    for (uint32_t index = 0; index < reactor->listener_count; index++) {
+        const struct urs_listener *listener = &reactor->listeners[index];
+        if (listener->state == URS_LISTENER_CLOSED && !listener->armed && listener->requests == 0)
+            return (int)index;
+    }
     if (reactor->listener_count == reactor->listener_room) {
         uint32_t room = 2 * reactor->listener_room + LISTENERS_MIN;
         struct urs_listener *listeners = realloc(reactor->listeners, room * sizeof *listeners);
@@ -218,12 +225,19 @@ int urs_reactor_listen(struct urs_reactor *reactor, int fd, bool local, uint8_t 
         reactor->listeners = listeners;
         reactor->listener_room = room;
     }
-    URS_ASSERT(reactor->listener_count < reactor->listener_room && rules < reactor->rules.count);
-    reactor->listeners[reactor->listener_count] = (struct urs_listener){.fd = fd, .local = local, .rules = rules};
-    reactor->listener_count++;
+    return (int)reactor->listener_count++;
+}
+
+int urs_reactor_listen(struct urs_reactor *reactor, int fd, bool local, uint8_t rules)
+{
+    URS_ASSERT(rules < reactor->rules.count);
+    int index = listener_place(reactor);
+    if (index < 0)
+        return index;
+    reactor->listeners[index] = (struct urs_listener){.fd = fd, .local = local, .rules = rules};
     if (reactor->started)
         urs_admission_arm(reactor);
-    return (int)reactor->listener_count - 1;
+    return index;
 }
 
 int urs_reactor_unlisten(struct urs_reactor *reactor, uint32_t index)
@@ -317,6 +331,7 @@ int urs_reactor_adopt(struct urs_reactor *reactor, int fd, uint8_t rules, const 
         urs_session_free(&reactor->sessions, session);
         return error;
     }
+    session->listener = URS_NO_LISTENER;
     urs_peers_read(session);
     reactor->stats.accepted++;
     reactor->handshakes++;  /* urs_life_open decrements it again */

@@ -53,6 +53,8 @@ struct urs_close urs_failure_close(enum urs_failure failure);
 
 /* cdef: end */
 
+#define URS_NO_LISTENER UINT32_MAX       /* of an adopted session */
+
 struct urs_session {
     struct urs_engine engine;
     struct urs_outbound outbound;        /* the segments of this turn */
@@ -83,7 +85,8 @@ struct urs_session {
     uint32_t deadline_ms;                /* of the current state, if it has one; open: of the pong */
     union {
         uint32_t ping_due_ms;            /* open */
-        uint32_t listener;               /* before: the index of the listener that accepted the session */
+        uint32_t listener;               /* before: the index of the listener that accepted the session, or
+                                            URS_NO_LISTENER */
     };
     uint16_t turn;                       /* the turn that the next two fields count for, modulo 2^16 */
     uint16_t turn_messages;
