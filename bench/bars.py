@@ -1,4 +1,4 @@
-"""The bars this library is held to, and whether a run clears them: each claim is a row, each row a number.
+"""The bars for this library, and whether a run reaches them: each claim is a row, each row a number.
 
 Where a bar names C++ uWebSockets, it is the baseline of the run that counts: give uWebSockets' own echo server with
 --peer and choose it with --baseline.
@@ -19,7 +19,7 @@ LARGE_SHAPES = tuple(name for name in SHAPES if name.endswith("/16384"))
 
 @dataclass(frozen=True)
 class Reading:
-    """The number of a bar, and what else one would want to know of it."""
+    """The number of a bar, with further details."""
 
     value: float
     detail: str
@@ -110,11 +110,11 @@ def bytes_per_session(server: str) -> Measure:
 
 
 def elsewhere(results: Results) -> None:
-    """Not a server's: the microbenchmarks measure it."""
+    """Not of a server: the microbenchmarks measure it."""
 
 
 def bars() -> Iterator[Bar]:
-    """All of them: each shape, one's own share, pipelines, latency, and what else is counted."""
+    """All bars: each shape, Python's share, pipelines, latency, and the other figures."""
     for mode in MODES:
         yield from shapes(mode)
     yield from sends()
@@ -174,7 +174,7 @@ def shapes(mode: Mode) -> Iterator[Bar]:
 
 
 def sends() -> Iterator[Bar]:
-    """A handler that sends what it received, and what Python costs beyond C."""
+    """A handler that sends each message back, and the cost of Python beyond C."""
     for form, server, required, aim in (
         ("send(message.opcode, message.data)", "uringws_send", 0.93, 0.97),
         ("send(message)", "uringws_send_message", 0.97, 1.0),

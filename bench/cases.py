@@ -1,4 +1,4 @@
-"""What is measured: the table of cases, the two modes, and which number of a measurement counts in which case."""
+"""The table of cases, the two modes, and which number of a measurement counts in which case."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -7,8 +7,8 @@ Kind = Literal["echo", "round trip", "fixed rate", "upgrades", "memory"]
 Mode = Literal["throughput", "capacity"]
 
 MODES: tuple[Mode, ...] = ("throughput", "capacity")
-"""Throughput: server and client have a CPU each. Capacity: a busy loop takes half of the server's, so that it is always
-the server that saturates, and what counts is the CPU time it needs per message."""
+"""Throughput: server and client have one CPU each. Capacity: a busy loop takes half of the server's CPU, so that it is
+always the server that saturates, and what counts is the CPU time it needs per message."""
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ Named = TypeVar("Named")
 
 
 def arguments() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
-    """The parser, whose error() is for what is found wrong later, and what it parsed."""
+    """The parser, whose error() reports later mistakes, and the parsed arguments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_argument_group("what to measure (names separated by commas; all by default)")
     what.add_argument("--servers", metavar="NAMES", help=", ".join(CONTENDERS))
@@ -79,7 +79,7 @@ def arguments() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
 
 
 def chosen(parser: argparse.ArgumentParser, names: str, kind: str, known: dict[str, list[Named]]) -> list[Named]:
-    """What the names stand for, in the order given, each once."""
+    """The things that the names stand for, in the order given, each once."""
     found: list[Named] = []
     for name in filter(None, (part.strip() for part in names.split(","))):
         if name not in known:
@@ -91,7 +91,7 @@ def chosen(parser: argparse.ArgumentParser, names: str, kind: str, known: dict[s
 
 
 def chosen_contenders(parser: argparse.ArgumentParser, options: argparse.Namespace) -> tuple[list[Contender], str]:
-    """Who takes part, and the name of the baseline."""
+    """The contenders, and the name of the baseline."""
     try:
         peers = [peer(text) for text in options.peer]
     except ValueError as error:
@@ -130,7 +130,7 @@ def chosen_cores(parser: argparse.ArgumentParser, text: str) -> tuple[int, int]:
 
 
 def plan(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Plan:
-    """What the command line asks for; ends the program if it makes no sense."""
+    """The plan of the command line; ends the program if the arguments are wrong."""
     contenders, baseline = chosen_contenders(parser, options)
     server_core, client_core = chosen_cores(parser, options.cores)
     known_cases: dict[str, list[Case]] = {name: [case] for name, case in CASES.items()}
@@ -156,7 +156,7 @@ def plan(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Plan:
 def measure(plan: Plan, directory: Path) -> tuple[Results, Path, bool]:
     """Carries the plan out under a progress bar.
 
-    Returns what is known when it ends, the file that holds it, and whether it ran to its end.
+    Returns the measurements, the file that holds them, and whether it ran to its end.
     """
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / time.strftime("%Y-%m-%d-%H%M%S.jsonl")

@@ -1,4 +1,4 @@
-"""Who takes part: one line per server. The servers themselves are in servers/."""
+"""The contenders: one line per server. The servers themselves are in servers/."""
 
 import re
 import shlex
@@ -23,7 +23,7 @@ class Contender:
     """The only cases it is for; None: all."""
 
     def command_line(self, port: int, core: int) -> list[str]:
-        """What starts it on a port and a CPU."""
+        """The command that starts it on a port and a CPU."""
         if self.port is not None:
             return list(self.command)
         return [*self.command, "--port", str(port), "--core", str(core)]

@@ -1,4 +1,4 @@
-"""Runs the load generator (load/, in C) and turns what it prints into numbers with names.
+"""Runs the load generator (load/, in C) and turns its output into named numbers.
 
 As a script it compiles the generator if need be and becomes it:
 
@@ -28,7 +28,7 @@ class LoadError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """What is asked of the generator; the fields are its options, see `python bench/load.py --help`."""
+    """The settings of the generator; the fields are its options, see `python bench/load.py --help`."""
 
     connections: int
     payload_bytes: int = 20
@@ -43,7 +43,7 @@ class Load:
     seconds: float = 1.0
 
     def arguments(self) -> list[str]:
-        """The generator's command line, but for the port."""
+        """The generator's command line, without the port."""
         words: list[str] = []
         for name, value in vars(self).items():
             option = "--" + name.replace("_", "-")
@@ -56,7 +56,7 @@ class Load:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What happened within the measured window. A message is an answered message, or a finished upgrade."""
+    """The counts of the measured window. A message is an answered message, or a finished upgrade."""
 
     messages: int
     seconds: float
@@ -79,7 +79,7 @@ class Outcome:
 
     @property
     def client_cpu_share(self) -> float:
-        """1 if the generator never slept: then it is what was measured."""
+        """1 if the generator never slept: then it was the bottleneck."""
         return self.client_cpu_seconds / self.seconds
 
     @property

@@ -1,4 +1,4 @@
-"""What a figure depends on and has to be published with it: kernel, CPU, versions. Nothing that names a machine."""
+"""Facts to be published with each figure: kernel, CPU, versions. Nothing that identifies a machine."""
 
 import importlib.metadata
 import json

@@ -94,13 +94,13 @@ def last_line(output: IO[str]) -> str:
 
 
 def accepts(port: int) -> bool:
-    """Whether somebody listens on the port."""
+    """Whether a program listens on the port."""
     with socket.socket() as probe:
         return probe.connect_ex((HOST, port)) == 0
 
 
 def wait_until_free(port: int) -> None:
-    """A port of a process that has ended may live on until the kernel has taken its io_uring down."""
+    """A port of a process that has ended may stay taken until the kernel has freed its io_uring."""
     deadline = time.monotonic() + STOP_SECONDS_MAX
     while accepts(port):
         if time.monotonic() > deadline:
@@ -109,7 +109,7 @@ def wait_until_free(port: int) -> None:
 
 
 def free_port() -> int:
-    """One that nobody listens on, for now."""
+    """A port on which no program listens now."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         port: int = probe.getsockname()[1]
@@ -148,7 +148,7 @@ while os.getppid() == parent:
 
 @contextmanager
 def busy_loop(core: int, policy: int = os.SCHED_OTHER) -> Iterator[None]:
-    """Within it, half of the CPU is taken, or by SCHED_IDLE what nobody wants; ends by itself if its parent does."""
+    """Within it, half of the CPU is taken, or with SCHED_IDLE only unused time; ends by itself if its parent does."""
     with tempfile.TemporaryFile("w+") as output:
         process = start([sys.executable, "-S", "-c", BUSY_LOOP], core, output)
         try:

@@ -1,4 +1,4 @@
-"""A run on disk: JSON lines, of which the first says on what machine, the others what was measured or who was skipped.
+"""A run on disk: JSON lines. The first names the machine, the others are measurements and skipped servers.
 
 {"type": "run", "baseline": ..., "machine": {...}}
 {"type": "measurement", "server": ..., "case": ..., "mode": ..., "round": ..., "values": {...}}
@@ -20,7 +20,7 @@ class ResultsError(Exception):
 
 @dataclass
 class Results:
-    """What the reports are made from."""
+    """The data of the reports."""
 
     baseline: str
     machine: dict[str, object]

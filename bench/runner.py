@@ -18,7 +18,7 @@ IDLE_SESSIONS_BEFORE = 500
 """Stand already when memory is read first, so that what a server allocates once is not counted to the sessions."""
 
 DISTURBED_SHARE = 0.05
-"""Whoever had to wait for a CPU this part of the time was disturbed by something that is not part of the bench."""
+"""A process that waited for a CPU for this share of the time was disturbed by other programs."""
 
 MEMORY_ROUNDS_MAX = 3
 START_SECONDS = 0.3
@@ -28,7 +28,7 @@ OVERHEAD_SECONDS = 0.15
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is to be measured, how often and for how long."""
+    """The measurements to make, how often and for how long."""
 
     contenders: Sequence[Contender]
     baseline: str
@@ -51,7 +51,7 @@ class Plan:
                     yield case, mode
 
     def taking_part(self, case: Case) -> list[Contender]:
-        """Those who can, and whom the case is for."""
+        """The contenders that can run, and that the case is for."""
         return [
             contender
             for contender in self.contenders
@@ -64,7 +64,7 @@ class Plan:
         return min(self.rounds, MEMORY_ROUNDS_MAX) if case.kind == "memory" else self.rounds
 
     def steps(self) -> int:
-        """How many measurements there will be, if nobody is skipped."""
+        """How many measurements there will be, if no contender is skipped."""
         return sum(self.rounds_of(case) * len(self.taking_part(case)) for case, _ in self.visits())
 
     def estimated_seconds(self) -> float:
@@ -74,11 +74,11 @@ class Plan:
 
 
 def ignore(*_: object) -> None:
-    """What nobody wants to be told."""
+    """Ignores a report."""
 
 
 def disturbed_share(outcome: Outcome, mode: Mode) -> float:
-    """Which part of the time somebody waited for a CPU who should not have; the busy loop is meant to be waited for."""
+    """The largest share of the time for which a process waited for a CPU, without the wait for the busy loop."""
     waits = [outcome.client_waited_seconds]
     if mode == "throughput":
         waits.append(outcome.server_waited_seconds)
@@ -95,7 +95,7 @@ def in_the_middle(name: str, servers: Sequence[Server]) -> list[Server]:
 
 @dataclass
 class Runner:
-    """Carries a plan out. What it finds goes to `measurements` and, at once, to the two callbacks."""
+    """Carries out a plan. Its results go to `measurements` and, at once, to the two callbacks."""
 
     plan: Plan
     on_step: Callable[[str], None] = ignore
@@ -117,10 +117,10 @@ class Runner:
                     self.load_in_turn(case, modes)
 
     def load_in_turn(self, case: Case, modes: Sequence[Mode]) -> None:
-        """Fresh servers for each case, so that no case inherits what another left behind."""
+        """Fresh servers for each case, so that no case inherits memory or state from another."""
         with ExitStack() as stack:
             servers = [server for one in self.plan.taking_part(case) if (server := self.enter(stack, one))]
-            # What all are compared with stands in the middle: the machine drifts least between neighbours.
+            # The baseline is visited in the middle: the machine drifts least between neighbours.
             servers = in_the_middle(self.plan.baseline, servers)
             rate = self.half_of_baseline(case, servers)
             if rate is None:
@@ -128,7 +128,7 @@ class Runner:
             for mode in modes:
                 with self.busy(mode):
                     for turn in range(self.plan.rounds):
-                        # There and back again: a drift within a round then favours nobody.
+                        # Forwards and backwards in turn: a drift within a round then favours no server.
                         for server in servers if turn % 2 == 0 else reversed(servers):
                             self.visit(server, case, mode, turn, rate)
 
@@ -159,7 +159,7 @@ class Runner:
 
     @contextmanager
     def busy(self, mode: Mode) -> Iterator[None]:
-        """What makes the mode."""
+        """The processes that make the mode."""
         with processes.busy_loop(self.plan.server_core) if mode == "capacity" else nullcontext():
             yield
 
@@ -244,7 +244,7 @@ class Runner:
         self.record(server, case, "throughput", turn, values)
 
     def record(self, server: Server, case: Case, mode: Mode, turn: int, values: dict[str, float]) -> None:
-        """Keeps a measurement, and tells of it."""
+        """Keeps a measurement, and reports it."""
         one = Measurement(server=server.name, case=case.name, mode=mode, round=turn, values=values)
         self.measurements.all.append(one)
         self.on_measurement(one)

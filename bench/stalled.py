@@ -1,9 +1,9 @@
-"""What stalled readers cost lively ones: throughput and p99 of echoes alone, and beside peers that never read.
+"""The cost of stalled readers for active ones: throughput and p99 of echoes alone, and beside peers that never read.
 
 python bench/stalled.py
 python bench/stalled.py --backends epoll --stalled 5000 --rounds 9
 
-Two servers per backend, alike but for the stalled readers that one of them has, are visited in turn. A stalled reader
+Two servers per backend are visited in turn; only one of them has stalled readers. A stalled reader
 has ordered more bytes than its socket and its backlog take, and reads none of them.
 """
 
@@ -30,7 +30,7 @@ BACKENDS = ("io_uring", "epoll")
 THROUGHPUT_RATIO_MIN = 0.9
 P99_RATIO_MAX = 2.0
 RECEIVE_BYTES = 4096
-"""The stalled peers' sockets are small, so that it is the server that is left with what they ordered."""
+"""The stalled peers' socket buffers are small, so that the bytes that they ordered stay with the server."""
 TIMEOUT_SECONDS = 10.0
 KEY = (0x37, 0xFA, 0x21, 0x3D)
 REQUEST = (

@@ -1,4 +1,4 @@
-"""A chat: what one says, all hear. The page to chat with is on the same port.
+"""A chat: each message goes to all members. The page to chat with is on the same port.
 
     python examples/chat_broker.py [--host 127.0.0.1] [--port 9002] [--backend auto|io_uring|epoll] [--tick-seconds 30]
 
@@ -43,13 +43,13 @@ TICK_SECONDS_MIN, TICK_SECONDS_MAX = 0.01, 86400
 OPTIONS = Options(
     message_bytes_max=16 * 1024,  # a longer message ends its session with 1009
     refuse_binary=True,
-    backlog_bytes_max=256 * 1024,  # who does not read for so long is closed with 1008, and holds up nobody
-    idle_seconds_max=None,  # pings tell who is still there
+    backlog_bytes_max=256 * 1024,  # a member that does not read for so long is closed with 1008, and delays no other
+    idle_seconds_max=None,  # pings show which members are still there
 )
 
 
 class Member(NamedTuple):
-    """Who a connection is: its `data`."""
+    """A member of the chat: the `data` of its connection."""
 
     number: int
     name: str
@@ -84,7 +84,7 @@ class Broker(Handler):
         self.tell(f"{conn.data.name} is here")
 
     def on_message(self, conn: Connection, message: Message) -> None:
-        """Carry what one says to all."""
+        """Send a member's text to all."""
         self.tell(message.text()[:TEXT_LETTERS_MAX], conn.data)
 
     def on_close(self, conn: Connection, code: int, reason: str) -> None:
@@ -97,7 +97,7 @@ class Broker(Handler):
         said = {"who": who and who._asdict(), "text": text, "members": len(self._members), "time": time.time()}
         payload = json.dumps(said, ensure_ascii=False).encode()  # encoded once, not once for each
         for member in self._members.values():
-            if member.is_open:  # not so once its close handshake has begun
+            if member.is_open:  # not open once its close handshake has begun
                 member.send(Opcode.TEXT, payload)
 
     def strike(self) -> None:

@@ -4,7 +4,7 @@ This is the way where the reactor cannot go: TLS, other event loops, streams tha
 
     python examples/echo_asyncio.py [--host 127.0.0.1] [--port 9003] [--certificate PEM]
 
-The engine does no I/O: it is given the bytes that came and returns the bytes that are owed. Ctrl-C ends it.
+The engine does no I/O: it takes the bytes that came and returns the bytes to send. Ctrl-C ends it.
 """
 
 import argparse
@@ -55,7 +55,7 @@ class Session:
                 await self._writer.wait_closed()
 
     async def _shake_hands(self) -> bool:
-        head = await self._reader.readuntil(b"\r\n\r\n")  # what follows the head stays in the reader
+        head = await self._reader.readuntil(b"\r\n\r\n")  # bytes after the head stay in the reader
         try:
             request = parse_request(head, header_count_max=OPTIONS.header_count_max)
             key = check_upgrade(request, OPTIONS)
@@ -88,7 +88,7 @@ class Session:
 
 
 async def serve(host: str, port: int, tls: ssl.SSLContext | None) -> None:
-    """Accept connections until SIGINT or SIGTERM, then close them all in good order."""
+    """Accept connections until SIGINT or SIGTERM, then close them all with a close frame."""
     sessions: dict[asyncio.Task[None], Session] = {}
 
     def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -103,7 +103,7 @@ async def serve(host: str, port: int, tls: ssl.SSLContext | None) -> None:
     try:
         server = await asyncio.start_server(connected, host, port, ssl=tls, limit=OPTIONS.header_bytes_max)
     except (OSError, OverflowError) as error:
-        # asyncio puts the address in front of the reason, which is told here already.
+        # asyncio puts the address in front of the reason; the text below has it already.
         reason = (getattr(error, "strerror", None) or str(error)).rpartition(": ")[2]
         raise OSError(f"cannot listen on {host}:{port}: {reason}") from None
     host, port = server.sockets[0].getsockname()[:2]

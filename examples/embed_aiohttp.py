@@ -106,10 +106,10 @@ async def take_socket(request: web.Request, answer: bytes) -> tuple[socket.socke
         raise ConnectionResetError("the client has left")
     transport.set_write_buffer_limits(0)
     transport.write(answer)
-    await request.writer.drain()  # to the last byte: what the transport still held would be lost with it
+    await request.writer.drain()  # to the last byte: bytes that the transport still held would be lost with it
     leftover = Leftover()
     request.protocol.set_parser(leftover)  # type: ignore[arg-type]  # as aiohttp's own WebSocketResponse does
-    transport.pause_reading()  # what comes from now on stays in the socket
+    transport.pause_reading()  # later bytes stay in the socket
     ours = socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
     transport.abort()  # closes aiohttp's descriptor; the connection lives on in ours
     return ours, bytes(leftover)
@@ -160,7 +160,7 @@ async def serve(arguments: argparse.Namespace) -> None:
         try:
             await web.TCPSite(runner, arguments.host, arguments.port).start()
         except (OSError, OverflowError) as error:
-            # asyncio puts the address in front of the reason, which is told here already.
+            # asyncio puts the address in front of the reason; the text below has it already.
             reason = (getattr(error, "strerror", None) or str(error)).rpartition(": ")[2]
             where = f"{arguments.host}:{arguments.port}"
             raise OSError(f"cannot listen on {where}: {reason}") from None

@@ -1,6 +1,6 @@
 """Builds the fuzz targets with clang's libFuzzer, ASan and UBSan, runs each for a while, and prints what was covered.
 
-    python fuzz/fuzz.py                          every target, 10 seconds each: what CI does
+    python fuzz/fuzz.py                          every target, 10 seconds each, as in CI
     python fuzz/fuzz.py --seconds 3600 reactor   one target, for long
     python fuzz/fuzz.py --replay FILE engine     one input again, with its report
 
@@ -121,7 +121,7 @@ def check(command: list[str | Path]) -> str:
 
 
 def write_seeds(target: Target) -> Path:
-    """Writes the seed corpus anew; returns its directory."""
+    """Writes the seed corpus again; returns its directory."""
     directory = target.directory / "seeds"
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)

@@ -24,7 +24,7 @@ def lie(first: int, length: int) -> bytes:
     return bytes([first, LIE]) + length.to_bytes(8, "big")
 
 
-# Streams as records describe them: what a session may bring, and what it may not.
+# Streams as records describe them: valid input of a session, and violations.
 STREAMS = (
     record(TEXT, b"hello") + record(BINARY, b"\x00\xff" * 20) + record(CLOSE, b"\x03\xe8bye"),
     record(TEXT_BEGINS, "é漢😀".encode()[:4]) + record(PING, b"ping") + record(ENDS, "é漢😀".encode()[4:]),
@@ -71,7 +71,7 @@ def engine() -> Iterator[bytes]:
 CONNECT, ADOPT, REQUEST, FRAME, RAW_BYTES, READ, HALF_CLOSE, HANG_UP = range(8)
 TURN, TIME, COMMAND, FAULT, NO_MEMORY, END, SETTLE, ANSWER_PING = range(8, 16)
 
-# What a handler does by COMMAND, and what END does.
+# The actions of a handler for COMMAND, and those of END.
 SEND, BURST, PAUSE, RESUME, CLOSE_IT, ABORT = 0, 2, 3, 4, 5, 6
 DRAIN, CUT, WAKE = 1, 2, 3
 WATCH, UNWATCH, FILL, EMPTY = 128, 129, 130, 131  # a pipe that the reactor is not told to read

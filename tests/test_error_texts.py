@@ -54,7 +54,7 @@ def test_a_closed_socket_cannot_be_listened_on(backend: Backend) -> None:
     ("name", "says"),
     [
         ("directory", "that is a directory: give the path of a socket in it"),
-        ("file", "a file that is no socket lies there: remove it"),
+        ("file", "a file of another kind exists there: remove it"),
         ("living", "another program listens there"),
         ("missing/socket", "missing does not exist: create it first"),
         ("file/socket", "file is not a directory"),

@@ -149,7 +149,12 @@ BOUNDED_PYTHON = sorted(
     if "node_modules" not in path.parts
 )
 C_SOURCES = sorted([*C_FILES, *(path for name in ("bench", "fuzz") for path in (ROOT / name).rglob("*.[ch]"))])
-PLAIN_FILES = [*(path for path in PYTHON_FILES if path.parent == PACKAGE), *sorted((ROOT / "tests").glob("*.py"))]
+PLAIN_FILES = sorted(
+    path
+    for name in ("bench", "examples", "fuzz", "src", "tests", "uring_shim")
+    for path in (ROOT / name).rglob("*.py")
+    if "node_modules" not in path.parts
+)
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 

@@ -1,7 +1,7 @@
 """The project's build backend (PEP 517, PEP 660): setuptools' own, with the cffi module added.
 
-pyproject.toml has no key for cffi modules; everything else that it can say is said there. Without a setup.py, the
-class behind setuptools' hooks is the one place where a keyword of setup() can be added.
+pyproject.toml has no key for cffi modules; it has everything else. Without a setup.py, only the class that implements
+setuptools' hooks can add a keyword of setup().
 """
 
 import sys

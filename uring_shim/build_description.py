@@ -1,4 +1,4 @@
-"""What the package's page on PyPI shows: README.md with links that lead somewhere from there, and the project's URLs.
+"""The package's page on PyPI: README.md with links that lead somewhere from there, and the project's URLs.
 
 The address of the repository is not written down in it: URINGWS_REPOSITORY names it when a release is built, such as
 https://github.com/OWNER/uringws. Without it the page has no links into the repository, rather than broken ones.

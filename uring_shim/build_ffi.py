@@ -58,7 +58,8 @@ LINK_FLAGS = ("-Wl,--exclude-libs,ALL",)  # the static liburing stays private to
 SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
 SANITIZE_COMPILE_FLAGS = (*SANITIZE, "-fno-omit-frame-pointer", "-O1", "-g", "-UNDEBUG")
 
-# What a build needs: a probe that compiles where it is there, its name, and the packages that bring it.
+# The requirements of a build: each has a probe that compiles where it is there, its name, and the packages that bring
+# it.
 REQUIREMENTS = (
     (
         "#include <stdlib.h>\n",
@@ -79,7 +80,7 @@ REQUIREMENTS = (
 
 
 class BuildError(SystemExit):
-    """Ends the build with its message as the only line: what is wrong and what to do."""
+    """Ends the build with its message as the only line: the problem and its remedy."""
 
     def __init__(self, message: str) -> None:
         super().__init__(f"uringws cannot be built: {message}")
@@ -125,7 +126,7 @@ def cut_headers(shim: Path = SHIM) -> dict[str, str]:
 
 
 def compiler() -> list[str]:
-    """The command that compiles, with the user's flags: what setuptools will run."""
+    """The command that compiles, with the user's flags, as setuptools will run it."""
     command = os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc"
     return shlex.split(f"{command} {os.environ.get('CPPFLAGS', '')} {os.environ.get('CFLAGS', '')}")
 
@@ -151,14 +152,14 @@ def static_liburing() -> Path | None:
     """The liburing.a that the compiler would link, or None where there is only a shared library."""
     command = [*compiler(), "-print-file-name=liburing.a"]
     path = Path(subprocess.run(command, text=True, capture_output=True, check=True).stdout.strip())
-    return path if path.is_absolute() else None  # what is not found comes back as the bare name
+    return path if path.is_absolute() else None  # a file that is not found comes back as the bare name
 
 
 def preamble(headers: dict[str, str]) -> str:
     """The C that opens the generated source.
 
     It names the build's variant: the source then differs between two variants, and setuptools, which compares dates,
-    builds anew when the variant changes.
+    builds again when the variant changes.
     """
     variant = " ".join(name for name in ("URING_SHIM_SANITIZE", "URING_SHIM_FAULTS") if flag(name))
     return f"/* variant: {variant or 'plain'} */\n" + "".join(f'#include "{name}"\n' for name in headers)

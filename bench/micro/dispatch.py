@@ -1,4 +1,4 @@
-"""What Python costs a message: turns of a reactor with a handler, less turns of the shim alone.
+"""The cost of Python per message: turns of a reactor with a handler, minus turns of the shim alone.
 
 The peers are sockets of this very process, filled before the clock starts and emptied after it has stopped, so that a
 turn finds all its messages at once and never waits.
@@ -19,13 +19,13 @@ KEY = b"\x37\xfa\x21\x3d"
 PAYLOAD_BYTES = 20
 ANSWER = bytes(PAYLOAD_BYTES)
 
-# Connections, and how many messages of each a turn brings. Many make the sockets' share small, and its noise with it;
-# one each is what most servers see, and has the cost of a turn in it, divided by the messages of the turn.
+# Connections, and how many messages of each a turn brings. Many messages make the share of the sockets, and its
+# noise, small. One message each is what most servers see: the cost of a turn is in it, divided by its messages.
 SHAPES = ((32, 64), (100, 1))
 
 
 class Nothing:
-    """What a handler costs that leaves the message alone."""
+    """A handler that does not read the message."""
 
     def on_message(self, conn: Any, message: Any) -> None:
         """Handle a message."""
@@ -75,7 +75,7 @@ class Burst:
     """A reactor, its peers, and the same messages over and over."""
 
     def __init__(self, handler: Any, connections: int, pipelined: int, *, answers: bool) -> None:
-        """`answers` says whether what the handler does sends each message back."""
+        """`answers` says whether the handler sends each message back."""
         from uringws import Options, Reactor  # noqa: PLC0415 - the other tables need no package that is built
 
         self.messages = connections * pipelined
@@ -91,7 +91,7 @@ class Burst:
 
     @property
     def backend(self) -> str:
-        """What the reactor runs on."""
+        """The reactor's backend."""
         return self._reactor.backend
 
     def run(self, turn: Callable[[], int], repeats: int) -> int:
@@ -104,7 +104,7 @@ class Burst:
             left = self.messages
             while left > 0:
                 left -= turn()
-            turn()  # what a turn is asked to send leaves in the next
+            turn()  # the answers of a turn leave in the next one
             nanoseconds += time.thread_time_ns() - start
             if left < 0 or not all(self._took(peer) for peer in self._peers):
                 return -1
@@ -115,7 +115,7 @@ class Burst:
         return self.run(partial(self._reactor.run_once, 0), repeats)
 
     def alone(self, repeats: int) -> int:
-        """Without Python: what answers, if any, is the shim."""
+        """Without Python: the shim answers, if anything does."""
         from uringws.shim import ffi, lib  # noqa: PLC0415 - see above
 
         core = self._reactor._core  # noqa: SLF001 - run_echo runs until it is stopped; this is a turn of it

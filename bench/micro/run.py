@@ -4,8 +4,8 @@ Run `python bench/micro/run.py`; `--help` shows how to run a part of it. It comp
 does, with the timing loops of loops.c and sends.c; only dispatch needs the package. Time is the thread's own CPU time,
 and the rounds visit the candidates of a table in turn, so that a slow moment of the machine falls on all of them. Each
 figure is the median of its rounds. The last column is the median of the rounds' ratios to the table's first candidate
-(2.00x is twice as fast), or of their differences to the shim doing the same alone; a line of send also says what the
-kernel's notifications said.
+(2.00x is twice as fast), or of their differences to the shim doing the same alone; a line of send also has the kernel's
+notifications.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from sends import send_tables  # noqa: E402
 from tables import Candidate, Effort, Table, UnavailableError, report  # noqa: E402
 
 COMPILED = ("mask", "utf8", "frame", "pages", "block", "chain", "engine", "outbound")
-DECLARED = ("mask", "utf8", "frame")  # what is called from here; loops.c calls the rest
+DECLARED = ("mask", "utf8", "frame")  # called from here; loops.c calls the rest
 
 # Payload sizes, and the header before each: its end decides how a payload is aligned, hardly ever by 16.
 HEADER_BYTES = {20: 6, 64: 6, 125: 6, 1024: 8, 16 << 10: 8, 64 << 20: 14}
-# What one repeat visits: as many small frames as fit into half of a usual first-level cache, or one larger frame.
+# Bytes per repeat: as many small frames as fit into half of a usual first-level cache, or one larger frame.
 VISITED_BYTES = 16 << 10
-# What the engine visits: half of a usual second-level cache, which is where a server's receive buffers are.
+# Bytes for the engine: half of a usual second-level cache, which is where a server's receive buffers are.
 RECEIVED_BYTES = 512 << 10
 
 TEXT_BYTES = (20, 64, 16 << 10)
@@ -135,7 +135,7 @@ def utf8_tables(module: Any) -> list[Table]:
 
 
 def header_tables(module: Any) -> list[Table]:
-    """A client's headers, parsed one behind the other: where the next begins is known only after the one before."""
+    """Consecutive headers of a client: where the next one begins is known only after the one before is parsed."""
     count = 64
     frames = {
         "7-bit length": struct.pack("!BB4s", 0x82, 0x80 | 20, b"\x37\xfa\x21\x3d") + bytes(20),

@@ -1,7 +1,7 @@
-"""What a send costs by its size: plain, zero copy, and zero copy from a registered buffer, over TCP on loopback.
+"""The cost of a send by its size: plain, zero copy, and zero copy from a registered buffer, over TCP on loopback.
 
-Where the kernel refuses, one line says so. On loopback it copies what it was lent when the bytes arrive, so that these
-tables show what zero copy costs, and never what it saves.
+If the kernel refuses, one line says so. On loopback it copies the bytes when they arrive, so that these tables show the
+cost of zero copy, and never its gain.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Sends:
         return check(int(self._loop(repeats)), self._what)
 
     def copied(self) -> str:
-        """What the notifications said, of all sends so far."""
+        """The contents of the notifications of all sends so far."""
         notified, copied = int(self._sends.notified), int(self._sends.copied)
         if notified == 0:
             return ""

@@ -1,4 +1,4 @@
-"""How a table is measured and printed. What is in the tables is run.py's, dispatch.py's and sends.py's."""
+"""How a table is measured and printed. The contents of the tables are in run.py, dispatch.py and sends.py."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Candidate(NamedTuple):
     base: int = 0
     """The line that this one is compared with."""
     note: Callable[[], str] = str
-    """What else the line says, asked once it is measured; nothing by default."""
+    """Further text for the line, asked for after the measurement; nothing by default."""
 
 
 class Table(NamedTuple):
-    """What is compared, and how a line is reported: one item every nanosecond is `rate` `unit`."""
+    """The candidates, and the unit of their lines: one item per nanosecond is `rate` `unit`."""
 
     title: str
     rate: float

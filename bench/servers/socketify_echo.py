@@ -1,4 +1,4 @@
-"""socketify (uWebSockets behind cffi), without compression."""
+"""socketify (uWebSockets through cffi), without compression."""
 
 from socketify import App, AppListenOptions, CompressOptions, OpCode, WebSocket
 

@@ -14,7 +14,8 @@ from uringws import Connection, Handler, Message, Opcode, Options, Reactor, Send
 CHUNK = bytes(128 * 1024)
 LATER_SECONDS = 0.05
 SEND_BYTES = 64 * 1024
-"""What the kernel takes for a socket: left alone it would be megabytes, and a thousand of them all it has for TCP."""
+"""The send buffer of a socket: the kernel's default would grow to megabytes, and a thousand sockets would use up all of
+its memory for TCP."""
 
 
 class OnDemand(Handler):
@@ -45,7 +46,7 @@ if __name__ == "__main__":
     options.add_argument("--backend", choices=("io_uring", "epoll"), default="io_uring", help="default: %(default)s")
     options.add_argument("--backlog-bytes-max", type=int, default=256 * 1024, help="per session (%(default)s)")
     arguments = parse(options)
-    # Who does not read does not answer pings either, and is to stay nevertheless.
+    # A peer that does not read does not answer pings either, and has to stay nevertheless.
     limits = Options(backlog_bytes_max=arguments.backlog_bytes_max, on_full="drop", ping_interval_seconds=None)
     handler = OnDemand()
     with Reactor(handler, limits, backend=arguments.backend) as reactor, reactor.sender() as handler.sender:

@@ -1,4 +1,4 @@
-"""What the three uringws servers share: their options, and a reactor that is bound."""
+"""The common part of the uringws servers: their options, and a reactor that is bound."""
 
 import argparse
 from collections.abc import Iterator

@@ -1,4 +1,6 @@
-"""uringws, a Python handler that sends what it received: what an application with its own answers costs."""
+"""uringws, a Python handler that sends the payload as its own message: the cost of an application with its own
+answers.
+"""
 
 from uringws import Connection, Handler, Message
 from uringws_reactor import arguments, reactor

@@ -147,7 +147,7 @@ def _taken_hint(path: str) -> str:
         return "; that is a directory: give the path of a socket in it, such as " + str(Path(path) / "uringws.sock")
     if stat.S_ISSOCK(mode):
         return "; another program listens there: stop it, or choose another path"
-    return "; a file that is no socket lies there: remove it, or choose another path"
+    return "; a file of another kind exists there: remove it, or choose another path"
 
 
 def _check_unix_name(name: str, mode: int | None) -> None:

@@ -1,4 +1,4 @@
-"""What a connection tells about itself: the attributes that one of `websockets` has. No changes of state here."""
+"""The attributes of a connection, as `websockets` has them. No changes of state here."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Attributes:
     """The user that `basic_auth` has let in."""
     handler: Any
     handler_kwargs: Any
-    """What `route` found for the request's path."""
+    """The values that `route` took from the request's path."""
     server: Server
     """The server that the connection belongs to."""
 

@@ -23,7 +23,7 @@ def basic_auth(
     credentials: tuple[str, str] | Iterable[tuple[str, str]] | None = None,
     check_credentials: Check | None = None,
 ) -> Callable[[ServerConnection, Request], Awaitable[Response | None]]:
-    """Return a `process_request` that lets in who gives a user name and password; others get 401.
+    """Return a `process_request` that accepts requests with the right user name and password; others get 401.
 
     Give either `credentials`, one (user name, password) or several, or `check_credentials`, a function or coroutine
     function of both that returns whether they are right. The user name becomes `connection.username`. Raises ValueError
@@ -65,7 +65,7 @@ def _is_pair(pair: Any) -> bool:
 
 
 def _checker(credentials: Any) -> Check:
-    """Return the function that compares with fixed credentials, in a time that does not tell how much is right."""
+    """Return the function that compares with fixed credentials, in a time that does not depend on how much is right."""
     pairs = [credentials] if _is_pair(credentials) else credentials
     if not isinstance(pairs, Iterable):
         raise TypeError(f"invalid credentials argument: {credentials}")

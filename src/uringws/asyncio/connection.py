@@ -333,7 +333,7 @@ class ServerConnection(Attributes):
             raise self._closed_error()
 
     async def _refuse(self) -> None:
-        """Raise ConnectionClosed, once all is known that it tells."""
+        """Raise ConnectionClosed, once everything is known that it contains."""
         if self._state is CONNECTING:
             raise RuntimeError(
                 "the connection is not open yet: send and receive in the handler, not in process_request"
@@ -369,7 +369,7 @@ class ServerConnection(Attributes):
         return pong
 
     async def pong(self, data: DataLike = b"") -> None:
-        """Send a pong that nobody asked for, of at most 125 bytes. Raises ConnectionClosed."""
+        """Send an unsolicited pong (RFC 6455 5.5.3) of at most 125 bytes. Raises ConnectionClosed."""
         await self._write(_PONG, control_payload(data))
 
     # ---- closing
@@ -480,7 +480,7 @@ class ServerConnection(Attributes):
             self._link.resume_reading()
 
     def _abandon(self) -> None:
-        """The handler has returned: what still comes has no reader, and must not keep the peer's close frame back."""
+        """The handler has returned: later messages have no reader, and must not delay the peer's close frame."""
         if self._is_reading or self._state is CLOSED:
             return
         self._frames = Discarding(self._frames)

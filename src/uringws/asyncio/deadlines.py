@@ -1,4 +1,4 @@
-"""Deadlines of many connections behind one timer of the event loop: no task and no timer per connection."""
+"""Deadlines of many connections on one timer of the event loop: no task and no timer per connection."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Deadlines(Generic[_Key]):
 
     Keys with the same number of seconds are kept in the order in which they started, which is the order in which they
     expire: to start and to stop one costs the same however many there are. There are few different numbers of seconds,
-    for they are arguments of `serve`.
+    because they are arguments of `serve`.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, expired: Callable[[_Key], object]) -> None:

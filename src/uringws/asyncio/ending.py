@@ -1,4 +1,4 @@
-"""How a connection ends: both sides' close frames, the error that caused it, and the exception that tells of them."""
+"""How a connection ends: both sides' close frames, the error that caused it, and the exception that has them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _OK_CODES: Final = frozenset({1000, 1001, 1005})
 
 
 class Ending:
-    """What is known of a connection's end. Made when it begins, so that an open connection is small."""
+    """The facts about a connection's end. Made when it begins, so that an open connection is small."""
 
     __slots__ = ("cause", "has_failed", "received", "received_first", "sent")
 
@@ -25,7 +25,7 @@ class Ending:
         self.received_first: bool | None = None
         self.cause: BaseException | None = None
         self.has_failed = False
-        """This side failed the connection: what the peer still sends does not count (RFC 6455 7.1.7)."""
+        """This side failed the connection: later frames of the peer do not count (RFC 6455 7.1.7)."""
 
     def error(self) -> ConnectionClosed:
         """Return the exception that says so."""

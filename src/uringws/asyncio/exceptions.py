@@ -1,4 +1,4 @@
-"""What `uringws.asyncio` raises: the exceptions of `websockets` where it is installed, else ours of the same names."""
+"""The exceptions of `uringws.asyncio`: those of `websockets` where it is installed, else ours of the same names."""
 
 from uringws.asyncio.classes import (
     ConcurrencyError,

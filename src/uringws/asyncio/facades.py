@@ -16,7 +16,7 @@ __all__ = ["ProtocolFacade"]
 
 
 class ProtocolFacade:
-    """What `connection.protocol` is with `websockets`, as far as it can be read."""
+    """The readable part of `connection.protocol` of `websockets`."""
 
     __slots__ = ("_connection",)
 

@@ -1,4 +1,4 @@
-"""What a connection asks of the thing that moves its frames: the same for the ring and for an asyncio transport."""
+"""The interface between a connection and its link, which moves its frames: the ring or an asyncio transport."""
 
 from __future__ import annotations
 

@@ -33,7 +33,9 @@ _ANY_HOSTS: Final = ("0.0.0.0", "::")  # noqa: S104 - asked for by no host, as i
 
 
 class Listening:
-    """What `listen` returns: one server of a handler on the loop. `async with` closes it and waits for its end."""
+    """The object that `listen` returns: one server of a handler on the loop. `async with` closes it and waits for its
+    end.
+    """
 
     def __init__(self, loop: EventLoop, callbacks: Callbacks) -> None:
         """Only `listen` makes it."""

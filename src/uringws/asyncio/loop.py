@@ -28,9 +28,9 @@ class EventLoop(asyncio.SelectorEventLoop):
 
     Everything of asyncio works on it as it does elsewhere. The callbacks of handlers (`uringws.Handler`) are called
     inside the turn, in the loop's thread, and outside of any task: `asyncio.get_running_loop()` returns this loop,
-    `asyncio.current_task()` None. What they make ready (`call_soon`, `create_task`, `future.set_result`) runs in the
-    same iteration, and what that sends leaves at the start of the next one. A turn calls back for about a millisecond;
-    events that are left over then come after the tasks and timers that are due.
+    `asyncio.current_task()` None. Callbacks and tasks that they make ready (`call_soon`, `create_task`,
+    `future.set_result`) runs in the same iteration, and what that sends leaves at the start of the next one. A turn
+    calls back for about a millisecond; events that are left over then come after the tasks and timers that are due.
 
     An exception that gets out of a callback goes to `call_exception_handler`, with the connection in the context under
     "connection"; what follows for the connection is as `uringws.Handler` says. KeyboardInterrupt and SystemExit get
@@ -40,7 +40,7 @@ class EventLoop(asyncio.SelectorEventLoop):
     """
 
     def __init__(self, reactor: Reactor) -> None:
-        """Take over a reactor that nobody has run. Use `new_event_loop`."""
+        """Take over a reactor that no thread has run. Use `new_event_loop`."""
         super().__init__(ReactorSelector(reactor))
         self._reactor = reactor
         self._driver = Driver(reactor)

@@ -166,7 +166,7 @@ def _date(seconds: int) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpeningRules:
-    """What a server asks of a request, and says in its answer. The fields are arguments of `serve`."""
+    """A server's requirements of a request, and the fields of its answer. The fields are arguments of `serve`."""
 
     origins: Sequence[str | re.Pattern[str] | None] | None = None
     subprotocols: Sequence[str] | None = None

@@ -41,7 +41,7 @@ _FAMILIES: Final = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
 
 
 class Ring:
-    """What the connections of one server have in common on the ring: the handler and the options."""
+    """The common part of one server's connections on the ring: the handler and the options."""
 
     def __init__(self, server: Server, reactor: Reactor) -> None:
         self._reactor = reactor
@@ -194,7 +194,7 @@ class RingLink(Link):
 
 
 class RingTransport:
-    """What `connection.transport` is on the ring: the part of asyncio.Transport that applications use."""
+    """The value of `connection.transport` on the ring: the part of asyncio.Transport that applications use."""
 
     __slots__ = ("_link",)
 

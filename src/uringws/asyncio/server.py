@@ -1,6 +1,6 @@
 """`serve`, `unix_serve` and `Server`: a server for coroutines, with the surface of `websockets.asyncio.server`.
 
-Who listens, who is connected and how a server ends lives here. On the loop of `uringws.asyncio` the connections of a
+Listening sockets, connections and the end of a server live here. On the loop of `uringws.asyncio` the connections of a
 plain socket live on its ring; everywhere else, and under TLS, they use asyncio's transports.
 """
 
@@ -42,7 +42,7 @@ _TOKEN: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110 5.6.2
 
 
 class Clocks:
-    """The deadlines of all connections of a server, each kind behind one timer of the event loop."""
+    """The deadlines of all connections of a server, each kind on one timer of the event loop."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.openings: Final = Deadlines(loop, TransportLink.open_timed_out)
@@ -59,9 +59,9 @@ class Clocks:
 
 
 class Server:
-    """What `serve` returns: await it, or enter it with `async with`, to listen. Leaving the block closes it.
+    """The object that `serve` returns: await it, or enter it with `async with`, to listen. Leaving the block closes it.
 
-    `handler` is called once for each connection. `logger` gets what it has to say, "websockets.server" by default.
+    `handler` is called once for each connection. `logger` gets its log records, "websockets.server" by default.
     """
 
     def __init__(

@@ -41,15 +41,15 @@ _CLOSE: Final = int(Opcode.CLOSE)
 _PING: Final = int(Opcode.PING)
 _PONG: Final = int(Opcode.PONG)
 _EARLY_BYTES_MAX: Final = 64 * 1024
-"""What a peer may send after its request while a hook of the application still decides on it."""
+"""The most bytes that a peer may send after its request while a hook of the application still decides on it."""
 _REPLIES_BYTES_MAX: Final = 256 * 1024
-"""What may wait for a peer that does not read before nothing more is read from it: pongs would pile up."""
+"""The bytes that may wait for a peer that does not read before nothing more is read from it: pongs would pile up."""
 _BYTES_MAX: Final = 2**63 - 1
 _TOO_BIG: Final = 1009
 
 
 class _Stage(Enum):
-    """What comes in on a link."""
+    """The input of a link."""
 
     HEAD = auto()
     """The opening request."""
@@ -210,7 +210,7 @@ class TransportLink(Link, asyncio.BufferedProtocol):
             self._answer(answer, head_only=getattr(request, "method", "GET") == "HEAD")
 
     def _refuse_junk(self, error: ValueError) -> None:
-        """End the connection without an answer: what came is no HTTP request."""
+        """End the connection without an answer: its bytes are not an HTTP request."""
         self._log_no_request(error)
         self._stage = _Stage.IGNORED
         self._transport.close()
