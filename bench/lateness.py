@@ -34,7 +34,7 @@ MORE_MILLISECONDS_MAX = 5.0
 
 @dataclass(frozen=True, kw_only=True)
 class Visit:
-    """What one visit to a server found."""
+    """The result of one visit to a server."""
 
     quiet_milliseconds: float
     """The 99th percentile of the lateness without connections."""

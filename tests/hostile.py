@@ -248,14 +248,14 @@ def milliseconds(timings: Timings) -> str:
 
 PAGE = """# A server under attack
 
-Each row is one attack on a fresh server whose handler echoes, beside a control server that nobody attacks. Both share
-a CPU; all clients share another. Lively neighbours send 20 bytes twenty times a second to each server. {witnesses}
-witnesses exchange seeded streams with the attacked server and compare every byte. What each attack does is in
-[attacks.py](../tests/attacks.py).
+Each row is one attack on a fresh server whose handler echoes, beside a control server without attacks. Both share a
+CPU; all clients share another. Well-behaved neighbours send 20 bytes twenty times per second to each server.
+{witnesses} witnesses exchange seeded streams with the attacked server and compare every byte.
+[attacks.py](../tests/attacks.py) has the attacks.
 
-The bars: the neighbours' p99 is at most {ratio:g} times the control's or {p99_ms:g} ms, whichever is more. Beside large
-and medium senders their slowest echo takes at most 150 ms longer than the control's. No byte is wrong or missing, no
-session is cut, and the server holds nothing once everybody has left.
+The bars: the neighbours' p99 is at most {ratio:g} times the control's or {p99_ms:g} ms, the larger of the two. Beside
+large and medium senders their slowest echo takes at most 150 ms longer than the control's. No byte is wrong or
+missing, no session is cut, and the server holds nothing once all clients have left.
 
 Taken by `python tests/hostile.py --markdown --seconds {seconds:g} --seed {seed}` on Linux {kernel}, CPython {python}.
 

@@ -491,7 +491,7 @@ MUTANTS = (
         "uring_shim/io_uring.c",
         "        submit_all(uring);\n        sqe = io_uring_get_sqe(&uring->ring);",
         "        sqe = NULL;",
-        "A full submission queue is submitted; nobody waits for it",
+        "A full submission queue is submitted; no request waits for it",
         ("tests/test_shortages.py::test_a_full_submission_queue_delays_no_request",),
     ),
     Mutant(
@@ -562,7 +562,7 @@ MUTANTS = (
             self._commands.remove_sender(self._key)
 """,
         "        pass\n",
-        "A Sender that nobody holds keeps no reactor running",
+        "A Sender that was collected keeps no reactor running",
         ("tests/test_sender.py::test_a_sender_that_was_collected_keeps_no_reactor_running",),
     ),
     Mutant(
@@ -702,7 +702,7 @@ MUTANTS = (
         "uring_shim/upkeep.c",
         "passed = !input_waits(session) || (passed && !first && !session->parked);",
         "passed = !input_waits(session);",
-        "Nobody puts off the end of a close by talking on",
+        "No peer delays the end of a close by sending more",
         ("tests/test_liveness.py::test_close_seconds_max_is_not_put_off_by_bytes_that_wait_at_every_look",),
     ),
     Mutant(
@@ -729,7 +729,7 @@ MUTANTS = (
 """,
         """        if (false) {
 """,
-        "Nobody is answered who has sent nothing",
+        "A connection that has sent nothing is not answered",
         ("tests/test_deadlines.py::test_a_connection_that_sent_nothing_is_closed_without_an_answer",),
     ),
     Mutant(

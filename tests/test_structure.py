@@ -135,7 +135,7 @@ PRIVATE = re.compile(r"_(?!_|(fields|replace|asdict|make)$)\w+")
 
 SOURCE_SUFFIXES = {".c", ".h", ".js", ".mjs", ".py", ".sh"}
 SOURCE_DIRECTORIES = ("bench", "examples", "fuzz", "src", "tests", "uring_shim")
-NOT_OURS = {"__pycache__", "node_modules"}
+NOT_OURS = {"__pycache__", "_build", "node_modules"}
 
 C_FILES = sorted([*SHIM.glob("*.c"), *SHIM.glob("*.h")])
 PYTHON_FILES = sorted(PACKAGE.rglob("*.py"))
@@ -149,12 +149,6 @@ BOUNDED_PYTHON = sorted(
     if "node_modules" not in path.parts
 )
 C_SOURCES = sorted([*C_FILES, *(path for name in ("bench", "fuzz") for path in (ROOT / name).rglob("*.[ch]"))])
-PLAIN_FILES = sorted(
-    path
-    for name in ("bench", "examples", "fuzz", "src", "tests", "uring_shim")
-    for path in (ROOT / name).rglob("*.py")
-    if "node_modules" not in path.parts
-)
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
@@ -257,6 +251,13 @@ def markdown_prose(text: str) -> Iterator[tuple[int, str]]:
 
 
 READERS = {".py": python_comments, ".md": markdown_prose}
+PLAIN_FILES = sorted(
+    path
+    for name in ("bench", "docs", "examples", "fuzz", "src", "tests", "uring_shim")
+    for path in (ROOT / name).rglob("*")
+    if path.suffix in READERS and not NOT_OURS & set(path.parts)
+)
+PLAIN_FILES += sorted(ROOT.glob("*.md"))
 
 
 def wordy(text: str, suffix: str = ".c") -> list[str]:

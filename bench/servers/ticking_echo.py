@@ -33,7 +33,7 @@ async def tick() -> None:
 
 
 def take_figures() -> str:
-    """What a text message is answered with; begins anew."""
+    """The answer to a text message; begins again."""
     text = json.dumps(late_seconds)
     late_seconds.clear()
     return text
