@@ -4,6 +4,8 @@
 
 #ifdef URS_ASSERTIONS
 
+#include "intake.h"
+
 /* With more sessions than this, only each N-th call checks them, so that tests with ten thousand sessions stay
  * quick. */
 enum { SESSIONS_EACH_CALL = 256, CALLS_SKIPPED = 64 };
