@@ -375,6 +375,12 @@ static uint32_t turn(struct world *world, uint32_t seed)
         on_event(world, next_number(&seed));
     *world->options.handled = (uint32_t)count;
     answer_some(world, next_number(&seed));
+    /* The next turn does the same first; between the two, commands meet a reactor without events. */
+    if (seed % 4 == 0) {
+        int left = urs_reactor_flush(world->reactor);
+        CHECK(left == 0 || (left < 0 && world->faulty));
+        world->broken = left < 0;
+    }
     return (uint32_t)count;
 }
 

@@ -42,6 +42,18 @@ def test_an_echo_is_not_repeated_by_a_turn_without_events(reactor: Reactor, reco
         assert peer.quiet()
 
 
+def test_run_once_sends_everything_before_it_returns(reactor: Reactor, recorder: EchoRecorder) -> None:
+    peer, identity = adopted(reactor)
+    with peer:
+        peer.write(frame(TEXT, b"echoed"))
+        run_until(reactor, lambda: len(recorder.of("message")) == 1)
+        assert peer.read_frames(1) == [Frame(TEXT, b"echoed")]
+        sent = []
+        reactor.call_later(0, lambda: sent.append(recorder.connections[identity].send(Opcode.BINARY, b"by a timer")))
+        run_until(reactor, lambda: sent)
+        assert peer.read_frames(1) == [Frame(BINARY, b"by a timer")]
+
+
 def test_an_echo_is_not_repeated_by_an_interrupted_turn(reactor: Reactor, recorder: EchoRecorder) -> None:
     before = signal.signal(signal.SIGALRM, lambda *_: None)
     peer, identity = adopted(reactor)

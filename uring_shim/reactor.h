@@ -132,13 +132,31 @@ int urs_reactor_unlisten(struct urs_reactor *reactor, uint32_t index);
 /* Stops accepting on every listening socket. */
 void urs_reactor_stop_listening(struct urs_reactor *reactor);
 
-/* Runs one turn: applies the calls made since the last turn, then waits for events for Python, at most `timeout_ms`
- * (negative: no limit). While options.handled is less than the number of events that the last turn returned, it only
- * returns that number again: no event is lost if an exception kept Python from handling it. A completed turn sets
- * options.handled to 0. With `echo`, messages are sent back without Python. Returns the number of events (0 also on
- * time-out and wake-up), -EINTR if a signal came first, or -errno if the backend is unusable. The target of event i is
- * the slot of its session for a message (or frame) that may be echoed, and URS_TARGET_OTHER for every other event. */
+/* One turn has two halves. The first half ends the last turn; the second half begins the next one. */
+
+/* The first half: applies the calls made since the last turn and the events that were handled, sends, and releases the
+ * receive buffers. While options.handled is less than the number of events of the last turn, it does nothing and
+ * returns that number again: no event is lost if an exception kept Python from handling it. Otherwise it sets
+ * options.handled to 0 and returns 0, or -errno if the backend is unusable. */
+int urs_reactor_flush(struct urs_reactor *reactor);
+
+/* The second half: waits for events for Python, at most `timeout_ms` (negative: no limit). With `echo`, messages are
+ * sent back without Python. Returns the number of events (0 also on time-out and wake-up), -EINTR if a signal came
+ * first, -errno if the backend is unusable, or URS_ERROR_STATE if the last turn was not ended by urs_reactor_flush. Frames
+ * that were queued since then are sent with the next flush. The target of event i is the slot of its session for a
+ * message (or frame) that may be echoed, and URS_TARGET_OTHER for every other event. */
+int urs_reactor_collect(struct urs_reactor *reactor, int64_t timeout_ms, bool echo);
+
+/* Both halves: urs_reactor_flush, and urs_reactor_collect if it returned 0. */
 int urs_reactor_turn(struct urs_reactor *reactor, int64_t timeout_ms, bool echo);
+
+/* Returns in how many milliseconds the reactor has something to do even if no completion arrives: 0 for now, INT64_MAX
+ * for never. A caller that does something else between the two halves must not take longer than that. A negative result
+ * is an urs_error. */
+int64_t urs_reactor_due_ms(struct urs_reactor *reactor);
+
+/* Returns how many events of the last turn are not handled yet. */
+uint32_t urs_reactor_pending(const struct urs_reactor *reactor);
 
 /* Sends what the events handled so far (options.handled) and the calls since then require, without ending the turn: for
  * callers that handle a turn's events in several parts. Returns 0 or -errno. */

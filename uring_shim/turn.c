@@ -113,7 +113,7 @@ static void free_dead(struct urs_reactor *reactor)
 }
 
 /* Ends a turn: afterwards nothing refers to its buffers, its events, or the sessions that ended in it. */
-static int finish(struct urs_reactor *reactor)
+static int end_turn(struct urs_reactor *reactor)
 {
     urs_apply_events(reactor, reactor->event_count, URS_NO_EVENT);
     reactor->event_count = reactor->applied = reactor->visible = 0;
@@ -161,8 +161,8 @@ static int64_t sooner(const struct urs_reactor *reactor, int64_t wait_ms, uint64
     return wait_ms < 0 || left_ms < wait_ms ? left_ms : wait_ms;
 }
 
-/* Returns the nanoseconds that the turn may wait; negative: no limit. */
-static int64_t patience(const struct urs_reactor *reactor, int64_t until_ms)
+/* Returns the milliseconds until the reactor has something to do, even if no completion arrives; negative: no limit. */
+static int64_t due_ms(const struct urs_reactor *reactor)
 {
     bool work = reactor->event_count > 0 || reactor->woken || reactor->ready.count > 0 || reactor->dirty.count > 0
         || reactor->late_count > 0 || (urs_intake_waiting(reactor) > 0 && urs_intake_free_buffers(reactor) > 0);
@@ -173,9 +173,7 @@ static int64_t patience(const struct urs_reactor *reactor, int64_t until_ms)
         wait_ms = sooner(reactor, wait_ms, reactor->delayed_until_ms);
     if (reactor->resets_due_ms != 0)
         wait_ms = sooner(reactor, wait_ms, reactor->resets_due_ms);
-    if (until_ms >= 0)
-        wait_ms = sooner(reactor, wait_ms, (uint64_t)until_ms);
-    return wait_ms < 0 ? -1 : wait_ms * 1000000;
+    return wait_ms;
 }
 
 /* Collects new completions, unless some of the previous ones are left. */
@@ -183,7 +181,10 @@ static int gather(struct urs_reactor *reactor, int64_t until_ms)
 {
     const struct urs_io_operations *io = reactor->io->operations;
     if (reactor->completion_count == 0) {
-        int64_t wait_ns = patience(reactor, until_ms);
+        int64_t wait_ms = due_ms(reactor);
+        if (until_ms >= 0)
+            wait_ms = sooner(reactor, wait_ms, (uint64_t)until_ms);
+        int64_t wait_ns = wait_ms < 0 ? -1 : wait_ms * 1000000;
         uint64_t start_us = reactor->now_us;
         do {
             /* Spinning is part of the wait: it delays neither a timer nor the caller's time-out. */
@@ -204,20 +205,13 @@ static int gather(struct urs_reactor *reactor, int64_t until_ms)
     return 0;
 }
 
-int urs_reactor_turn(struct urs_reactor *reactor, int64_t timeout_ms, bool echo)
+/* The second half of a turn. The first half has ended the last turn. */
+static int begin_turn(struct urs_reactor *reactor, int64_t timeout_ms, bool echo)
 {
-    int refused = urs_core_check(reactor);
-    if (refused != 0)
-        return refused;
-    if (URS_UNLIKELY(*reactor->options.handled < reactor->event_count))
-        return (int)reactor->event_count;
-    reactor->echo = echo;
-    urs_work_clock(reactor);
     int64_t until_ms = timeout_ms < 0 ? -1 : (int64_t)reactor->now_ms + timeout_ms;
+    URS_ASSERT(reactor->event_count == 0 && reactor->used_count == 0);
+    reactor->echo = echo;
     for (;;) {
-        int error = finish(reactor);
-        if (error != 0)
-            return error;
         if (URS_UNLIKELY(reactor->broken))
             return -EOVERFLOW;
         reactor->turn++;
@@ -227,7 +221,7 @@ int urs_reactor_turn(struct urs_reactor *reactor, int64_t timeout_ms, bool echo)
         urs_upkeep_run(reactor);
         urs_budget_enforce(reactor);
         urs_feed_held(reactor);
-        error = gather(reactor, until_ms);
+        int error = gather(reactor, until_ms);
         if (error != 0)
             return error == -EINTR && reactor->event_count > 0 ? (int)reactor->event_count : error;
         dispatch(reactor);
@@ -237,5 +231,51 @@ int urs_reactor_turn(struct urs_reactor *reactor, int64_t timeout_ms, bool echo)
             reactor->woken = false;
             return (int)reactor->event_count;
         }
+        error = end_turn(reactor);
+        if (error != 0)
+            return error;
     }
+}
+
+int urs_reactor_flush(struct urs_reactor *reactor)
+{
+    int refused = urs_core_check(reactor);
+    if (refused != 0)
+        return refused;
+    if (URS_UNLIKELY(*reactor->options.handled < reactor->event_count))
+        return (int)reactor->event_count;
+    urs_work_clock(reactor);
+    return end_turn(reactor);
+}
+
+int urs_reactor_collect(struct urs_reactor *reactor, int64_t timeout_ms, bool echo)
+{
+    int refused = urs_core_check(reactor);
+    if (refused != 0)
+        return refused;
+    if (reactor->event_count > 0 || reactor->used_count > 0)
+        return URS_ERROR_STATE;
+    urs_work_clock(reactor);
+    return begin_turn(reactor, timeout_ms, echo);
+}
+
+int urs_reactor_turn(struct urs_reactor *reactor, int64_t timeout_ms, bool echo)
+{
+    int left = urs_reactor_flush(reactor);
+    return left != 0 ? left : begin_turn(reactor, timeout_ms, echo);
+}
+
+int64_t urs_reactor_due_ms(struct urs_reactor *reactor)
+{
+    int refused = urs_core_check(reactor);
+    if (refused != 0)
+        return refused;
+    urs_work_clock(reactor);
+    int64_t wait_ms = due_ms(reactor);
+    return wait_ms < 0 ? INT64_MAX : wait_ms;
+}
+
+uint32_t urs_reactor_pending(const struct urs_reactor *reactor)
+{
+    return reactor->event_count - (uint32_t)urs_min(*reactor->options.handled, reactor->event_count);
 }

@@ -157,6 +157,10 @@ class Core:
             self.owner.take()
             self.become(RunState.SERVING)
 
+    def flush(self) -> None:
+        """End the turn: send what its callbacks sent. Raises OSError if the backend has become unusable."""
+        check(lib.urs_reactor_flush(self.handle), f"{self.opened.name} flush")
+
     def take(self) -> None:
         """Make the calling thread the owner in place of one that has ended."""
         lib.urs_reactor_take(self.handle)

@@ -209,9 +209,9 @@ class Reactor:
     def run_once(self, timeout: float | None = None) -> int:
         """Take one turn, waiting at most `timeout` seconds (None: without end); return the number of its events.
 
-        0 is a time-out, a wake-up, a timer, a signal or the deadline of a drain. Messages that the handlers sent leave
-        with the next turn. Raises WrongThread, ReactorStateError inside of `run`, OSError if the backend fails,
-        TypeError or ValueError for anything but seconds.
+        0 is a time-out, a wake-up, a timer, a signal or the deadline of a drain. Messages that callbacks sent have
+        left, or wait for their sockets. Raises WrongThread, ReactorStateError inside of `run`, OSError if the backend
+        fails, TypeError or ValueError for anything but seconds.
         """
         check_seconds(timeout)
         self._enter()
@@ -222,6 +222,7 @@ class Reactor:
             count = self._dispatcher.take_turns(sooner(timeout, self._wait_limit()), once=True)
             if self._timers:
                 self._timers.run_due()
+            self._core.flush()
             return count
         finally:
             self._is_running = False

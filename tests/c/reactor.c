@@ -38,7 +38,8 @@ static _Noreturn void fail(const char *condition, int line)
 
 static const struct urs_rules rules = {
     .engine = {.message_bytes_max = 1 << 24}, .backlog_bytes_max = 1 << 24, .backlog_high_bytes = 1 << 20,
-    .header_bytes_max = 1024, .session_turn_bytes_max = 1 << 16};
+    .header_bytes_max = 1024, .session_turn_bytes_max = 1 << 16,
+    .session_turn_messages_max = 64};
 
 static struct urs_reactor *start_reactor(uint64_t memory_bytes_max)
 {
@@ -469,6 +470,40 @@ static void the_budget_is_named_for_what_it_refuses(void)
     urs_memory_clear(&memory);
 }
 
+/* A turn that is taken in halves: events wait until they are handled, and replies leave with the flush, not with the
+ * next wait. */
+static void a_turn_has_two_halves(void)
+{
+    static const uint8_t request[] = {0x82, 0x83, 0, 0, 0, 0, 'a', 'b', 'c'};
+    static const uint8_t reply[] = {0x82, 0x03, 'a', 'b', 'c'};
+    uint8_t received[64];
+    int peer;
+    struct urs_reactor *reactor = start_reactor(0);
+    struct urs_session *session = add_session(reactor, &peer);
+    CHECK(urs_reactor_flush(reactor) == 0);
+    CHECK(write(peer, request, sizeof request) == sizeof request);
+    handled = 0;
+    CHECK(urs_reactor_collect(reactor, 5000, false) == 1);
+    CHECK(urs_reactor_pending(reactor) == 1);
+    CHECK(urs_reactor_flush(reactor) == 1 && recv(peer, received, sizeof received, MSG_DONTWAIT) < 0);
+    CHECK(urs_reactor_collect(reactor, 0, false) == URS_ERROR_STATE);
+    echo_flags[0] = 1;
+    handled = 1;
+    CHECK(urs_reactor_pending(reactor) == 0);
+    CHECK(urs_reactor_flush(reactor) == 0 && handled == 0);
+    CHECK(recv(peer, received, sizeof received, MSG_DONTWAIT) == sizeof reply);
+    CHECK(memcmp(received, reply, sizeof reply) == 0);
+    CHECK(urs_reactor_due_ms(reactor) > 0);
+    CHECK(urs_command_send(reactor, urs_session_id(session), 0, URS_OPCODE_BINARY, request, 3) == URS_SENT);
+    CHECK(urs_reactor_due_ms(reactor) == 0);
+    CHECK(urs_reactor_collect(reactor, 0, false) == 0);
+    CHECK(urs_reactor_flush(reactor) == 0 && recv(peer, received, sizeof received, MSG_DONTWAIT) == sizeof reply);
+    echo_flags[0] = 0;
+    handled = URS_EVENTS_MAX;
+    urs_reactor_close(reactor);
+    close(peer);
+}
+
 int main(int count, char **arguments)
 {
     static const struct { const char *name; void (*run)(void); } cases[] = {
@@ -486,6 +521,7 @@ int main(int count, char **arguments)
         {"gigabytes_are_progress", gigabytes_are_progress},
         {"a_reset_behind_the_search_is_found", a_reset_behind_the_search_is_found},
         {"the_budget_is_named_for_what_it_refuses", the_budget_is_named_for_what_it_refuses},
+        {"a_turn_has_two_halves", a_turn_has_two_halves},
     };
     for (size_t index = 0; count == 2 && index < URS_COUNT(cases); index++) {
         if (strcmp(arguments[1], cases[index].name) == 0) {
