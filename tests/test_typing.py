@@ -15,6 +15,7 @@ from uringws import (
     HandlerProtocol,
     Message,
     Opcode,
+    Options,
     Reactor,
     Reject,
     Request,
@@ -26,6 +27,8 @@ from uringws.backend import Backend
 from wire import TEXT, Frame, Peer
 
 if TYPE_CHECKING:
+    import socket
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -114,3 +117,19 @@ def every_way_to_send(conn: Connection, sender: Sender, message: Message, array:
     conn.send()  # type: ignore[call-overload]
     sender.send("text")  # type: ignore[call-overload]
     Reactor("handler")  # type: ignore[arg-type]
+
+
+def every_way_to_serve(reactor: Reactor, sender: Sender, sock: socket.socket, options: Options) -> None:
+    """Never called: it is here for mypy."""
+    handler: HandlerProtocol | None
+    for handler in [*HANDLERS, None]:
+        reactor.bind("127.0.0.1", 0, handler=handler, options=options)
+        reactor.bind_unix("path", handler=handler, options=None)
+        reactor.bind_socket(sock, handler=handler, options=options)
+        reactor.add_session(sock, handler=handler, options=options)
+        reactor.add_session_with_prefix(sock, b"", handler=handler, options=options)
+        sender.add_session(sock, handler=handler, options=options, timeout=1)
+        sender.add_session_with_prefix(sock, b"", handler=handler, options=options)
+    reactor.bind("127.0.0.1", 0, handler=greet_and_echo)  # type: ignore[arg-type]
+    reactor.bind("127.0.0.1", 0, options={})  # type: ignore[arg-type]
+    reactor.add_session(sock, handler=Derived)  # type: ignore[arg-type]
