@@ -18,6 +18,7 @@ from uringws.core import EVENTS_MAX, slot_of
 from uringws.errors import ConnectionClosed, ReactorStateError, check, error_of
 from uringws.frames import CloseCode
 from uringws.handshake import LATER
+from uringws.run_state import RunState
 from uringws.shim import CData, ffi, lib
 from uringws.upgrade import Decision, Upgrade
 
@@ -396,7 +397,8 @@ class Dispatcher:
     def close(self) -> None:
         """Refuse to send on any connection from now on: bytes that on_close sent would never leave."""
         message, sessions = self._message, self._sessions
-        for connection in sessions.receiving():
+        # In a forked child the shim refuses to be asked, and no on_close follows.
+        for connection in sessions.receiving() if self._core.state is RunState.CLOSING else ():
             closing = message._closing(connection)
             if closing is not None:  # the shim began it, and will not be there to report it
                 sessions.closings[connection] = closing
