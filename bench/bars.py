@@ -331,15 +331,15 @@ def table(results: Results) -> Table:
         reading = bar.measure(results)
         if reading is None:
             measured = detail = "-"
-            verdict = "[dim]not measured"
+            met = "[dim]not measured"
         else:
             measured, detail = f"{reading.value:.{0 if reading.value >= 100 else 2}f}{bar.unit}", reading.detail
             if not bar.met(reading.value, bar.required):
-                verdict = "[red]no"
+                met = "[red]no"
             elif bar.aim is not None and bar.met(reading.value, bar.aim):
-                verdict = "[green]yes, and the aim"
+                met = "[green]yes, and the aim"
             else:
-                verdict = "[green]yes"
+                met = "[green]yes"
         against = opponent(results, bar.against)
-        grid.add_row(bar.what, against, required, aim, measured, detail, verdict)
+        grid.add_row(bar.what, against, required, aim, measured, detail, met)
     return grid

@@ -246,7 +246,7 @@ static struct peer *on_item(struct world *world, const struct urs_event *event)
 
 static void on_message(struct world *world, struct peer *peer, const struct urs_item *item, uint32_t number)
 {
-    uint8_t *verdict = &world->options.verdicts[world->index];
+    uint8_t *echo_flag = &world->options.echo_flags[world->index];
     uint64_t echo = hash_of_answer(item->opcode, item->fin, item->payload, item->bytes);
     CHECK(!peer->ended);
     if (!world->echo && !peer->closing) {
@@ -256,12 +256,12 @@ static void on_message(struct world *world, struct peer *peer, const struct urs_
         if (number % 8 == 7 && item->opcode != URS_OPCODE_CONTINUATION)
             note_sent(peer, urs_command_send_event(world->reactor, peer->id, world->index, item->opcode),
                       item->opcode, item->payload, item->bytes);
-        *verdict = number % 4 != 0;
+        *echo_flag = number % 4 != 0;
         if (number % 61 == 0)
             command(world, peer, number >> 8, number);
     }
     /* An echo is sent after everything that was sent while its message was handled. */
-    if (*verdict)
+    if (*echo_flag)
         queue_add(&peer->owed, echo);
 }
 
@@ -279,7 +279,7 @@ static void on_answers(struct world *world, const struct urs_event *event)
                      .bytes = frame[1], .opcode = frame[0] & 0xf, .fin = frame[0] >> 7}};
         on_message(world, on_item(world, &message), &message.item, 0);
     }
-    CHECK(count == event->item.count && world->options.verdicts[world->index] == 1);
+    CHECK(count == event->item.count && world->options.echo_flags[world->index] == 1);
 }
 
 static void on_event(struct world *world, uint32_t number)
@@ -685,7 +685,7 @@ static void read_options(struct world *world, struct input *input)
 {
     struct urs_reactor_options *options = &world->options;
     struct urs_rules *rules = &world->rules[0];
-    static uint8_t verdicts[URS_EVENTS_MAX];
+    static uint8_t echo_flags[URS_EVENTS_MAX];
     static uint32_t handled;
     uint8_t flags = take_byte(input);
     uint8_t sizes = take_byte(input);
@@ -695,7 +695,7 @@ static void read_options(struct world *world, struct input *input)
     uint8_t backlog = take_byte(input);
     world->echo = flags & 1;
     world->send_buffer_bytes = 2048 << (sizes >> 6);
-    options->verdicts = verdicts;
+    options->echo_flags = echo_flags;
     options->handled = &handled;
     static uint8_t busy[] = "HTTP/1.1 503 No\r\n\r\n";
     for (size_t why = 0; why < URS_REFUSALS; why++)

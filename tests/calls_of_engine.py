@@ -44,7 +44,7 @@ class Model:
         self.fed = 0
         self.taken = 0
         """Items that were answered or delivered."""
-        self.owed: list[bytes] = []
+        self.replies: list[bytes] = []
         self.closing = False
         """A close frame was queued: nothing may follow it."""
         self.ended = False
@@ -81,7 +81,7 @@ class Model:
             if item.kind == "message" and not self.closing:
                 return item
             if item.kind == "ping" and not self.closing:
-                self.owed.append(server_frame(PONG, item.payload))
+                self.replies.append(server_frame(PONG, item.payload))
             elif item.kind == "close":
                 self.ended = True
                 if not self.closing:
@@ -89,7 +89,7 @@ class Model:
         return None
 
     def close(self, payload: bytes) -> None:
-        self.owed.append(server_frame(CLOSE, payload))
+        self.replies.append(server_frame(CLOSE, payload))
         self.closing = True
 
     def fail(self) -> None:
@@ -133,11 +133,11 @@ class Sequence:
         _, error = outcome(self.trail, what, call, (ConnectionClosed,))
         expect((error is not None) == (self.model.closing or self.model.ended), f"{what} after the close, or not")
         if error is None:
-            self.model.owed.append(server_frame(opcode, payload))
+            self.model.replies.append(server_frame(opcode, payload))
 
     def clear(self) -> None:
         outcome(self.trail, "clear_outbound()", self.engine.clear_outbound)
-        self.model.owed.clear()
+        self.model.replies.clear()
         self.unsent = False
 
     def look(self) -> None:
@@ -151,7 +151,9 @@ class Sequence:
         segments, _ = outcome(self.trail, "outbound_segments()", engine.outbound_segments)
         local, _ = outcome(self.trail, "outbound_local()", engine.outbound_local)
         sizes = sum(segment.stop - segment.start for segment in segments)
-        expect(sizes == sum(map(len, model.owed)), f"{sizes} bytes are owed, not {sum(map(len, model.owed))}")
+        expect(
+            sizes == sum(map(len, model.replies)), f"{sizes} bytes are to be sent, not {sum(map(len, model.replies))}"
+        )
         expect(len(local) == sum(each.stop - each.start for each in segments if each.local), "outbound_local() differs")
 
     def from_another_thread(self) -> None:
@@ -241,7 +243,7 @@ class Sequence:
             expect(isinstance(error, ConnectionClosed), f"an echo after the close: {error!r}")
         else:
             expect(error is None, f"an echo was refused: {error!r}")
-            self.model.owed.append(server_frame(message.opcode, payload))
+            self.model.replies.append(server_frame(message.opcode, payload))
             return True
         return echoed
 
@@ -267,7 +269,7 @@ class Sequence:
                 lambda: self.engine.process(data, print, print),
                 (RuntimeError,),
             )
-            expect(error is not None, "data was taken although what was owed in the last is not sent")
+            expect(error is not None, "data was taken although the last segments are not sent")
             return
         model.fed = stop
         if rng.random() < 0.5:
@@ -279,9 +281,9 @@ class Sequence:
         written: list[bytes] = []
         given: Any = data if self.rng.random() < 0.5 else bytearray(data)
         self._run(f"process({len(data)} bytes)", lambda: self.engine.process(given, written.append, self.handle))
-        expect(b"".join(written) == b"".join(self.model.owed), "process wrote something else than it owed")
-        expect(len(written) == bool(self.model.owed), "write was not called once")
-        self.model.owed.clear()
+        expect(b"".join(written) == b"".join(self.model.replies), "process wrote other bytes than it must")
+        expect(len(written) == bool(self.model.replies), "write was not called once")
+        self.model.replies.clear()
 
     def _process_into(self, data: bytearray) -> None:
         self._run(f"process_into({len(data)} bytes)", lambda: self.engine.process_into(data, self.handle))
@@ -290,8 +292,8 @@ class Sequence:
             (local if segment.local else data)[segment.start : segment.stop]
             for segment in self.engine.outbound_segments()
         ]
-        expect(b"".join(parts) == b"".join(self.model.owed), "the segments are something else than what is owed")
-        self.unsent = bool(self.model.owed)
+        expect(b"".join(parts) == b"".join(self.model.replies), "the segments are not the bytes to send")
+        self.unsent = bool(self.model.replies)
         if self.rng.random() < 0.8:
             self.clear()
 

@@ -182,10 +182,10 @@ def run_attack(name: str, plan: Plan, beset: ServerProcess, control: ServerProce
         until = time.monotonic() + plan.seconds
         for process in (attackers, witnesses, neighbours):
             process.pipe.send(until)
-        late = plan.seconds + 2 * LATE_SECONDS_MAX
-        tally: Tally = attackers.receive(late)
-        neighbour, alone = neighbours.receive(late)
-        findings: Findings = witnesses.receive(late)
+        wait_seconds = plan.seconds + 2 * LATE_SECONDS_MAX
+        tally: Tally = attackers.receive(wait_seconds)
+        neighbour, alone = neighbours.receive(wait_seconds)
+        findings: Findings = witnesses.receive(wait_seconds)
     return Result(
         attack=name,
         backend=beset.backend,

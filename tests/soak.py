@@ -184,7 +184,7 @@ class Script:
 
     kind: str
     said: deque[bytes] = field(default_factory=deque)
-    owed: deque[tuple[int, bytes]] = field(default_factory=deque)
+    expected: deque[tuple[int, bytes]] = field(default_factory=deque)
     """Messages."""
     pings: deque[bytes] = field(default_factory=deque)
     """Payloads, no two alike. A server may answer only the latest of those that wait (RFC 6455 5.5.3)."""
@@ -222,7 +222,7 @@ def draw_message(script: Script, source: random.Random) -> int:
             script.pings.append(ping)
         last = number == len(pieces) - 1
         script.said.append(frame(CONTINUATION if number else opcode, piece, fin=last, key=source.randbytes(4)))
-    script.owed.append((opcode, payload))
+    script.expected.append((opcode, payload))
     return len(payload)
 
 
@@ -413,15 +413,17 @@ class Visitor:
             self._take_pong(payload)
         elif opcode == BINARY and payload.startswith(PUSH):
             self._take_push(payload)
-        elif opcode == BINARY and self.script.kind in FLOOD and not self.script.owed:
+        elif opcode == BINARY and self.script.kind in FLOOD and not self.script.expected:
             if payload != flood_payload(self.floods):
                 self.problems.append(f"{self}: flood {self.floods} is not what was sent")
             self.floods += 1
-        elif not self.script.owed or self.script.owed[0] != (opcode, payload):
-            self.problems.append(f"{self}: got {opcode} of {len(payload)} bytes, {len(self.script.owed)} still owed")
+        elif not self.script.expected or self.script.expected[0] != (opcode, payload):
+            self.problems.append(
+                f"{self}: got {opcode} of {len(payload)} bytes, {len(self.script.expected)} still expected"
+            )
         else:
             self.messages += 1
-            self.script.owed.popleft()
+            self.script.expected.popleft()
 
     def _take_pong(self, payload: bytes) -> None:
         pings = self.script.pings
@@ -462,7 +464,7 @@ class Visitor:
             self.problems.append(f"{self}: closed with {closed}, not {code}")
         if self.close_code != (None if code == 1006 else code):
             self.problems.append(f"{self}: its close frame had {self.close_code}, not {code}")
-        missing = sum(len(payload) for _, payload in self.script.owed) + len(self.script.owed)
+        missing = sum(len(payload) for _, payload in self.script.expected) + len(self.script.expected)
         missing += sum(len(payload) for payload in self.script.pings)
         for number in range(self.floods, host.flooded.get(self.number, 0)):
             missing += len(flood_payload(number))

@@ -180,13 +180,13 @@ class Tab:
 @contextlib.contextmanager
 def tab(chromium: str, url: str, profile: Path) -> Iterator[Tab]:
     with browsing(chromium, url, profile, "--remote-debugging-port=0"):
-        told = profile / "DevToolsActivePort"
+        port_file = profile / "DevToolsActivePort"
         deadline = time.monotonic() + REPORT_SECONDS
         pages: list[str] = []
         while not pages:
             assert time.monotonic() < deadline, (profile.parent / "chromium.log").read_text(errors="replace")
             time.sleep(0.05)
-            if told.exists() and (port := told.read_text().partition("\n")[0]):
+            if port_file.exists() and (port := port_file.read_text().partition("\n")[0]):
                 with urllib.request.urlopen(f"http://127.0.0.1:{port}/json/list", timeout=REPORT_SECONDS) as listing:
                     targets = json.loads(listing.read())
                 pages = [target["webSocketDebuggerUrl"] for target in targets if target["url"].startswith(url)]

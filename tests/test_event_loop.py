@@ -240,8 +240,8 @@ def test_failures_of_callbacks_go_to_the_exception_handler(loop: EventLoop) -> N
     loop.set_exception_handler(lambda _, context: contexts.append(context))
     loop.run_until_complete(main())
     assert all(str(context["exception"]) == "of the callback" for context in contexts)
-    told = " ".join(context["message"] for context in contexts)
-    assert all(what in told for what in ("timer", "watch", "command"))
+    messages = " ".join(context["message"] for context in contexts)
+    assert all(what in messages for what in ("timer", "watch", "command"))
 
 
 def test_the_loop_takes_the_turns_of_its_reactor(loop: EventLoop) -> None:
@@ -335,7 +335,7 @@ def test_a_forked_child_is_told_to_make_its_own_loop(loop: EventLoop) -> None:
         text = "nothing was raised"
         try:
             loop.run_forever()
-        except BaseException as error:  # noqa: BLE001 - told to the parent
+        except BaseException as error:  # noqa: BLE001 - reported to the parent
             text = str(error)
         os.write(writing, text.encode())
         os._exit(0)

@@ -663,10 +663,10 @@ def test_keyboard_interrupt_propagates_and_keeps_the_remaining_events(
         for peer in peers:
             with peer:
                 assert peer.read_response().status == 101
-                owed = (
+                expected = (
                     [Frame(BINARY, b"two")] if where == "on_message" else [Frame(TEXT, b"one"), Frame(BINARY, b"two")]
                 )
-                assert peer.read_frames(len(owed)) == owed
+                assert peer.read_frames(len(expected)) == expected
                 assert peer.read_close() == 1000
                 peer.read_eof()
         run_until(reactor, lambda: reactor.stats().sessions == 0)

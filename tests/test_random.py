@@ -81,7 +81,7 @@ def random_key(source: random.Random) -> bytes:
 
 def random_conversation(source: random.Random) -> tuple[bytes, bytes]:
     """The bytes that a client sends, and the answers that it must get."""
-    said, owed = bytearray(), bytearray()
+    said, expected = bytearray(), bytearray()
     for _ in range(MESSAGES):
         opcode = source.choice([TEXT, BINARY])
         payload = random_payload(source, opcode)
@@ -91,11 +91,11 @@ def random_conversation(source: random.Random) -> tuple[bytes, bytes]:
             if source.random() < 0.15:
                 ping = source.randbytes(source.randrange(126))
                 said += frame(PING, ping, key=random_key(source))
-                owed += server_frame(PONG, ping)
+                expected += server_frame(PONG, ping)
             last = number == len(pieces) - 1
             said += frame(CONTINUATION if number else opcode, piece, fin=last, key=random_key(source))
-        owed += server_frame(opcode, payload)
-    return bytes(said), bytes(owed)
+        expected += server_frame(opcode, payload)
+    return bytes(said), bytes(expected)
 
 
 @dataclass
@@ -104,12 +104,12 @@ class Talker:
 
     peer: Peer
     said: bytes
-    owed: bytes
+    expected: bytes
     at: int = 0
     got: bytearray = field(default_factory=bytearray)
 
     def done(self) -> bool:
-        return len(self.got) >= len(self.owed)
+        return len(self.got) >= len(self.expected)
 
     def turn(self, source: random.Random, events: int) -> None:
         """Write a piece, read a piece, or let either wait for another time."""
@@ -140,8 +140,8 @@ def test_random_conversations_are_answered_to_the_last_byte(backend: Backend, na
             talker.peer.sock.setblocking(False)
             selector.register(talker.peer.sock, selectors.EVENT_READ | selectors.EVENT_WRITE, talker)
         while not all(talker.done() for talker in talkers):
-            assert time.monotonic() < deadline, [(len(talker.got), len(talker.owed)) for talker in talkers]
+            assert time.monotonic() < deadline, [(len(talker.got), len(talker.expected)) for talker in talkers]
             for key, events in selector.select(0.1):
                 key.data.turn(source, events)
-    wrong = [number for number, talker in enumerate(talkers) if talker.got != talker.owed]
+    wrong = [number for number, talker in enumerate(talkers) if talker.got != talker.expected]
     assert wrong == []

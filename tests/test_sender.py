@@ -207,13 +207,13 @@ def test_a_thread_that_waits_for_room_without_a_timeout_continues_when_there_is_
 
 
 def test_a_thread_that_waits_for_room_gets_an_error_when_the_reactor_is_closed(backend: Backend) -> None:
-    told: list[Exception] = []
+    errors: list[Exception] = []
     with Reactor(Silent(), Options(sender_commands_max=1), backend=backend) as reactor, reactor.sender() as sender:
 
         def push() -> None:
             with pytest.raises(ReactorStateError) as error:
                 sender.call(print)
-            told.append(error.value)
+            errors.append(error.value)
 
         sender.call(lambda: None)
         thread = threading.Thread(target=push, daemon=True)
@@ -222,7 +222,7 @@ def test_a_thread_that_waits_for_room_gets_an_error_when_the_reactor_is_closed(b
         assert thread.is_alive()
         reactor.close()
         thread.join(5)
-        assert len(told) == 1
+        assert len(errors) == 1
 
 
 def test_run_goes_on_while_a_sender_lives_and_then_ends(backend: Backend, recorder: EchoRecorder) -> None:

@@ -34,7 +34,7 @@ static int answer(struct urs_reactor *reactor, struct urs_session *session, stru
 static void apply_message(struct urs_reactor *reactor, struct urs_session *session, uint32_t index, bool in_hand)
 {
     struct urs_item *item = &reactor->events[index].item;
-    bool echo = reactor->options.verdicts[index] != 0;
+    bool echo = reactor->options.echo_flags[index] != 0;
     uint32_t count = item->kind == URS_ITEM_ANSWERS ? item->count : 1;
     if (echo && may_join(reactor, session, count, item->bytes)) {
         reactor->stats.messages_out += count;

@@ -61,7 +61,7 @@ static void feed(struct urs_reactor *reactor, struct urs_session *session, struc
         reactor->offsets[index] = item->block == NULL ? (uint32_t)(item->payload - reactor->pool.memory) : UINT32_MAX;
         reactor->lengths[index] = (uint32_t)item->bytes;
         reactor->opcodes[index] = item->opcode;
-        reactor->options.verdicts[index] = reactor->echo;
+        reactor->options.echo_flags[index] = reactor->echo;
         reactor->stats.messages_in += kind == URS_ITEM_ANSWERS ? item->count : message;
         reactor->visible += message ? !reactor->echo : kind != URS_ITEM_PING;
         reactor->event_count++;

@@ -42,7 +42,7 @@ struct urs_reactor_options {
     uint32_t receive_buffers;
     size_t receive_buffer_bytes;
     uint8_t *pool_memory;                /* urs_pool_bytes bytes; owned by the caller */
-    uint8_t *verdicts;                   /* URS_EVENTS_MAX bytes, owned by the caller: 1 at an event's index echoes that
+    uint8_t *echo_flags;                 /* URS_EVENTS_MAX bytes, owned by the caller: 1 at an event's index echoes that
                                             event */
     uint32_t *handled;                   /* one number, owned by the caller: how many events of the turn it has
                                             handled */

@@ -128,7 +128,7 @@ class Connection:
         """
         turn = self._turn
         if turn._connection is not self:
-            raise self._cannot_echo()
+            raise self._echo_error()
         turn._echo_flags[turn._index] = 1
 
     @overload
@@ -169,7 +169,7 @@ class Connection:
                 result = _send(turn._address, self.id, turn._index, opcode, payload)
         if result == 0:
             return _SENT
-        return self._send_any(opcode, payload) if result == _NOT_EVENT else self._not_sent(result)
+        return self._send_any(opcode, payload) if result == _NOT_EVENT else self._result_or_raise(result)
 
     def _send_any(self, opcode: Any, payload: Any) -> SendResult:
         """Send a payload that `send` has no fast path for."""
@@ -184,7 +184,7 @@ class Connection:
             # cycle with a memoryview that is in use (python/cpython#77894).
             with ffi.from_buffer(_BYTES, data) as buffer:
                 result = lib.urs_command_send(turn._handle, self.id, turn._index, opcode, buffer, len(buffer))
-        return _SENT if result == 0 else self._not_sent(result)
+        return _SENT if result == 0 else self._result_or_raise(result)
 
     def send_text(self, text: str) -> SendResult:
         """Send a str as a text message. See `send`; raises TypeError for anything but a str."""
@@ -253,7 +253,7 @@ class Connection:
         except UringWSError:
             return f"<Connection {self.id}>"
 
-    def _cannot_echo(self) -> Exception:
+    def _echo_error(self) -> Exception:
         try:
             is_open = self.is_open
         except WrongThread:
@@ -262,7 +262,7 @@ class Connection:
             return ConnectionClosed(f"echo on connection {self.id}: the connection is closing")
         return RuntimeError("echo() is for the connection whose message is being handled, while it is")
 
-    def _not_sent(self, result: int) -> SendResult:
+    def _result_or_raise(self, result: int) -> SendResult:
         if result < 0:
             raise self._error(result, "send")
         if result == SendResult.DROPPED and not self.is_open:  # on_full="close"

@@ -58,7 +58,7 @@ class Core:
         self.handled = ffi.new("uint32_t[1]")
         self._anchors = (ffi.from_buffer("uint8_t[]", self.memory), ffi.from_buffer("uint8_t[]", self.echo_flags))
         shim = ffi.new("struct urs_reactor_options *")
-        shim.pool_memory, shim.verdicts = self._anchors
+        shim.pool_memory, shim.echo_flags = self._anchors
         shim.handled = self.handled
         copy_options(options, shim, pool_bytes)
         self._refusals: dict[str | None, Refusals] = {}

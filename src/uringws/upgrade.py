@@ -100,9 +100,9 @@ class Upgrader:
                 return self._internal_error(), error
             if not isinstance(error, Exception):
                 raise
-            came_from_elsewhere = error
+            raised = error
         try:
-            return self._decide(upgrade), came_from_elsewhere
+            return self._decide(upgrade), raised
         except Exception as error:  # noqa: BLE001 - reported
             self._core.report(error, "an opening request could not be answered; it is answered 500")
             return self._internal_error(), None

@@ -122,7 +122,7 @@ class WebSocketProtocol(asyncio.Protocol):
         self._ping_payload: bytes | None = None  # of the ping whose pong is awaited
         self._events: deque[Event] = deque()
         self._disconnect: Event | None = None
-        self._told = False  # the application has taken the disconnect
+        self._disconnect_delivered = False  # the application has taken the disconnect
         self._closed_by_app = False
         self._receivers: deque[asyncio.Future[Event]] = deque()
         self._senders: list[asyncio.Future[None]] = []
@@ -318,7 +318,7 @@ class WebSocketProtocol(asyncio.Protocol):
         else:
             event = self._disconnect or await self._next_event()
         if event is self._disconnect:
-            self._told = True
+            self._disconnect_delivered = True
         return event
 
     async def _next_event(self) -> Event:
@@ -382,7 +382,7 @@ class WebSocketProtocol(asyncio.Protocol):
 
     def _refuse(self, message: Event) -> None:
         """Raise, since the peer has left. A close that crosses the peer's own asks for what has come about."""
-        if message["type"] == "websocket.close" and not self._told:
+        if message["type"] == "websocket.close" and not self._disconnect_delivered:
             return
         raise ClientDisconnected("the client has left")
 
