@@ -72,7 +72,7 @@ def test_timers_are_never_early_and_come_in_order(loop: EventLoop) -> None:
     assert all(moment >= due for due, moment in moments)
 
 
-def test_a_waiting_loop_does_not_spin(loop: EventLoop) -> None:
+def test_a_waiting_loop_does_not_spin(loop: EventLoop, monkeypatch: pytest.MonkeyPatch) -> None:
     turns = 0
     take_turn = loop._driver.take_turn
 
@@ -81,7 +81,7 @@ def test_a_waiting_loop_does_not_spin(loop: EventLoop) -> None:
         turns += 1
         return take_turn(*arguments)
 
-    loop._selector._driver.take_turn = counted  # type: ignore[attr-defined]
+    monkeypatch.setattr(loop._driver, "take_turn", counted)
     loop.run_until_complete(asyncio.sleep(0.2))
     assert turns <= 5
 
@@ -252,6 +252,14 @@ def test_the_loop_takes_the_turns_of_its_reactor(loop: EventLoop) -> None:
 
     loop.run_until_complete(main())
     assert loop.run_until_complete(asyncio.sleep(0, 1)) == 1
+
+
+def test_to_stop_the_reactor_stops_the_loop(loop: EventLoop) -> None:
+    threading.Timer(0.05, loop.reactor.stop).start()
+    loop.run_forever()
+    loop.call_soon(loop.reactor.stop)
+    loop.run_forever()
+    run_for_a_moment(loop)
 
 
 def test_options_are_those_of_the_reactor(backend: Backend) -> None:

@@ -56,11 +56,13 @@ _PART_EVENTS_MAX: Final = 64
 class TurnOutcome(IntEnum):
     """The result of a bounded turn."""
 
-    IDLE = 0
-    """The time was over, a watched descriptor became ready, or a signal came."""
-    BUSY = 1
+    INTERRUPTED = 0
+    """A signal came first; its handler has run, and raised nothing."""
+    IDLE = 1
+    """The time was over, or a watched descriptor became ready."""
+    BUSY = 2
     """It called callbacks, and no event is left."""
-    CUT_SHORT = 2
+    CUT_SHORT = 3
     """It called callbacks until its time was over: the next turn hands out the events that are left."""
 
 
@@ -155,12 +157,12 @@ class Dispatcher:
         if message._index != EVENTS_MAX:
             self._note_handled()
         count: int = _turn_shim(handle, milliseconds, False)
+        outcome = TurnOutcome.IDLE
         if count < 0:
             if count != -_EINTR:
                 check(count, f"{self._core.opened.name} turn")
-            count = 0
-        outcome = TurnOutcome.IDLE
-        if count > 0:
+            outcome = TurnOutcome.INTERRUPTED
+        elif count > 0:
             outcome = TurnOutcome.BUSY
             first, part, until = handled[0], _PART_EVENTS_MIN, time.monotonic() + seconds
             while first < count:

@@ -23,6 +23,8 @@ class Driver:
     def __init__(self, reactor: Reactor) -> None:
         """Take none yet."""
         self._reactor = reactor
+        self.on_stop: Callable[[], object] | None = None
+        """Called after the turn in which `Reactor.stop` was called, from whatever thread."""
 
     @contextlib.contextmanager
     def driving(self) -> Iterator[None]:
@@ -49,6 +51,9 @@ class Driver:
         if reactor._timers:
             reactor._timers.run_due()
             outcome = max(outcome, TurnOutcome.BUSY)
+        if reactor._stop_requested and self.on_stop is not None:
+            reactor._stop_requested = False
+            self.on_stop()
         return outcome
 
     def check_may_close(self) -> None:

@@ -13,6 +13,7 @@ from test.test_asyncio import utils as test_utils
 import uringws.asyncio
 from uringws import Handler, Reactor
 from uringws.asyncio.selector import ReactorSelector
+from uringws.driver import Driver
 
 BACKEND: Any = os.environ["URINGWS_BACKEND"]
 
@@ -21,7 +22,8 @@ class EpollSelector(ReactorSelector):
     """Has the name by which a test of CPython's knows what to patch, and the attribute that this test looks at."""
 
     def __init__(self) -> None:
-        super().__init__(Reactor(Handler(), backend=BACKEND))
+        reactor = Reactor(Handler(), backend=BACKEND)
+        super().__init__(reactor, Driver(reactor))
 
     @property
     def _map(self) -> Any:

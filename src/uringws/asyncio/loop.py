@@ -41,14 +41,18 @@ class EventLoop(asyncio.SelectorEventLoop):
 
     def __init__(self, reactor: Reactor) -> None:
         """Take over a reactor that no thread has run. Use `new_event_loop`."""
-        super().__init__(ReactorSelector(reactor))
+        driver = Driver(reactor)
+        super().__init__(ReactorSelector(reactor, driver))
         self._reactor = reactor
-        self._driver = Driver(reactor)
+        self._driver = driver
+        driver.on_stop = self.stop
         self._driver.hand_failures_to(self._report)
 
     @property
     def reactor(self) -> Reactor:
-        """The reactor. The loop takes its turns and closes it: `run`, `run_once` and `close` are not for others."""
+        """The reactor. The loop takes its turns and closes it: `run`, `run_once` and `close` are not for others. Its
+        `stop` stops the loop, from any thread.
+        """
         return self._reactor
 
     def run_forever(self) -> None:

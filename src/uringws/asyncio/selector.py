@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import selectors
 import time
 from typing import TYPE_CHECKING, Any, Final
 
 from uringws.dispatch import TurnOutcome
-from uringws.driver import Driver
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from uringws.driver import Driver
     from uringws.reactor import Reactor
     from uringws.watches import Watch
 
@@ -29,10 +28,10 @@ class ReactorSelector(selectors.BaseSelector):
     that their readiness ends the turn. `close` leaves the reactor open.
     """
 
-    def __init__(self, reactor: Reactor) -> None:
+    def __init__(self, reactor: Reactor, driver: Driver) -> None:
         """The reactor is not touched before the first `select`, which may be another thread's."""
         self._reactor = reactor
-        self._driver = Driver(reactor)
+        self._driver = driver
         self._others = selectors.EpollSelector()
         self._others_ready = False
         self._watch: Watch | None = None
@@ -43,16 +42,17 @@ class ReactorSelector(selectors.BaseSelector):
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         """Take a turn; return the keys that are ready, as `selectors.BaseSelector` says.
 
-        Also returns, with an empty list, once the turn has called back. A signal whose handler raises nothing does not
+        Waits whole milliseconds, rounded up as EpollSelector does, so that a timer of the loop is due afterwards. Also
+        returns, with an empty list, once the turn has called back. A signal whose handler raises nothing does not
         end the wait (PEP 475).
         """
         if self._watch is None:
             self._watch = self._reactor.watch(self._others.fileno(), self._note_others)
         until = None
-        if timeout is not None:
-            # Rounded up, as EpollSelector does: a wait that ends before the timer is due would be repeated at once.
-            timeout = max(0.0, math.ceil(timeout * 1000) / 1000)
+        if timeout is not None and timeout > 0:
             until = time.monotonic() + timeout
+        elif timeout is not None:
+            timeout = 0
         while True:
             outcome = self._driver.take_turn(timeout, _CALLBACK_SECONDS)
             if self._others_ready or outcome is TurnOutcome.CUT_SHORT:
@@ -60,12 +60,10 @@ class ReactorSelector(selectors.BaseSelector):
                 # of the last one reports nothing.
                 self._others_ready = False
                 return self._others.select(0)
-            if outcome is TurnOutcome.BUSY:
+            if outcome is not TurnOutcome.INTERRUPTED or timeout == 0:
                 return []
             if until is not None:
-                timeout = until - time.monotonic()
-                if timeout <= 0:
-                    return []
+                timeout = max(0, until - time.monotonic())
 
     def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
         """Register a file object, as `selectors.BaseSelector` says."""
