@@ -59,6 +59,13 @@ def assert_all_pass(url: str, directory: Path) -> None:
 
 
 @pytest.mark.conformance
+@pytest.mark.parametrize("loop", ["uringws", "uvloop"])
+def test_every_case_is_ok_through_a_server_of_coroutines(loop: str, tmp_path: Path) -> None:
+    with ServerProcess("tests/coroutine_echo.py", "--loop", loop) as server:
+        assert_all_pass(server.url, tmp_path)
+
+
+@pytest.mark.conformance
 def test_every_case_is_ok_or_informational(echo_server: ServerProcess, tmp_path: Path) -> None:
     assert_all_pass(echo_server.url, tmp_path)
 

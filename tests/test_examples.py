@@ -100,6 +100,15 @@ def test_wrong_arguments_are_one_line_that_says_which(wrong: str) -> None:
     assert says in complaint
 
 
+@pytest.mark.parametrize("loop", ["uringws", "stock"])
+def test_asyncio_serve_passes_on_what_a_client_sends(loop: str) -> None:
+    with example("asyncio_serve.py", "--loop", loop) as server, connect(server.url) as one, connect(server.url) as two:
+        one.send("to all")
+        assert [client.recv(10) for client in (one, two)] == ["to all"] * 2
+        two.send(b"\x00")
+        assert [client.recv(10) for client in (one, two)] == [b"\x00"] * 2
+
+
 def test_embed_aiohttp_without_aiohttp_names_the_package_to_install(tmp_path: Path) -> None:
     (tmp_path / "aiohttp.py").write_text("raise ModuleNotFoundError('No module named aiohttp', name='aiohttp')")
     paths = os.pathsep.join([str(tmp_path), *sys.path])
