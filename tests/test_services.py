@@ -14,6 +14,7 @@ import pytest
 
 from servers import EchoRecorder, ReactorThread, Recorder, Silent, no_listener, run_until, settle, tcp_pair
 from uringws import (
+    LATER,
     Accept,
     BacklogFull,
     Connection,
@@ -261,6 +262,31 @@ def test_run_echo_echoes_on_every_listener_and_calls_each_handler_for_the_rest(b
                 assert peer.read_close() == 1003
         settle(server)
     assert own.names == other.names == ["upgrade", "open", "close"]
+
+
+def test_a_request_that_is_answered_later_stays_with_its_handler(backend: Backend) -> None:
+    class Deciding(Named):
+        def on_upgrade(self, request: Request) -> Any:
+            self.record("upgrade", request.id)
+            return LATER
+
+    own, deciding = Named("own"), Deciding("deciding")
+
+    def prepare(reactor: Reactor) -> None:
+        reactor.bind("127.0.0.1", 0)
+        reactor.bind("127.0.0.1", 0, handler=deciding)
+
+    with (
+        ReactorThread(own, backend=backend, options=QUIET, prepare=prepare) as server,
+        Peer.dial(server.addresses[1]) as peer,
+    ):
+        peer.write(upgrade_request() + frame(TEXT, b"who?"))
+        identity = deciding.wait_for("upgrade")[0][1]
+        assert server.ask(lambda: server.reactor.answer(identity, None))
+        assert peer.read_response().status == 101
+        assert peer.read_frame().payload == b"deciding"
+        assert deciding.of("open") == [("open", identity)]
+        assert own.events == []
 
 
 def test_pongs_go_to_the_handler_that_asks_for_them(backend: Backend) -> None:
