@@ -80,6 +80,7 @@ struct peer {
     bool refused;                        /* it must receive nothing except an HTTP response */
     bool open;                           /* on_open was called, or could have been called */
     bool ended;                          /* ... and so was on_close */
+    bool unfinished;                     /* a fragment was echoed, and the last one is still to come */
     bool closing;                        /* the handler closed or aborted it: it must get no further message */
     uint64_t id;
     struct sockaddr_un name;

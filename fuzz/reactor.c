@@ -256,13 +256,16 @@ static void on_message(struct world *world, struct peer *peer, const struct urs_
         if (number % 8 == 7 && item->opcode != URS_OPCODE_CONTINUATION)
             note_sent(peer, urs_command_send_event(world->reactor, peer->id, world->index, item->opcode),
                       item->opcode, item->payload, item->bytes);
-        *echo_flag = number % 4 != 0;
+        /* The fragments of a message are echoed all or not at all: anything else would end the session. */
+        *echo_flag = item->opcode == URS_OPCODE_CONTINUATION ? peer->unfinished : number % 4 != 0;
         if (number % 61 == 0)
             command(world, peer, number >> 8, number);
     }
     /* An echo is sent after everything that was sent while its message was handled. */
-    if (*echo_flag)
+    if (*echo_flag) {
         queue_add(&peer->owed, echo);
+        peer->unfinished = !item->fin;
+    }
 }
 
 /* Takes messages that are replies already, one by one. */

@@ -235,6 +235,56 @@ MUTANTS = (
         'No message is delivered after `on_full="close"` has struck',
         ("tests/test_backpressure.py::test_on_full_close_delivers_no_more_messages_of_the_same_turn_either",),
     ),
+    # Fragmented sends
+    Mutant(
+        "messages-inside-fragmented-ones",
+        "uring_shim/gate.h",
+        "kind <= URS_OUTPUT_CONTINUATION && URS_UNLIKELY(session->unfinished !=",
+        "kind > URS_OUTPUT_CLOSE && URS_UNLIKELY(session->unfinished !=",
+        "No message is sent inside a fragmented one",
+        (
+            "tests/test_fragmented_sends.py::test_a_message_inside_a_fragmented_one_is_refused_and_nothing_of_it_sent",
+            "tests/test_fragmented_sends.py::test_an_echo_inside_a_fragmented_message_closes_with_1011",
+            "tests/test_fragmented_sends.py::test_run_echo_does_not_break_into_a_fragmented_message_of_a_sender",
+        ),
+    ),
+    Mutant(
+        "continuations-dropped",
+        "uring_shim/command.c",
+        "        || (rules->on_full == URS_ON_FULL_DROP && opcode == URS_OPCODE_CONTINUATION))\n",
+        "        || false)\n",
+        "No part of a message is dropped",
+        ("tests/test_fragmented_sends.py::test_a_full_backlog_inside_a_fragmented_message",),
+    ),
+    # Requests that are answered later
+    Mutant(
+        "early-input-unbounded",
+        "uring_shim/intake.c",
+        "        return session->held.block == NULL || urs_slice_bytes(&session->held) < URS_EARLY_BYTES_MAX;\n",
+        "        return true;\n",
+        "A peer whose request is not answered yet is not read on and on",
+        ("tests/test_later.py::test_a_peer_that_floods_before_the_answer_is_not_read_on",),
+    ),
+    Mutant(
+        "deadline-abandons-silently",
+        "uring_shim/admission.c",
+        "    if (session->state == URS_SESSION_AWAIT_VERDICT)\n"
+        "        urs_work_event(reactor, session->slot, &(struct urs_item){.kind = URS_EVENT_ABANDONED});\n",
+        "",
+        "A handler is told of a request that cannot be answered any more",
+        (
+            "tests/test_later.py::test_the_handshake_deadline_still_counts",
+            "tests/test_later.py::test_a_drain_answers_waiting_requests_503",
+        ),
+    ),
+    Mutant(
+        "second-answers-accepted",
+        "src/uringws/deferred.py",
+        "        if request.is_answered:\n            raise ReactorStateError(_ANSWERED)\n",
+        "",
+        "A request is answered once",
+        ("tests/test_later.py::test_a_second_answer_raises",),
+    ),
     # How a connection ended
     Mutant(
         "peer-closed-first-always",

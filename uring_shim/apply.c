@@ -8,17 +8,25 @@
 #include "lifecycle.h"
 #include "work.h"
 
-/* Returns whether `count` messages of `bytes` bytes in total may join. If the backlog is full, applies on_full; no call
- * of Python's can raise BacklogFull here, so URS_ON_FULL_ERROR closes too. */
-static bool may_join(struct urs_reactor *reactor, struct urs_session *session, uint32_t count, size_t bytes)
+/* Returns whether the echo of an item, of `count` messages, may join. If the backlog is full, applies on_full; no call of
+ * Python's can raise BacklogFull here, so URS_ON_FULL_ERROR closes too, and a part of a message is never dropped. */
+static bool may_join(struct urs_reactor *reactor, struct urs_session *session, const struct urs_item *item,
+                     uint32_t count)
 {
     const struct urs_rules *rules = urs_core_rules(reactor, session);
-    enum urs_gate gate = urs_gate_check(session, rules, URS_OUTPUT_MESSAGE, bytes);
+    bool fragment = item->kind == URS_ITEM_FRAME && (!item->fin || item->opcode == URS_OPCODE_CONTINUATION);
+    bool continues = fragment && item->opcode == URS_OPCODE_CONTINUATION;
+    enum urs_gate gate = urs_gate_check(session, rules, continues ? URS_OUTPUT_CONTINUATION : URS_OUTPUT_MESSAGE,
+                                        item->bytes);
     if (URS_UNLIKELY(gate == URS_GATE_FULL)) {
         reactor->stats.drops += count;
-        if (rules->on_full != URS_ON_FULL_DROP)
+        if (rules->on_full != URS_ON_FULL_DROP || fragment)
             urs_life_fail(reactor, session, URS_FAILURE_BACKLOG);
     }
+    if (URS_UNLIKELY(gate == URS_GATE_ORDER))
+        urs_life_fail(reactor, session, URS_FAILURE_ORDER);
+    if (URS_UNLIKELY(fragment) && gate == URS_GATE_OPEN)
+        session->unfinished = !item->fin;
     return gate == URS_GATE_OPEN;
 }
 
@@ -36,7 +44,7 @@ static void apply_message(struct urs_reactor *reactor, struct urs_session *sessi
     struct urs_item *item = &reactor->events[index].item;
     bool echo = reactor->options.echo_flags[index] != 0;
     uint32_t count = item->kind == URS_ITEM_ANSWERS ? item->count : 1;
-    if (echo && may_join(reactor, session, count, item->bytes)) {
+    if (echo && may_join(reactor, session, item, count)) {
         reactor->stats.messages_out += count;
         int error = answer(reactor, session, item, in_hand);
         if (error != 0)

@@ -70,12 +70,19 @@ int urs_command_reject(struct urs_reactor *reactor, uint64_t id, const uint8_t *
     return answer_request(reactor, id, response, bytes, false);
 }
 
-/* Applies on_full to a message that does not fit into the backlog. */
-static int refuse_message(struct urs_reactor *reactor, struct urs_session *session)
+/* Returns the result for a frame that must not be sent now, after on_full was applied if the backlog is full. A part of
+ * a message cannot be dropped, because its beginning has been sent. */
+static int refuse_message(struct urs_reactor *reactor, struct urs_session *session, enum urs_gate gate, uint8_t opcode)
 {
     const struct urs_rules *rules = urs_core_rules(reactor, session);
+    if (gate == URS_GATE_ENDED)
+        return URS_ERROR_CLOSING;
+    if (gate == URS_GATE_ORDER)
+        return session->unfinished ? URS_ERROR_INTERLEAVED : URS_ERROR_CONTINUATION;
+    URS_ASSERT(gate == URS_GATE_FULL);
     reactor->stats.drops++;
-    if (rules->on_full == URS_ON_FULL_ERROR)
+    if (rules->on_full == URS_ON_FULL_ERROR
+        || (rules->on_full == URS_ON_FULL_DROP && opcode == URS_OPCODE_CONTINUATION))
         return URS_ERROR_FULL;
     if (rules->on_full == URS_ON_FULL_CLOSE)
         urs_life_fail(reactor, session, URS_FAILURE_BACKLOG);
@@ -105,11 +112,11 @@ static int queue_rest(struct urs_reactor *reactor, struct urs_session *session, 
 
 /* Sends a large payload at once from the caller's memory, if no other bytes of the session wait. Only the bytes that
  * the socket does not take are copied. Returns an urs_send_outcome or a negative result. */
-static int send_direct(struct urs_reactor *reactor, struct urs_session *session, uint8_t opcode, const uint8_t *data,
-                       size_t bytes)
+static int send_direct(struct urs_reactor *reactor, struct urs_session *session, uint8_t opcode, bool fin,
+                       const uint8_t *data, size_t bytes)
 {
     uint8_t header[URS_FRAME_ANSWER_BYTES_MAX];
-    size_t header_bytes = urs_frame_write(header, opcode, true, bytes);
+    size_t header_bytes = urs_frame_write(header, opcode, fin, bytes);
     struct iovec vectors[2] = {{.iov_base = header, .iov_len = header_bytes},
                                {.iov_base = (uint8_t *)(uintptr_t)data, .iov_len = bytes}};
     struct msghdr message = {.msg_iov = vectors, .msg_iovlen = 2};
@@ -144,32 +151,40 @@ static size_t waiting(struct urs_reactor *reactor, struct urs_session *session)
     return bytes;
 }
 
-int urs_command_send(struct urs_reactor *reactor, uint64_t id, uint32_t index, uint8_t opcode, const uint8_t *data,
-                     size_t bytes)
+static enum urs_output output_of(uint8_t opcode)
+{
+    if (opcode >= URS_OPCODE_CLOSE)
+        return URS_OUTPUT_CONTROL;
+    return opcode == URS_OPCODE_CONTINUATION ? URS_OUTPUT_CONTINUATION : URS_OUTPUT_MESSAGE;
+}
+
+static inline int send_frame(struct urs_reactor *reactor, uint64_t id, uint32_t index, uint8_t opcode, bool fin,
+                             const uint8_t *data, size_t bytes)
 {
     struct urs_session *session;
     int refused = find(reactor, id, &session);
     if (refused != 0)
         return refused;
     urs_apply_events(reactor, index, URS_NO_EVENT);
-    enum urs_output kind = opcode < URS_OPCODE_CLOSE ? URS_OUTPUT_MESSAGE : URS_OUTPUT_CONTROL;
-    enum urs_gate gate = urs_gate_check(session, urs_core_rules(reactor, session), kind, bytes);
+    enum urs_gate gate = urs_gate_check(session, urs_core_rules(reactor, session), output_of(opcode), bytes);
     if (gate != URS_GATE_OPEN)
-        return gate == URS_GATE_FULL ? refuse_message(reactor, session) : URS_ERROR_CLOSING;
+        return refuse_message(reactor, session, gate, opcode);
     size_t pending = session->backlog.bytes + session->outbound.bytes;
-    reactor->stats.messages_out += opcode < URS_OPCODE_CLOSE;
+    reactor->stats.messages_out += opcode < URS_OPCODE_CLOSE && fin;
     reactor->stats.pings_sent += opcode == URS_OPCODE_PING;
 
     int result;
     if (bytes >= DIRECT_BYTES_MIN && pending == 0 && !session->polling && !session->delayed) {
-        result = send_direct(reactor, session, opcode, data, bytes);
+        result = send_direct(reactor, session, opcode, fin, data, bytes);
     } else {
-        result = urs_outbound_frame(&reactor->outbox, &session->outbound, opcode, true, data, bytes);
+        result = urs_outbound_frame(&reactor->outbox, &session->outbound, opcode, fin, data, bytes);
         if (result != 0)
             return result;
         result = session->backlog.bytes > 0 || session->polling ? URS_QUEUED : URS_SENT;
         urs_work_dirty(reactor, session);
     }
+    if (URS_UNLIKELY(!fin || opcode == URS_OPCODE_CONTINUATION))
+        session->unfinished = !fin;
     waiting(reactor, session);
     if (reactor->outbox.arena_bytes > URS_ARENA_FLUSH_BYTES && reactor->started) {
         int error = urs_flush_sessions(reactor);
@@ -179,6 +194,19 @@ int urs_command_send(struct urs_reactor *reactor, uint64_t id, uint32_t index, u
         result = session->backlog.bytes > 0 ? URS_QUEUED : result;
     }
     return result;
+}
+
+int urs_command_send(struct urs_reactor *reactor, uint64_t id, uint32_t index, uint8_t opcode, const uint8_t *data,
+                     size_t bytes)
+{
+    return send_frame(reactor, id, index, opcode, true, data, bytes);
+}
+
+int urs_command_send_fragment(struct urs_reactor *reactor, uint64_t id, uint32_t index, uint8_t opcode,
+                              const uint8_t *data, size_t bytes)
+{
+    URS_ASSERT(opcode < URS_OPCODE_CLOSE);
+    return send_frame(reactor, id, index, opcode, false, data, bytes);
 }
 
 int urs_command_send_event(struct urs_reactor *reactor, uint64_t id, uint32_t index, uint8_t opcode)

@@ -20,6 +20,13 @@ int urs_command_reject(struct urs_reactor *reactor, uint64_t id, const uint8_t *
 int urs_command_send(struct urs_reactor *reactor, uint64_t id, uint32_t index, uint8_t opcode, const uint8_t *data,
                      size_t bytes);
 
+/* Like urs_command_send, for a fragment that others follow (RFC 6455 5.4); urs_command_send with
+ * URS_OPCODE_CONTINUATION sends the last one. Both return URS_ERROR_INTERLEAVED for a new message while one is
+ * unfinished, URS_ERROR_CONTINUATION for a continuation of none, and URS_ERROR_FULL for a continuation that
+ * URS_ON_FULL_DROP would drop. */
+int urs_command_send_fragment(struct urs_reactor *reactor, uint64_t id, uint32_t index, uint8_t opcode,
+                              const uint8_t *data, size_t bytes);
+
 /* Like urs_command_send, with the payload of event `index` itself; an `opcode` of 0 means the opcode of that event.
  * Returns URS_ERROR_STATE if the event is not a message, has been applied already, or is a continuation frame and
  * `opcode` is 0. */

@@ -14,17 +14,20 @@ enum {
 };
 
 enum urs_output {
-    URS_OUTPUT_MESSAGE = 0,              /* messages, or fragments of them */
-    URS_OUTPUT_CONTROL = 1,              /* a ping, or a pong that no ping asked for */
-    URS_OUTPUT_PONG = 2,                 /* the answer to a ping */
-    URS_OUTPUT_CLOSE = 3
+    URS_OUTPUT_MESSAGE = 0,              /* messages, or the first fragment of one */
+    URS_OUTPUT_CONTINUATION = 1,         /* another fragment */
+    URS_OUTPUT_CONTROL = 2,              /* a ping, or a pong that no ping asked for */
+    URS_OUTPUT_PONG = 3,                 /* the answer to a ping */
+    URS_OUTPUT_CLOSE = 4
 };
 
 enum urs_gate {
     URS_GATE_OPEN = 0,                   /* the bytes may be added */
     URS_GATE_ENDED = 1,                  /* the session is not open any more, or not yet */
     URS_GATE_FULL = 2,                   /* a limit would be exceeded; it may be different later */
-    URS_GATE_LATEST = 3                  /* only a pong: it must replace the last one that waits (RFC 6455 5.5.3) */
+    URS_GATE_ORDER = 3,                  /* a message inside a fragmented one, or a continuation of none (RFC 6455
+                                            5.4) */
+    URS_GATE_LATEST = 4                  /* only a pong: it must replace the last one that waits (RFC 6455 5.5.3) */
 };
 
 /* Returns whether output of `kind` may join. `bytes` are those of its payload. A message may fill the backlog to
@@ -39,6 +42,7 @@ static inline enum urs_gate urs_gate_check(const struct urs_session *session, co
         uint16_t reserve_bytes;          /* beyond backlog_bytes_max */
     } table[] = {
         [URS_OUTPUT_MESSAGE] = {.limited = true},
+        [URS_OUTPUT_CONTINUATION] = {.limited = true},
         [URS_OUTPUT_CONTROL] = {.limited = true, .header_counts = true, .reserve_bytes = URS_CONTROL_RESERVE_BYTES},
         [URS_OUTPUT_PONG] = {.limited = true, .header_counts = true, .reserve_bytes = URS_CONTROL_RESERVE_BYTES},
         [URS_OUTPUT_CLOSE] = {.limited = false},
@@ -46,6 +50,8 @@ static inline enum urs_gate urs_gate_check(const struct urs_session *session, co
     URS_ASSERT((size_t)kind < URS_COUNT(table));
     if (session->state != URS_SESSION_OPEN || session->lost)
         return URS_GATE_ENDED;
+    if (kind <= URS_OUTPUT_CONTINUATION && URS_UNLIKELY(session->unfinished != (kind == URS_OUTPUT_CONTINUATION)))
+        return URS_GATE_ORDER;
     size_t waiting = session->backlog.bytes + session->outbound.bytes;
     size_t header_bytes = table[kind].header_counts ? urs_frame_answer_bytes(bytes) : 0;
     if (table[kind].limited && waiting + header_bytes + bytes > rules->backlog_bytes_max + table[kind].reserve_bytes)

@@ -47,6 +47,7 @@ struct urs_close urs_failure_close(enum urs_failure failure)
         [URS_FAILURE_IDLE] = {URS_CLOSE_GOING_AWAY, "idle"},
         [URS_FAILURE_AGE] = {URS_CLOSE_GOING_AWAY, "session time is over"},
         [URS_FAILURE_MEMORY] = {URS_CLOSE_MESSAGE_TOO_BIG, "server out of memory"},
+        [URS_FAILURE_ORDER] = {URS_CLOSE_INTERNAL_ERROR, "internal error"},
     };
     URS_ASSERT(failure < URS_FAILURES);
     return closes[failure];

@@ -32,7 +32,8 @@ enum urs_failure {
     URS_FAILURE_IDLE = 2,                /* idle_ms */
     URS_FAILURE_AGE = 3,                 /* session_ms */
     URS_FAILURE_MEMORY = 4,              /* memory_bytes_max */
-    URS_FAILURES = 5
+    URS_FAILURE_ORDER = 5,               /* an echo inside a fragmented message, or out of its order */
+    URS_FAILURES = 6
 };
 
 /* The contents of a close frame. */
@@ -99,6 +100,7 @@ struct urs_session {
     uint8_t rules;                       /* the index of its rules in the reactor's table */
     uint8_t late_events;                 /* events of the next turn that name this session: at most LATE_EVENTS */
     bool has_deadline : 1;
+    bool unfinished : 1;                 /* the last data frame that was sent has no FIN: a continuation must follow */
     bool question_unsent : 1;            /* the socket has not taken every byte up to question_bytes yet */
     bool question_queued : 1;            /* other bytes are in front of question_bytes: check the peer's progress */
     bool taken : 1;                      /* a check found progress since idleness was last judged */

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, overload
 from uringws.closing import Close, Closing, begin, lost
 from uringws.errors import ConnectionClosed, UringWSError, WrongThread, check
 from uringws.frames import CloseCode, Opcode
-from uringws.sending import ABSENT, check_close, check_send, name_opcode
+from uringws.sending import ABSENT, NOT_BEGUN, UNFINISHED, check_close, check_send, name_opcode
 from uringws.shim import fast_send, fast_send_event, ffi, lib
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ class SendResult(IntEnum):
 
 _SENT: Final = SendResult.SENT
 _NOT_EVENT: Final[int] = lib.URS_ERROR_STATE  # the payload is not, or no longer, that of the event being handled
+_OUT_OF_ORDER: Final = {lib.URS_ERROR_INTERLEAVED: UNFINISHED, lib.URS_ERROR_CONTINUATION: NOT_BEGUN}
 _OWN_OPCODE: Final = 0
 _TEXT: Final = int(Opcode.TEXT)
 _BINARY: Final = int(Opcode.BINARY)
@@ -132,12 +133,12 @@ class Connection:
         turn._echo_flags[turn._index] = 1
 
     @overload
-    def send(self, payload: Payload, /) -> SendResult: ...
+    def send(self, payload: Payload, /, *, fin: bool = True) -> SendResult: ...
 
     @overload
-    def send(self, opcode: int, payload: Payload) -> SendResult: ...
+    def send(self, opcode: int, payload: Payload, *, fin: bool = True) -> SendResult: ...
 
-    def send(self, opcode: Any, payload: Any = ABSENT) -> SendResult:
+    def send(self, opcode: Any, payload: Any = ABSENT, *, fin: bool = True) -> SendResult:
         """Send a message: `send(payload)`, or `send(opcode, payload)`, in one frame. Never waits.
 
         `payload` is a str, bytes, any C-contiguous buffer (its bytes are sent as they lie in memory), or a Message.
@@ -148,13 +149,21 @@ class Connection:
         To send the message that is being handled, pass the Message: `send(message)` costs half of
         `send(message.opcode, message.data)`, which makes a view of the payload first.
 
+        `send(opcode, payload, fin=False)` begins a message of several frames (RFC 6455 5.4). It goes on with
+        `send(Opcode.CONTINUATION, payload, fin=False)` and ends with `send(Opcode.CONTINUATION, payload)`. Until then
+        pings, pongs and `close` may be sent, but no other message: that raises ValueError, as a continuation of no
+        message does. An `echo` in between closes the connection with 1011.
+
         `Options.on_full` says what happens if `Options.backlog_bytes_max` would be exceeded. Raises ValueError for
         another opcode or more than 125 bytes of ping or pong, TypeError for any other payload, BacklogFull with
-        `on_full="error"`, ConnectionClosed, WrongThread.
+        `on_full="error"` (and with "drop" for a continuation: a part of a message is never dropped), ConnectionClosed,
+        WrongThread.
         """
         turn = self._turn
         result = _NOT_EVENT
-        if payload is ABSENT:
+        if not fin:
+            pass
+        elif payload is ABSENT:
             if opcode is turn:  # to the application, the turn is the Message
                 result = _send_event(turn._address, self.id, turn._index, _OWN_OPCODE)
             elif type(opcode) is bytes:
@@ -169,21 +178,22 @@ class Connection:
                 result = _send(turn._address, self.id, turn._index, opcode, payload)
         if result == 0:
             return _SENT
-        return self._send_any(opcode, payload) if result == _NOT_EVENT else self._result_or_raise(result)
+        return self._send_any(opcode, payload, fin=fin) if result == _NOT_EVENT else self._result_or_raise(result)
 
-    def _send_any(self, opcode: Any, payload: Any) -> SendResult:
+    def _send_any(self, opcode: Any, payload: Any, *, fin: bool) -> SendResult:
         """Send a payload that `send` has no fast path for."""
         turn = self._turn
         if payload is ABSENT:
             opcode, payload = name_opcode(opcode)
-        data = check_send(opcode, payload)
-        if type(data) is bytes:
+        data = check_send(opcode, payload, fin=fin)
+        if type(data) is bytes and fin:
             result = _send(turn._address, self.id, turn._index, opcode, data)
         else:
             # Released here, before an exception can keep it: CPython 3.11 and early 3.12 crash when they collect a
             # cycle with a memoryview that is in use (python/cpython#77894).
             with ffi.from_buffer(_BYTES, data) as buffer:
-                result = lib.urs_command_send(turn._handle, self.id, turn._index, opcode, buffer, len(buffer))
+                send = lib.urs_command_send if fin else lib.urs_command_send_fragment
+                result = send(turn._handle, self.id, turn._index, opcode, buffer, len(buffer))
         return _SENT if result == 0 else self._result_or_raise(result)
 
     def send_text(self, text: str) -> SendResult:
@@ -263,6 +273,8 @@ class Connection:
         return RuntimeError("echo() is for the connection whose message is being handled, while it is")
 
     def _result_or_raise(self, result: int) -> SendResult:
+        if result in _OUT_OF_ORDER:
+            raise ValueError(_OUT_OF_ORDER[result])
         if result < 0:
             raise self._error(result, "send")
         if result == SendResult.DROPPED and not self.is_open:  # on_full="close"

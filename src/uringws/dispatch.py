@@ -372,7 +372,11 @@ class Dispatcher:
         sessions.aborted.discard(slot)
         on_close = self._service_of(connection).on_close
         code, reason = close.code, close.reason
-        sessions.closings[connection] = complete(self._message._closing(connection) or Closing(), close)
+        so_far = self._message._closing(connection) or Closing()
+        failed = so_far.sent is not None and so_far.sent.code == CloseCode.INTERNAL_ERROR
+        if failed and lib.urs_command_failure(self._core.handle, connection.id) == lib.URS_FAILURE_ORDER:
+            logger.error("%r was closed with 1011: echo() while a fragmented message was unfinished", connection)
+        sessions.closings[connection] = complete(so_far, close)
         count = close_codes[code] + 1
         # No call from here to the callback, in which a signal handler could raise.
         close_codes[code] = count

@@ -100,20 +100,21 @@ class EngineMessage:
     def echo(self) -> None:
         """Send it back as it is now, without a copy where its frame lay whole in the data.
 
-        Once, and only while its handler runs: else RuntimeError. Raises ConnectionClosed after a close frame. Its bytes
-        are the answer's from then on, which may move them: look at `data` before, not after.
+        Once, and only while its handler runs: else RuntimeError. Raises ConnectionClosed after a close frame, and
+        ValueError inside a fragmented message that this is not a part of. Its bytes are the answer's from then on,
+        which may move them: look at `data` before, not after.
         """
         self._engine._echo(self)
 
     @overload
-    def send(self, payload: Payload, /) -> None: ...
+    def send(self, payload: Payload, /, *, fin: bool = True) -> None: ...
 
     @overload
-    def send(self, opcode: int, payload: Payload) -> None: ...
+    def send(self, opcode: int, payload: Payload, *, fin: bool = True) -> None: ...
 
-    def send(self, opcode: Any, payload: Any = ABSENT) -> None:
+    def send(self, opcode: Any, payload: Any = ABSENT, *, fin: bool = True) -> None:
         """Send a message or control frame. See `ServerEngine.send`."""
-        self._engine.send(opcode, payload)
+        self._engine.send(opcode, payload, fin=fin)
 
 
 class ServerEngine:
@@ -302,9 +303,8 @@ class ServerEngine:
 
     def _check_frame(self, opcode: int, payload: Payload, *, fin: bool) -> bytes | bytearray | memoryview:
         """Return the payload as a buffer, and note whether the message goes on. Raises TypeError, ValueError."""
-        unfinished = check_fragment(opcode, fin=fin, unfinished=self._fragment)
-        buffer = check_send(_TEXT if opcode == Opcode.CONTINUATION else opcode, payload)
-        self._fragment = unfinished
+        buffer = check_send(opcode, payload, fin=fin)
+        self._fragment = check_fragment(opcode, fin=fin, unfinished=self._fragment)
         return buffer
 
     def _note_sent(self, code: int, reason: str) -> None:
@@ -390,25 +390,25 @@ class ServerEngine:
                 self._data = None
 
     @overload
-    def send(self, payload: Payload, /) -> None: ...
+    def send(self, payload: Payload, /, *, fin: bool = True) -> None: ...
 
     @overload
-    def send(self, opcode: int, payload: Payload) -> None: ...
+    def send(self, opcode: int, payload: Payload, *, fin: bool = True) -> None: ...
 
-    def send(self, opcode: Any, payload: Any = ABSENT) -> None:
+    def send(self, opcode: Any, payload: Any = ABSENT, *, fin: bool = True) -> None:
         """Queue a message, a PING or a PONG, in one frame: `send(payload)`, or `send(opcode, payload)`.
 
-        Opcode and payload are as for `Connection.send`; the payload is copied. Raises TypeError or ValueError for a
-        frame that cannot be sent, ConnectionClosed after a close frame.
+        Opcode, payload and `fin` are as for `Connection.send`; the payload is copied. Raises TypeError or ValueError
+        for a frame that cannot be sent now, ConnectionClosed after a close frame.
         """
         if payload is ABSENT:
             opcode, payload = name_opcode(opcode)
-        buffer = check_send(opcode, payload)
         with self._exclusive:
             self._check_open()
+            buffer = self._check_frame(opcode, payload, fin=fin)
             check(
                 lib.urs_outbound_frame(
-                    self._outbox, self._outbound, opcode, True, ffi.from_buffer("uint8_t[]", buffer), len(buffer)
+                    self._outbox, self._outbound, opcode, fin, ffi.from_buffer("uint8_t[]", buffer), len(buffer)
                 ),
                 "send",
             )
@@ -523,8 +523,9 @@ class ServerEngine:
             if self._current is not message:
                 raise RuntimeError("echo() is for the message that is being handled, once")
             self._check_open()
-            self._current = None
             item = message._item
+            self._fragment = check_fragment(item.opcode, fin=item.fin, unfinished=self._fragment)
+            self._current = None
             check(lib.urs_outbound_answer(self._outbox, self._outbound, item, item.opcode, item.fin), "echo")
 
     def _raw_segments(self) -> list[tuple[int, int]]:

@@ -63,24 +63,30 @@ class Sender:
         commands.senders.add(self._key)
 
     @overload
-    def send(self, id: int, payload: Payload, /, *, timeout: float | None = None) -> bool: ...
+    def send(self, id: int, payload: Payload, /, *, fin: bool = True, timeout: float | None = None) -> bool: ...
 
     @overload
-    def send(self, id: int, opcode: int, payload: Payload, *, timeout: float | None = None) -> bool: ...
+    def send(
+        self, id: int, opcode: int, payload: Payload, *, fin: bool = True, timeout: float | None = None
+    ) -> bool: ...
 
-    def send(self, id: int, opcode: Any, payload: Any = ABSENT, *, timeout: float | None = None) -> bool:
+    def send(
+        self, id: int, opcode: Any, payload: Any = ABSENT, *, fin: bool = True, timeout: float | None = None
+    ) -> bool:
         """Send a message on the connection of that id: `send(id, payload)`, or `send(id, opcode, payload)`.
 
         Return False if the connection is gone or closing. Opcode and payload as for `Connection.send`, whose TypeError
         and ValueError it raises at once. `Options.on_full` says what happens if the backlog is full; "error" is logged.
-        Raises SenderFull, and ReactorStateError once released or the reactor is closed.
+        A frame that must not come where the reactor gets to it (a message while a fragmented one is unfinished, sent by
+        another thread for example) is not sent, and that is logged. Raises SenderFull, and ReactorStateError once
+        released or the reactor is closed.
         """
         if payload is ABSENT:
             opcode, payload = name_opcode(opcode)
-        buffer = check_send(opcode, payload)
+        buffer = check_send(opcode, payload, fin=fin)
         if type(buffer) is not bytes:
             buffer = bytes(buffer)
-        return self._command(id, lambda connection: connection.send(opcode, buffer), timeout)
+        return self._command(id, lambda connection: connection.send(opcode, buffer, fin=fin), timeout)
 
     def close_connection(
         self, id: int, code: int | None = CloseCode.NORMAL, reason: str = "", *, timeout: float | None = None

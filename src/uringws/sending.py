@@ -22,15 +22,18 @@ if TYPE_CHECKING:
 
     Payload: TypeAlias = str | AnyBuffer | AnyMessage
 
-__all__ = ["ABSENT", "check_close", "check_fragment", "check_send", "name_opcode"]
+__all__ = ["ABSENT", "NOT_BEGUN", "UNFINISHED", "check_close", "check_fragment", "check_send", "name_opcode"]
 
 ABSENT: Final[Any] = object()
 """Stands for the payload in `send(payload)`, whose only argument comes first, in the place of the opcode."""
 
+UNFINISHED: Final = "a fragmented message is unfinished: CONTINUATION frames come first, up to one with fin=True"
+NOT_BEGUN: Final = "there is no fragmented message to continue: begin one with fin=False"
+
 _TEXT: Final = int(Opcode.TEXT)
 _BINARY: Final = int(Opcode.BINARY)
 _PING: Final = int(Opcode.PING)
-_SENDABLE: Final = frozenset({_TEXT, _BINARY, _PING, int(Opcode.PONG)})
+_SENDABLE: Final = frozenset({int(Opcode.CONTINUATION), _TEXT, _BINARY, _PING, int(Opcode.PONG)})
 _COPIED_BYTES_MAX: Final = 16 * 1024
 """Up to this size a copy of a buffer costs less than to lend the buffer itself to C."""
 _CONTROL_BYTES_MAX: Final = 125
@@ -51,14 +54,14 @@ def name_opcode(payload: Payload) -> tuple[int, Payload]:
     return opcode, payload
 
 
-def check_send(opcode: int, payload: Payload) -> bytes | bytearray | memoryview:
+def check_send(opcode: int, payload: Payload, *, fin: bool = True) -> bytes | bytearray | memoryview:
     """Return a payload as the buffer to send. Raises TypeError or ValueError if it cannot be sent.
 
-    A small buffer is copied: the result is bytes then.
+    A small buffer is copied: the result is bytes then. Whether the frame may come now is for `check_fragment`.
     """
     if opcode not in _SENDABLE:
         raise ValueError(
-            f"opcode {opcode!r} cannot be sent: TEXT, BINARY, PING or PONG can (close() ends a connection)"
+            f"opcode {opcode!r} cannot be sent: TEXT, BINARY, CONTINUATION, PING or PONG can; close() sends CLOSE"
         )
     buffer: Any
     if isinstance(payload, str):
@@ -71,21 +74,22 @@ def check_send(opcode: int, payload: Payload) -> bytes | bytearray | memoryview:
         buffer = payload if type(payload) is bytes else _flat(payload)
     if opcode >= _PING and len(buffer) > _CONTROL_BYTES_MAX:
         raise ValueError(f"a ping or pong holds at most 125 bytes, not {len(buffer)} (RFC 6455 5.5)")
+    if opcode >= _PING and not fin:
+        raise ValueError("a ping or pong cannot be fragmented (RFC 6455 5.5)")
     return buffer  # type: ignore[no-any-return]
 
 
 def check_fragment(opcode: int, *, fin: bool, unfinished: bool) -> bool:
-    """Return whether a message is unfinished after a frame (RFC 6455 5.4), or raise ValueError for a frame that must
-    not come now. `unfinished` says whether one was before it.
+    """Return whether a message is unfinished after a frame (RFC 6455 5.4). `unfinished` says whether one was before it.
+
+    Raises ValueError for a frame that must not come now.
     """
     if opcode >= _PING:
-        if not fin:
-            raise ValueError("a ping or pong cannot be fragmented (RFC 6455 5.5)")
         return unfinished
     if unfinished and opcode != Opcode.CONTINUATION:
-        raise ValueError("a fragmented message is unfinished: CONTINUATION frames come first, up to one with fin=True")
+        raise ValueError(UNFINISHED)
     if not unfinished and opcode == Opcode.CONTINUATION:
-        raise ValueError("there is no fragmented message to continue: begin one with fin=False")
+        raise ValueError(NOT_BEGUN)
     return not fin
 
 
