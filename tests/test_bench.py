@@ -74,7 +74,7 @@ class TestSummary:
         assert ratio is not None
         assert ratio.median == 4
 
-    def test_what_was_not_measured_has_no_ratio(self) -> None:
+    def test_missing_measurements_have_no_ratio(self) -> None:
         found = Measurements(measured("a", 1))
         assert found.ratio("a", "b", "100/20", "throughput") is None
         assert found.geometric_mean("a", "a", SHAPES, "throughput") is None
@@ -260,7 +260,7 @@ class TestLoad:
         ):
             load.run(short(), port)
 
-    def test_nobody_listens(self) -> None:
+    def test_a_port_without_a_server(self) -> None:
         with pytest.raises(LoadError, match="Connection refused"):
             load.run(short(), processes.free_port())
 
@@ -314,7 +314,7 @@ class TestProcesses:
         ):
             pass
 
-    def test_what_cannot_be_run(self) -> None:
+    def test_a_program_that_does_not_exist(self) -> None:
         missing = contenders.peer(f"missing={processes.free_port()}:/no/such/program")
         with pytest.raises(processes.ServerError, match="No such file"), processes.started(missing, CORES[0]):
             pass
@@ -340,7 +340,7 @@ class TestProcesses:
             assert os.sched_getaffinity(pid) == {CORES[-1]}
         assert processes.family(os.getpid()) == before
 
-    def test_cpus_are_kept_awake_by_who_makes_way(self) -> None:
+    def test_cpus_are_kept_awake_by_idle_class_loops(self) -> None:
         before = processes.family(os.getpid())
         with processes.kept_awake(*CORES[:2], CORES[0]):
             loops = set(processes.family(os.getpid())) - set(before)
@@ -382,7 +382,7 @@ class TestPlan:
         }
         return runner.Plan(**{**usual, **changes})  # type: ignore[arg-type]
 
-    def test_who_takes_part(self) -> None:
+    def test_the_contenders(self) -> None:
         def names(case: str) -> list[str]:
             return [one.name for one in self.plan().taking_part(CASES[case])]
 
@@ -408,7 +408,7 @@ def test_the_baseline_is_visited_between_the_others() -> None:
 
 
 class TestResults:
-    def test_what_is_written_is_read(self, tmp_path: Path) -> None:
+    def test_results_are_read_as_written(self, tmp_path: Path) -> None:
         path = tmp_path / "run.jsonl"
         [one] = measured("a", 1.5)
         with path.open("w") as file:
@@ -421,7 +421,7 @@ class TestResults:
         assert found.skipped == {"b": "not installed"}
 
     @pytest.mark.parametrize("text", ["", "[]\n", '{"type": "skipped"}\n', '{"baseline": "a"}\n', "no json\n"])
-    def test_what_is_no_run(self, tmp_path: Path, text: str) -> None:
+    def test_other_files_are_not_runs(self, tmp_path: Path, text: str) -> None:
         path = tmp_path / "run.jsonl"
         path.write_text(text)
         with pytest.raises(results.ResultsError, match=r"run\.jsonl"):

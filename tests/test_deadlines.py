@@ -180,7 +180,7 @@ def test_a_peer_that_stops_taking_its_backlog_is_cut_off(backend: Backend) -> No
         settle(server)
 
 
-def test_a_peer_that_stops_taking_its_backlog_is_idle_whatever_it_took_before(backend: Backend) -> None:
+def test_a_peer_that_stops_taking_its_backlog_is_idle(backend: Backend) -> None:
     recorder = Recorder()
     options = only(idle_seconds_max=0.3, close_seconds_max=0.3)
     with serving(backend, options, recorder) as server, SlowPeer.connect(server.address) as peer:
@@ -194,7 +194,7 @@ def test_a_peer_that_stops_taking_its_backlog_is_idle_whatever_it_took_before(ba
 
 
 @pytest.mark.parametrize("manner", ["at once", "behind a backlog"])
-def test_a_peer_that_hangs_is_cut_off_while_its_kernel_takes_what_we_push(backend: Backend, manner: str) -> None:
+def test_a_peer_that_hangs_is_cut_while_its_kernel_takes_our_bytes(backend: Backend, manner: str) -> None:
     """Taking the bytes after the ping proves nothing: only the peer's kernel takes them."""
     recorder = Recorder()
     options = only(ping_interval_seconds=0.2, ping_timeout_seconds=0.6)
@@ -278,7 +278,7 @@ class Page(Recorder):
 GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
-def test_a_page_comes_whole_however_slowly_it_is_read(backend: Backend) -> None:
+def test_a_page_comes_whole_at_any_reading_speed(backend: Backend) -> None:
     options = only(close_seconds_max=PERIOD_SECONDS)
     with serving(backend, options, Page()) as server, SlowPeer.dial(server.address) as peer:
         peer.write(GET)
@@ -366,7 +366,7 @@ def test_an_abort_just_before_the_reactor_is_closed_resets_the_stream_too(backen
             read_to_the_end(peer)
 
 
-def test_a_stream_whose_rest_finds_no_memory_is_reset(backend: Backend) -> None:
+def test_a_stream_is_reset_if_there_is_no_memory_for_its_rest(backend: Backend) -> None:
     """A part of the message has left when the budget turns out to be too small for the rest of it."""
     recorder = Recorder()
     pool_bytes = 16 * 4096

@@ -60,7 +60,7 @@ def test_a_closed_socket_cannot_be_listened_on(backend: Backend) -> None:
         ("file/socket", "file is not a directory"),
     ],
 )
-def test_a_path_that_cannot_be_bound_says_what_lies_there(
+def test_a_path_that_cannot_be_bound_names_the_file_there(
     backend: Backend, tmp_path: Path, name: str, says: str
 ) -> None:
     (tmp_path / "directory").mkdir()

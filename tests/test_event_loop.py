@@ -40,7 +40,7 @@ def open_descriptors() -> int:
 # ---- asyncio
 
 
-def test_run_returns_what_the_coroutine_returns_and_raises_what_it_raises() -> None:
+def test_run_returns_the_coroutines_result_and_raises_its_exception() -> None:
     async def main() -> str:
         assert isinstance(asyncio.get_running_loop(), EventLoop)
         await asyncio.sleep(0.01)
@@ -175,7 +175,7 @@ def test_stop_ends_run_forever_and_the_loop_runs_again(loop: EventLoop) -> None:
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
-def test_what_is_no_error_gets_out_of_the_loop(loop: EventLoop, error: type[BaseException]) -> None:
+def test_keyboard_interrupt_propagates_out_of_the_loop(loop: EventLoop, error: type[BaseException]) -> None:
     def fail() -> None:
         raise error
 
@@ -288,7 +288,7 @@ def test_close_gives_everything_back(backend: Backend) -> None:
             loop.run_forever()
 
 
-def test_a_loop_that_nobody_closed_is_reported_and_freed(backend: Backend) -> None:
+def test_an_unclosed_loop_is_reported_and_freed(backend: Backend) -> None:
     before = open_descriptors()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -335,7 +335,7 @@ def test_a_loop_may_be_made_in_one_thread_run_in_another_and_closed_in_the_first
     assert loop.is_closed()
 
 
-def test_a_forked_child_is_told_to_make_its_own_loop(loop: EventLoop) -> None:
+def test_a_forked_child_gets_an_error_with_the_remedy(loop: EventLoop) -> None:
     run_for_a_moment(loop)
     reading, writing = os.pipe()
     child = os.fork()

@@ -29,7 +29,7 @@ def test_the_version_is_that_of_the_project(capsys: pytest.CaptureFixture[str]) 
 
 
 @pytest.mark.parametrize("cls", [Options, Stats, Request], ids=lambda cls: cls.__name__)
-def test_help_shows_what_each_field_is_for(cls: type) -> None:
+def test_help_shows_each_fields_docs(cls: type) -> None:
     """Run as a user would, in a process of its own: the docs are read when they are asked for."""
     shown = subprocess.run(
         [sys.executable, "-c", f"import uringws; help(uringws.{cls.__name__})"],

@@ -123,7 +123,7 @@ def test_a_kept_request_stays_readable(backend: Backend) -> None:
 EARLY = [frame(TEXT, b"one"), frame(PING, b"?"), frame(BINARY, bytes(300)), frame(TEXT, b"thr", fin=False)]
 
 
-def test_what_follows_the_request_is_kept_for_the_open_connection(backend: Backend) -> None:
+def test_bytes_after_the_request_are_kept_for_the_open_connection(backend: Backend) -> None:
     with deferring(backend) as (reactor, recorder), asking(reactor, recorder, EARLY[0]) as (peer, request):
         peer.write(*EARLY[1:])
         reactor.run_once(0.05)
@@ -269,7 +269,7 @@ def test_a_second_answer_raises(backend: Backend) -> None:
                 reactor.answer(other, Accept())
 
 
-def test_what_names_no_request_is_refused(backend: Backend) -> None:
+def test_a_wrong_request_is_refused(backend: Backend) -> None:
     with deferring(backend) as (reactor, recorder), asking(reactor, recorder) as (_, request):
         made = parse_request(upgrade_request(), header_count_max=100)
         wrong: list[tuple[Any, type[Exception]]] = [
@@ -496,7 +496,7 @@ def test_a_drain_inside_of_on_upgrade_answers_503(backend: Backend) -> None:
         assert recorder.of("abandoned") == [("abandoned", recorder.requests[0].id)]
 
 
-def test_a_cut_and_a_close_abandon_what_waits(backend: Backend) -> None:
+def test_a_cut_and_a_close_abandon_waiting_requests(backend: Backend) -> None:
     with deferring(backend) as (reactor, recorder), asking(reactor, recorder), asking(reactor, recorder):
         assert not recorder.of("abandoned")
         reactor.close()

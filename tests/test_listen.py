@@ -279,7 +279,7 @@ class Asynchronous(Handler):
         ((EchoRecorder(), "127.0.0.1", 0), {"options": Options(receive_buffers=16)}, OptionsError, "receive_buffers"),
     ],
 )
-def test_what_cannot_be_listened_with_is_refused(
+def test_wrong_arguments_of_listen_are_refused(
     loop: EventLoop, arguments: Any, keywords: Any, error: type[Exception], text: str
 ) -> None:
     async def main() -> None:

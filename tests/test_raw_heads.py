@@ -198,7 +198,9 @@ UNREADABLE = {
 
 @pytest.mark.parametrize("name", UNREADABLE)
 @pytest.mark.parametrize("silently", [True, False])
-def test_what_is_no_request_is_refused_silently_if_asked_for(backend: Backend, name: str, *, silently: bool) -> None:
+def test_bytes_other_than_requests_are_refused_silently_if_asked_for(
+    backend: Backend, name: str, *, silently: bool
+) -> None:
     options = Options(refuse_silently=silently, ping_interval_seconds=None)
     with (
         ReactorThread(Recorder(), backend=backend, options=options) as server,

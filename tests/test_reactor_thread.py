@@ -147,7 +147,7 @@ class Exits(Handler):
         raise SystemExit(3)
 
 
-def test_what_ends_the_reactor_reaches_the_caller(backend: Backend) -> None:
+def test_an_exception_that_ends_the_reactor_reaches_the_caller(backend: Backend) -> None:
     server = ReactorThread(Exits(), backend=backend)
     address = server.reactor.bind("127.0.0.1", 0)
     server.start()
@@ -183,7 +183,7 @@ def test_calls_that_are_not_made_any_more_fail(backend: Backend) -> None:
         server.join(WAIT)
 
 
-def test_what_keeps_the_reactor_from_starting_is_raised_by_start(backend: Backend) -> None:
+def test_start_raises_the_error_that_prevents_the_start(backend: Backend) -> None:
     server = ReactorThread(Silent(), backend=backend)
     server.reactor.close()
     with pytest.raises(ReactorStateError):
@@ -233,7 +233,7 @@ def test_misuse_is_refused(
     assert server.call(int).result(WAIT) == 0
 
 
-def test_what_was_never_started_cannot_be_joined(backend: Backend) -> None:
+def test_a_thread_that_was_never_started_cannot_be_joined(backend: Backend) -> None:
     server = ReactorThread(Silent(), backend=backend)
     with pytest.raises(ReactorStateError, match="never started"):
         server.join()

@@ -250,6 +250,9 @@ def markdown_prose(text: str) -> Iterator[tuple[int, str]]:
         yield bare.count("\n", 0, found.start()) + 1, found[0]
 
 
+WORDY_NAME = re.compile(
+    r"test_(what|who|whose|whoever|whatever|nobody|somebody)_|test_\w*_(owed|told|nobody|whoever)(_|$)"
+)
 READERS = {".py": python_comments, ".md": markdown_prose}
 PLAIN_FILES = sorted(
     path
@@ -417,6 +420,12 @@ def test_c_comments_are_plain_english(path: Path) -> None:
 def test_prose_is_plain_english(path: Path) -> None:
     """Comments and docstrings of Python, and pages."""
     assert wordy(path.read_text(), path.suffix) == [], "PLAINER in tests/test_structure.py has a plainer wording"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tests").rglob("test_*.py")), ids=lambda path: path.name)
+def test_names_of_tests_are_sentences_with_a_subject(path: Path) -> None:
+    names = [node.name for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, FUNCTIONS)]
+    assert [name for name in names if WORDY_NAME.match(name)] == []
 
 
 def test_wordy_prose_is_found() -> None:

@@ -158,7 +158,7 @@ def test_keyboard_interrupt_propagates_and_other_timers_stay(backend: Backend, m
         assert 1 in called
 
 
-def test_a_timer_sends_and_what_it_sends_leaves_at_once(backend: Backend) -> None:
+def test_messages_of_a_timer_leave_at_once(backend: Backend) -> None:
     class Clock(Recorder):
         def on_open(self, conn: Connection) -> None:
             super().on_open(conn)

@@ -260,7 +260,7 @@ def test_a_wrong_answer_raises_and_is_500(message: Event, says: str) -> None:
             live.result()
 
 
-def test_a_peer_that_leaves_in_the_middle_of_a_denial_is_told_to_the_application(loop: str) -> None:
+def test_the_application_learns_that_a_peer_left_in_the_middle_of_a_denial(loop: str) -> None:
     async def app(scope: Event, receive: Receive, send: Send) -> tuple[Event, str]:
         await receive()
         await send(START)
@@ -374,7 +374,7 @@ def test_two_receives_at_a_time_get_one_event_each(loop: str) -> None:
 
 
 @pytest.mark.parametrize("violation", [frame(TEXT, b"\xff"), frame(BINARY, b"x" * 1001), frame(TEXT, b"a", key=None)])
-def test_a_violation_is_told_with_its_code(loop: str, violation: bytes) -> None:
+def test_the_application_gets_the_code_of_a_violation(loop: str, violation: bytes) -> None:
     with Live(until_disconnected, loop, ws_max_size=1000) as live, live.connect() as peer:
         peer.write(violation, b"x" * 100_000)
         code = peer.read_close()
@@ -522,7 +522,7 @@ async def send_for_ever(send: Send) -> None:
         await send({"type": "websocket.send", "bytes": bytes(1_000_000)})
 
 
-def test_a_sender_that_waits_is_told_that_the_peer_has_left(loop: str) -> None:
+def test_a_send_that_waits_raises_when_the_peer_has_left(loop: str) -> None:
     async def app(scope: Event, receive: Receive, send: Send) -> None:
         await accept(receive, send)
         with pytest.raises(OSError, match="left"):
@@ -655,7 +655,7 @@ def test_the_state_of_the_lifespan_is_copied_for_each_connection() -> None:
                 assert live.result() == {"own": True}
 
 
-def test_each_loop_is_what_it_is_called(loop: str) -> None:
+def test_each_loop_has_the_class_of_its_name(loop: str) -> None:
     made = loop_factory(loop)()
     try:
         assert loop in type(made).__module__
