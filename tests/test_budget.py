@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 import pytest
 
 from servers import EchoRecorder, ReactorThread, Recorder, connected, run_until, wait_until
-from uringws import Close, Closing, Connection, LimitReached, Options, Reactor, Stats
+from uringws import Close, Closing, Connection, ConnectionClosed, LimitReached, Options, Reactor, Stats
 from uringws.backend import Backend
 from wire import BINARY, CLOSE, CONTINUATION, TEXT, Frame, Peer, frame
 
@@ -172,6 +172,24 @@ def test_the_greediest_backlog_is_cut_off(backend: Backend) -> None:
         assert first[2] == 1006, "bytes are missing from its stream: a close frame would be read as payload"
         assert_alive(server, lively)
         assert read_until_end(stalled[0]) is None
+
+
+def test_a_large_send_beyond_the_budget_ends_its_connection_alone(backend: Backend) -> None:
+    """`send` raises ConnectionClosed, as for every connection that is lost, and `on_close` is told why."""
+    recorder = Pushing()
+    with serving(backend, recorder) as server, ExitStack() as stack:
+        lively = stack.enter_context(Peer.connect(server.address))
+        assert_alive(server, lively)
+        stack.enter_context(Peer.connect(server.address))
+        recorder.wait_for("open", 2)
+        stalled = recorder.connections[recorder.of("open")[1][1]]
+        with pytest.raises(ConnectionClosed):
+            server.ask(lambda: stalled.send_binary(bytes(20 * MIB)))
+        assert recorder.wait_for("close")[0][1:3] == (stalled.id, 1006)
+        closing = stalled.closing
+        assert closing is not None
+        assert isinstance(closing.error, LimitReached)
+        assert_alive(server, lively)
 
 
 def test_many_partial_messages_stay_within_the_budget(backend: Backend) -> None:

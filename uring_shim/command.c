@@ -135,7 +135,7 @@ static int send_direct(struct urs_reactor *reactor, struct urs_session *session,
     if (error != 0) {
         session->reset = true;
         urs_life_lose(reactor, session, error);
-        return error;
+        return URS_ERROR_CLOSING;  /* the event of the loss tells the error */
     }
     urs_work_dirty(reactor, session);
     return URS_QUEUED;
