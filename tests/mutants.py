@@ -223,7 +223,7 @@ MUTANTS = (
         "else if ((uint32_t)sent == session->offered)\n        urs_work_dirty(reactor, session);\n    else\n",
         "else\n",
         "A backlog leaves at once for as long as the socket takes it",
-        ("tests/test_backpressure.py::test_a_backlog_of_many_messages_leaves_as_the_socket_takes_it",),
+        ("tests/test_core.py::test_case[a_backlog_of_many_slices_leaves_in_one_flush]",),
     ),
     Mutant(
         "messages-after-on-full-close",
@@ -666,14 +666,6 @@ MUTANTS = (
     queue->last = session->slot + 1;""",
         "    session->next_slot = queue->count == 0 ? 0 : queue->first;\n    queue->first = session->slot + 1;",
         "Sessions that wait for a receive buffer have it in turn",
-        ("tests/test_crowds.py::test_small_messages_do_not_wait_for_large_ones",),
-    ),
-    Mutant(
-        "waiting-sessions-sleep",
-        "uring_shim/turn.c",
-        "|| (urs_intake_waiting(reactor) > 0 && urs_intake_free_buffers(reactor) > 0)",
-        "",
-        "A session that waits for a buffer is served as soon as there is one",
         ("tests/test_crowds.py::test_small_messages_do_not_wait_for_large_ones",),
     ),
     Mutant(

@@ -283,6 +283,32 @@ static void a_message_to_many_is_kept_once(void)
         close(peers[index]);
 }
 
+/* A backlog that the socket takes whole leaves in one flush, however many slices it has: a send names 64 at most. */
+static void a_backlog_of_many_slices_leaves_in_one_flush(void)
+{
+    enum { SLICES = 3 * URS_IO_VECTORS_MAX + 1, BYTES = 300 };
+    static uint8_t received[SLICES * BYTES];
+    int peer;
+    struct urs_reactor *reactor = start_reactor(0);
+    struct urs_session *session = add_session(reactor, &peer);
+    struct urs_block *block = urs_block_new(&reactor->memory, BYTES);
+    CHECK(block != NULL);
+    memset(urs_block_data(block), 'x', BYTES);
+    urs_block_seal(block);
+    for (size_t index = 0; index < SLICES; index++) {
+        urs_block_hold(block);
+        struct urs_slice slice = {block, URS_BLOCK_HEADROOM, URS_BLOCK_HEADROOM + BYTES};
+        CHECK(urs_chain_push(&session->backlog, &reactor->memory, slice) == 0);
+    }
+    urs_block_drop(block);
+    urs_work_dirty(reactor, session);
+    CHECK(urs_flush_sessions(reactor) == 0);
+    CHECK(session->backlog.bytes == 0 && reactor->stats.sends_short == 0);
+    CHECK(recv(peer, received, sizeof received, MSG_DONTWAIT) == (ssize_t)sizeof received);
+    urs_reactor_close(reactor);
+    close(peer);
+}
+
 /* Sessions that share a message are not ended near the budget while the end of others frees enough, even if each has a
  * larger share. */
 static void a_shared_message_ends_none_of_its_readers(void)
@@ -514,6 +540,7 @@ int main(int count, char **arguments)
         {"nobody_gives_way_for_memory_of_nobody", nobody_gives_way_for_memory_of_nobody},
         {"a_share_of_python_is_not_counted", a_share_of_python_is_not_counted},
         {"a_message_to_many_is_kept_once", a_message_to_many_is_kept_once},
+        {"a_backlog_of_many_slices_leaves_in_one_flush", a_backlog_of_many_slices_leaves_in_one_flush},
         {"a_shared_message_ends_none_of_its_readers", a_shared_message_ends_none_of_its_readers},
         {"each_kind_of_output_has_its_limit", each_kind_of_output_has_its_limit},
         {"its_own_pings_keep_to_the_reserve", its_own_pings_keep_to_the_reserve},
