@@ -381,6 +381,7 @@ static uint32_t turn(struct world *world, uint32_t seed)
     /* The next turn does the same first; between the two, commands meet a reactor without events. */
     if (seed % 4 == 0) {
         int left = urs_reactor_flush(world->reactor);
+        check_gone(world);
         CHECK(left == 0 || (left < 0 && world->faulty));
         world->broken = left < 0;
     }
