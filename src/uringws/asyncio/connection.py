@@ -28,7 +28,7 @@ from uringws.asyncio.classes import (
 )
 from uringws.asyncio.ending import Ending
 from uringws.asyncio.inbox import Discarding, Fragment, as_inbox, put_back, queue_marks
-from uringws.asyncio.iterator import Messages
+from uringws.asyncio.iterator import Messages, PlainMessages
 from uringws.asyncio.link import wrong_thread
 from uringws.asyncio.payloads import FRAGMENTS_MAX, Fragments, control_payload, each, fragment_payload
 from uringws.asyncio.waiters import Waiter
@@ -117,7 +117,7 @@ class ServerConnection(Attributes):
         await self.close(1000 if kind is None else 1011)
 
     def __aiter__(self) -> AsyncIterator[Data]:
-        return Messages(self)
+        return PlainMessages(self) if type(self).recv is ServerConnection.recv else Messages(self)
 
     @overload
     async def recv(self, decode: Literal[True]) -> str: ...

@@ -64,6 +64,9 @@ class Server:
     `handler` is called once for each connection. `logger` gets its log records, "websockets.server" by default.
     """
 
+    _close_task: asyncio.Task[None] | None = None
+    _emptied: asyncio.Future[None] | None = None
+
     def __init__(
         self,
         handler: Handler,
@@ -108,12 +111,11 @@ class Server:
         self.clocks: Final = Clocks(self.loop)
         self.links: Final[set[Link]] = set()  # of all connections that are not closed, opening ones included
         self._handled: set[ServerConnection] = set()  # those that were opened and are not closed
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks: dict[asyncio.Task[Any], ServerConnection | None] = {}  # with the connection that a handler has
         self.ring: Final = ring_of(self)
         self._context = contextvars.copy_context()
-        self._close_task: asyncio.Task[None] | None = None
+        self._on_handler_done = self._handler_done  # one object for all tasks
         self._closed: asyncio.Future[None] = self.loop.create_future()
-        self._emptied: asyncio.Future[None] | None = None
 
     # ---- the surface of websockets
 
@@ -172,7 +174,7 @@ class Server:
             if closes:
                 await asyncio.wait(closes)
         me = asyncio.current_task()
-        while self.links or self._handled or self._tasks - {me}:
+        while self.links or self._handled or self._tasks.keys() - {me}:
             self._emptied = self.loop.create_future()
             await self._emptied
         if self.ring is not None:
@@ -213,7 +215,7 @@ class Server:
     def create_task(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run a coroutine of this server in a task that its end waits for."""
         task = self.loop.create_task(coroutine)
-        self._tasks.add(task)
+        self._tasks[task] = None
         task.add_done_callback(self._task_done)
         return task
 
@@ -222,8 +224,8 @@ class Server:
         connection._opened()
         self._handled.add(connection)
         task = self.loop.create_task(self._handle(connection), context=self._context.copy())
-        self._tasks.add(task)
-        task.add_done_callback(functools.partial(self._handler_done, connection))
+        self._tasks[task] = connection
+        task.add_done_callback(self._on_handler_done)
 
     def _connection_lost(self, connection: ServerConnection) -> None:
         """A connection is closed; its handler may still run."""
@@ -238,9 +240,10 @@ class Server:
             return _raise(error)
         return handled if inspect.iscoroutine(handled) else _await(handled)
 
-    def _handler_done(self, connection: ServerConnection, task: asyncio.Task[Any]) -> None:
+    def _handler_done(self, task: asyncio.Task[Any]) -> None:
         """Close a connection whose handler has returned, failed or been cancelled."""
-        self._tasks.discard(task)
+        connection = self._tasks.pop(task)
+        assert connection is not None  # noqa: S101 - `open_connection` put it there
         error = None if task.cancelled() else task.exception()
         if error is not None:
             connection.logger.error("connection handler failed", exc_info=error)
@@ -250,7 +253,7 @@ class Server:
         self._look_whether_empty()
 
     def _task_done(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
+        self._tasks.pop(task, None)
         if not task.cancelled() and task.exception() is not None:
             self.logger.error("unexpected internal error", exc_info=task.exception())
         self._look_whether_empty()

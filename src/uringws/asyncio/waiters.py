@@ -7,6 +7,7 @@ in one turn.
 from __future__ import annotations
 
 import asyncio
+import itertools
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Final
 
@@ -35,16 +36,13 @@ _CANCELLED: Final = _State.CANCELLED
 class Wakeups:
     """The waiters of one event loop whose tasks its next iteration resumes, in order."""
 
-    __slots__ = ("_loop", "_waiters")
+    __slots__ = ("_loop", "_waiters", "get_loop")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._waiters: list[Waiter] = []
-
-    @property
-    def loop(self) -> asyncio.AbstractEventLoop:
-        """The event loop of the tasks."""
-        return self._loop
+        self.get_loop: Callable[[], asyncio.AbstractEventLoop] = itertools.repeat(loop).__next__
+        """Returns the event loop of the tasks. A function in C: a task calls it each time it waits."""
 
     def add(self, waiter: Waiter) -> None:
         """Resume the task of a waiter, which must not be on the list yet."""
@@ -58,7 +56,10 @@ class Wakeups:
         iterator = iter(waiters)
         try:
             for waiter in iterator:
-                waiter.resume()
+                callback, context = waiter._callback, waiter._context
+                waiter._callback = None
+                if callback is not None and context is not None:
+                    context.run(callback, waiter)  # the task's next step
         finally:
             # Only what is no error, KeyboardInterrupt for example, gets out of a task's step. The others still wait.
             left = list(iterator)
@@ -72,10 +73,10 @@ class Waiter:
     """An awaitable for one task at a time, which may wait on it any number of times.
 
     To the task it is a future (asyncio's protocol of `_asyncio_future_blocking`), except that its callback runs from
-    `Wakeups` and not from a handle of its own. Its creator wakes it through `Wakeups.add`, after `is_waiting`.
+    `Wakeups` and not from a handle of its own.
     """
 
-    __slots__ = ("_asyncio_future_blocking", "_callback", "_context", "_message", "_state", "_wakeups")
+    __slots__ = ("_asyncio_future_blocking", "_callback", "_context", "_message", "_state", "_wakeups", "get_loop")
 
     def __init__(self, wakeups: Wakeups) -> None:
         self._asyncio_future_blocking = False
@@ -84,6 +85,8 @@ class Waiter:
         self._callback: Callable[[Any], object] | None = None
         self._context: Context | None = None
         self._message: object = None
+        self.get_loop = wakeups.get_loop
+        """Returns the loop whose tasks may wait on it; a task of another loop is told so by asyncio."""
 
     def __await__(self) -> Generator[Waiter, None, None]:
         self._asyncio_future_blocking = True
@@ -94,20 +97,13 @@ class Waiter:
         """Resume the task in the next iteration, if it waits and is not being resumed already."""
         if self._state is _WAITING:
             self._state = _WOKEN
-            self._wakeups.add(self)
-
-    def resume(self) -> None:
-        """Run the task's next step. Only for `Wakeups`."""
-        callback, context = self._callback, self._context
-        self._callback = self._context = None
-        if callback is not None and context is not None:
-            context.run(callback, self)
+            wakeups = self._wakeups
+            if wakeups._waiters:
+                wakeups._waiters.append(self)  # `Wakeups.add`, written out
+            else:
+                wakeups.add(self)
 
     # ---- what a task asks of a future
-
-    def get_loop(self) -> asyncio.AbstractEventLoop:
-        """Return the loop whose tasks may wait on it; a task of another loop is told so by asyncio."""
-        return self._wakeups.loop
 
     def add_done_callback(self, callback: Callable[[Any], object], *, context: Context) -> None:
         """Keep the task's way to be resumed."""
