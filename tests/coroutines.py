@@ -135,5 +135,3 @@ def listen(handler: Any = hold, **settings: Any) -> Server:
 
 
 each_loop = pytest.mark.parametrize("loop", LOOPS)
-each_fragment_loop = pytest.mark.parametrize("loop", ["stock", "uvloop"])
-"""For what the ring cannot send yet: fragments."""

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from coroutines import Wire, each_fragment_loop, each_loop, first_connection, listen, run_on, until
+from coroutines import Wire, each_loop, first_connection, listen, run_on, until
 from uringws.asyncio import (
     ConcurrencyError,
     ConnectionClosed,
@@ -201,7 +201,7 @@ def test_close_gives_up_after_close_timeout(loop: str) -> None:
     run_on(loop, main)
 
 
-@each_fragment_loop
+@each_loop
 def test_close_in_the_middle_of_a_fragmented_message_fails_with_1011(loop: str) -> None:
     async def main() -> None:
         gate = asyncio.Event()

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from coroutines import Wire, each_fragment_loop, each_loop, echo, first_connection, listen, run_on, until
+from coroutines import Wire, each_loop, echo, first_connection, listen, run_on, until
 from uringws.asyncio import (
     ConcurrencyError,
     ConnectionClosedError,
@@ -228,7 +228,7 @@ def test_fragments_are_put_together_or_streamed_with_split_characters(loop: str)
     run_on(loop, main)
 
 
-@each_fragment_loop
+@each_loop
 def test_an_iterable_is_sent_in_fragments_with_an_empty_one_at_the_end(loop: str) -> None:
     async def main() -> None:
         async def pieces() -> AsyncIterator[bytes]:
@@ -251,7 +251,7 @@ def test_an_iterable_is_sent_in_fragments_with_an_empty_one_at_the_end(loop: str
     run_on(loop, main)
 
 
-@each_fragment_loop
+@each_loop
 def test_a_message_waits_for_a_fragmented_one_that_is_being_sent(loop: str) -> None:
     async def main() -> None:
         gate = asyncio.Event()
@@ -273,7 +273,7 @@ def test_a_message_waits_for_a_fragmented_one_that_is_being_sent(loop: str) -> N
     run_on(loop, main)
 
 
-@each_fragment_loop
+@each_loop
 def test_mixed_fragments_raise_type_error_and_fail_the_connection(loop: str) -> None:
     async def main() -> None:
         raised: list[BaseException] = []

@@ -21,7 +21,6 @@ from coroutines import (
     Wire,
     address_of,
     ask,
-    each_fragment_loop,
     each_loop,
     echo,
     first_connection,
@@ -461,7 +460,7 @@ def test_two_servers_in_one_loop_have_their_own_limits(loop: str) -> None:
     run_on(loop, main)
 
 
-@each_fragment_loop
+@each_loop
 def test_broadcast_skips_connections_that_close_or_send_fragments(loop: str, caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         gate = asyncio.Event()

@@ -10,14 +10,13 @@ import asyncio
 import dataclasses
 import os
 import socket
-from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from uringws.asyncio.classes import PayloadTooBig
 from uringws.asyncio.inbox import Fragment
 from uringws.asyncio.link import Link, wrong_thread
 from uringws.asyncio.loop import EventLoop
 from uringws.errors import ConnectionClosed, LimitReached, WrongThread
-from uringws.frames import Opcode
 from uringws.handler import Handler
 from uringws.options import Options
 
@@ -131,9 +130,7 @@ class RingLink(Link):
     def send_frame(self, opcode: int, payload: AnyBuffer, *, fin: bool = True) -> object:
         """See `Link`."""
         try:
-            if fin and opcode != Opcode.CONTINUATION:
-                return self._conn.send(opcode, payload)
-            return cast("Any", self._conn).send(opcode, payload, fin=fin)
+            return self._conn.send(opcode, payload, fin=fin)
         except WrongThread:
             raise wrong_thread() from None
 
