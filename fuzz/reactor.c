@@ -429,7 +429,8 @@ static void check_settled(struct world *world)
     for (size_t index = 0; index < PEERS && !world->broken && !world->faulty; index++) {
         struct peer *peer = &world->peers[index];
         const struct urs_session *session = urs_session_find(&world->reactor->sessions, peer->id);
-        if (session == NULL || peer->fd < 0 || session->state != URS_SESSION_OPEN || session->delayed)
+        if (session == NULL || peer->fd < 0 || session->state != URS_SESSION_OPEN 
+            || urs_session_awaits_retry(session))
             continue;
         CHECK(session->backlog.bytes == 0 && session->outbound.first == 0 && !session->choked);
         CHECK(peer->parsed == peer->received.bytes);

@@ -378,7 +378,7 @@ MUTANTS = (
     Mutant(
         "state-is-judged-before-reading",
         "uring_shim/upkeep.c",
-        "passed = !input_waits(session) || (passed && !first && !session->parked);",
+        "passed = !input_waits(session) || (passed && !first && session->receive_state != URS_RECEIVE_AWAITS_BUFFER);",
         "passed = true;",
         "What has arrived is read before a request or a close answer is called late",
         (
@@ -389,7 +389,7 @@ MUTANTS = (
     Mutant(
         "reading-first-has-no-end",
         "uring_shim/upkeep.c",
-        "passed = !input_waits(session) || (passed && !first && !session->parked);",
+        "passed = !input_waits(session) || (passed && !first && session->receive_state != URS_RECEIVE_AWAITS_BUFFER);",
         "passed = !input_waits(session);",
         "A peer that talks on after our close frame wins no time",
         ("tests/test_deadlines.py::test_a_peer_that_keeps_sending_after_our_close_frame_is_cut_too",),
@@ -498,7 +498,7 @@ MUTANTS = (
     Mutant(
         "slot-freed-while-on-a-list",
         "uring_shim/turn.c",
-        "if (session->dirty || session->ready || session->parked || session->delayed || ",
+        "if (session->dirty || session->ready || queued || ",
         "if (",
         "A slot that stands on a list is not given to another session",
         ("tests/test_faults.py::test_sessions_that_end_while_they_wait_for_a_shortage_to_pass_leave_no_trace",),
@@ -523,7 +523,7 @@ MUTANTS = (
     Mutant(
         "receive-not-cancelled-by-name",
         "uring_shim/upkeep.c",
-        "        if (session->receiving)\n            reactor->io->operations->receive_stop(",
+        "        if (urs_session_is_receiving(session))\n            reactor->io->operations->receive_stop(",
         "        if (false)\n            reactor->io->operations->receive_stop(",
         "A request that outlasts its socket does not keep its session for ever",
         ("tests/test_faults.py::test_a_request_that_outlasts_its_socket_is_ended_by_name",),
@@ -742,7 +742,7 @@ MUTANTS = (
     Mutant(
         "talk-puts-off-the-end",
         "uring_shim/upkeep.c",
-        "passed = !input_waits(session) || (passed && !first && !session->parked);",
+        "passed = !input_waits(session) || (passed && !first && session->receive_state != URS_RECEIVE_AWAITS_BUFFER);",
         "passed = !input_waits(session);",
         "No peer delays the end of a close by sending more",
         ("tests/test_liveness.py::test_close_seconds_max_is_not_put_off_by_bytes_that_wait_at_every_look",),
@@ -822,8 +822,8 @@ MUTANTS = (
     Mutant(
         "closed-without-shutdown",
         "uring_shim/lifecycle.c",
-        "if (session->state != URS_SESSION_AWAIT_END || session->receiving || session->polling || session->reset)",
-        "if (session->receiving || session->polling || session->reset)",
+        "if (session->state != URS_SESSION_AWAIT_END || urs_session_is_receiving(session)\n",
+        "if (urs_session_is_receiving(session)\n",
         "A peer sees the end though a forked child keeps the socket",
         ("tests/test_endings.py::test_a_peer_sees_the_end_though_a_forked_child_keeps_the_socket",),
     ),

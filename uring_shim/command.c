@@ -174,13 +174,13 @@ static inline int send_frame(struct urs_reactor *reactor, uint64_t id, uint32_t 
     reactor->stats.pings_sent += opcode == URS_OPCODE_PING;
 
     int result;
-    if (bytes >= DIRECT_BYTES_MIN && pending == 0 && !session->polling && !session->delayed) {
+    if (bytes >= DIRECT_BYTES_MIN && pending == 0 && session->send_state == URS_SEND_IDLE) {
         result = send_direct(reactor, session, opcode, fin, data, bytes);
     } else {
         result = urs_outbound_frame(&reactor->outbox, &session->outbound, opcode, fin, data, bytes);
         if (result != 0)
             return result;
-        result = session->backlog.bytes > 0 || session->polling ? URS_QUEUED : URS_SENT;
+        result = session->backlog.bytes > 0 || session->send_state != URS_SEND_IDLE ? URS_QUEUED : URS_SENT;
         urs_work_dirty(reactor, session);
     }
     if (URS_UNLIKELY(!fin || opcode == URS_OPCODE_CONTINUATION))

@@ -138,7 +138,7 @@ struct urs_reactor {
     struct urs_slots ready;              /* sessions with held input to feed */
     struct urs_queue lively;             /* sessions that wait for a receive buffer, see intake.c */
     struct urs_queue heavy;
-    struct urs_slots delayed;            /* sessions to arm or flush after URS_DELAY_MS */
+    struct urs_slots retries;            /* sessions to arm or flush at retry_at_ms */
     struct urs_slots dead;               /* sessions to free as soon as no event names them */
     uint32_t slots_room;
     uint32_t silent_first;               /* slot + 1 of the oldest session that has not sent a byte; 0: none */
@@ -159,7 +159,7 @@ struct urs_reactor {
     struct urs_reactor_stats stats;
     uint64_t now_ms;
     uint64_t now_us;
-    uint64_t delayed_until_ms;
+    uint64_t retry_at_ms;                /* 0: there is nothing to retry */
     uint64_t budget_scan_ms;             /* the budget does not scan the sessions before this time */
     uint64_t resets_due_ms;              /* when unsure sessions are checked for a reset; 0: there are none */
     uint32_t resets_slot;                /* the first slot that this check looks at */

@@ -143,7 +143,7 @@ void urs_feed_received(struct urs_reactor *reactor, const struct urs_completion 
     if (URS_UNLIKELY((session->generation & 0xffffff) != completion->generation))
         return;
     if (!completion->more)
-        session->receiving = session->stopping = false;
+        urs_session_set_receive(session, URS_RECEIVE_IDLE);
 
     switch (urs_io_receive_fate(completion->result)) {
     case URS_FATE_DATA:
@@ -162,7 +162,7 @@ void urs_feed_received(struct urs_reactor *reactor, const struct urs_completion 
         urs_intake_shortage(reactor);  /* the call below adds the session to the queue */
         break;
     case URS_FATE_LATER:
-        urs_work_delay(reactor, session);
+        urs_work_retry_receive(reactor, session);
         break;
     case URS_FATE_AGAIN:
     case URS_FATE_STOPPED:
@@ -174,7 +174,7 @@ void urs_feed_received(struct urs_reactor *reactor, const struct urs_completion 
     }
     if (session->state == URS_SESSION_AWAIT_REQUESTS)
         urs_life_try_free(reactor, session);
-    else if (!session->receiving)
+    else if (!urs_session_is_receiving(session))
         urs_intake_receive(reactor, session);
     else if (URS_UNLIKELY(session->heavy) && urs_intake_is_short(reactor))
         urs_intake_stop(reactor, session);  /* a multishot receive would overtake waiting sessions */

@@ -71,9 +71,9 @@ static int send_one(struct urs_reactor *reactor, struct urs_session *session)
         urs_outbound_clear(&reactor->outbox, &session->outbound);
         return 0;
     }
-    if (session->outbound.first != 0 && (session->backlog.bytes > 0 || session->polling || session->delayed))
+    if (session->outbound.first != 0 && (session->backlog.bytes > 0 || session->send_state != URS_SEND_IDLE))
         urs_flush_store(reactor, session, 0);
-    if (session->polling || session->delayed || session->lost)
+    if (session->send_state != URS_SEND_IDLE || session->lost)
         return 0;
     if (session->outbound.first == 0 && session->backlog.bytes == 0) {
         urs_life_flushed(reactor, session);
@@ -83,15 +83,15 @@ static int send_one(struct urs_reactor *reactor, struct urs_session *session)
         return -EBUSY;
 
     struct iovec *vectors = reactor->vectors + reactor->vector_count;
-    session->sent_backlog = session->backlog.bytes > 0;
-    uint32_t count = session->sent_backlog ? urs_backlog_vectors(session, vectors, URS_IO_VECTORS_MAX)
+    bool from_backlog = session->backlog.bytes > 0;
+    uint32_t count = from_backlog ? urs_backlog_vectors(session, vectors, URS_IO_VECTORS_MAX)
                                            : segment_vectors(reactor, session, vectors);
-    if (reactor->loans != NULL && !session->sent_backlog) {
+    if (reactor->loans != NULL && !from_backlog) {
         int error = urs_zero_copy_send(reactor, session);
         if (error == 0) {
             session->offered = (uint32_t)session->outbound.bytes;
             reactor->sends++;
-            session->sending = true;
+            urs_session_set_send(session, URS_SEND_SEGMENTS);
         }
         if (error != -ENOTSUP)
             return error;
@@ -105,7 +105,7 @@ static int send_one(struct urs_reactor *reactor, struct urs_session *session)
         return error;
     reactor->vector_count += count;
     reactor->sends++;
-    session->sending = true;
+    urs_session_set_send(session, from_backlog ? URS_SEND_BACKLOG : URS_SEND_SEGMENTS);
     return 0;
 }
 
@@ -115,21 +115,22 @@ static void wait_writable(struct urs_reactor *reactor, struct urs_session *sessi
     reactor->stats.sends_short++;
     if (fate == URS_FATE_LATER
         || reactor->io->operations->writable(reactor->io, session->slot, session->generation, session->fd) != 0)
-        urs_work_delay(reactor, session);
+        urs_work_retry_send(reactor, session);
     else
-        session->polling = true;
+        urs_session_set_send(session, URS_SEND_AWAITS_WRITABLE);
 }
 
 static void on_sent(struct urs_reactor *reactor, struct urs_session *session, int32_t result)
 {
     enum urs_io_fate fate = urs_io_send_fate(result);
     size_t sent = result > 0 ? (size_t)result : 0;
-    URS_ASSERT(session->sending && sent <= session->offered);
+    bool from_backlog = session->send_state == URS_SEND_BACKLOG;
+    URS_ASSERT(urs_session_is_sending(session) && sent <= session->offered);
     reactor->stats.bytes_out += sent;
     session->sent_bytes += (uint32_t)sent;
-    session->sending = false;
+    urs_session_set_send(session, URS_SEND_IDLE);
     session->unsure = session->unsure && sent == 0;
-    if (session->sent_backlog) {
+    if (from_backlog) {
         urs_backlog_consume(session, sent);
         note_backlog(reactor, session);
     } else if (URS_LIKELY(sent == session->outbound.bytes)) {
@@ -154,8 +155,8 @@ static void on_sent(struct urs_reactor *reactor, struct urs_session *session, in
 /* Sends the same bytes again in this flush; they are still in place. */
 static void send_again(struct urs_reactor *reactor, struct urs_session *session)
 {
-    URS_ASSERT(session->sending && !session->sent_backlog);
-    session->sending = false;
+    URS_ASSERT(session->send_state == URS_SEND_SEGMENTS);
+    urs_session_set_send(session, URS_SEND_IDLE);
     urs_work_dirty(reactor, session);
 }
 

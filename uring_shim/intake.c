@@ -48,27 +48,27 @@ static bool wants_input(const struct urs_session *session)
 
 static void arm(struct urs_reactor *reactor, struct urs_session *session, bool once)
 {
-    URS_ASSERT(!session->receiving && !session->parked && !session->delayed);
-    session->receiving = true;
-    if (reactor->io->operations->receive(reactor->io, session->slot, session->generation, session->fd, once) != 0) {
-        session->receiving = false;
-        urs_work_delay(reactor, session);
-    }
+    URS_ASSERT(session->receive_state == URS_RECEIVE_IDLE && session->fd >= 0);
+    if (reactor->io->operations->receive(reactor->io, session->slot, session->generation, session->fd, once) == 0)
+        urs_session_set_receive(session, URS_RECEIVE_ARMED);
+    else
+        urs_work_retry_receive(reactor, session);
 }
 
 void urs_intake_stop(struct urs_reactor *reactor, struct urs_session *session)
 {
-    if (session->receiving && !session->stopping)
-        session->stopping = reactor->io->operations->receive_stop(reactor->io, session->slot, session->generation,
-                                                                  session->fd) == 0;
+    if (session->receive_state != URS_RECEIVE_ARMED)
+        return;
+    if (reactor->io->operations->receive_stop(reactor->io, session->slot, session->generation, session->fd) == 0)
+        urs_session_set_receive(session, URS_RECEIVE_CANCELLING);
 }
 
 /* Puts a session without an armed receive at the end of its queue. */
 static void enqueue(struct urs_reactor *reactor, struct urs_session *session)
 {
-    URS_ASSERT(!session->parked && !session->receiving);
+    URS_ASSERT(session->receive_state == URS_RECEIVE_IDLE);
     struct urs_queue *queue = session->heavy ? &reactor->heavy : &reactor->lively;
-    session->parked = true;
+    urs_session_set_receive(session, URS_RECEIVE_AWAITS_BUFFER);
     session->next_slot = 0;
     if (queue->count == 0)
         queue->first = session->slot + 1;
@@ -80,11 +80,11 @@ static void enqueue(struct urs_reactor *reactor, struct urs_session *session)
 
 void urs_intake_receive(struct urs_reactor *reactor, struct urs_session *session)
 {
-    if (session->state == URS_SESSION_FREE || session->parked || session->delayed)
+    if (session->state == URS_SESSION_FREE)
         return;
     if (!wants_input(session))
         urs_intake_stop(reactor, session);
-    else if (session->receiving)
+    else if (session->receive_state != URS_RECEIVE_IDLE)
         return;
     else if (URS_UNLIKELY(urs_intake_is_short(reactor)))
         enqueue(reactor, session);
@@ -95,7 +95,7 @@ void urs_intake_receive(struct urs_reactor *reactor, struct urs_session *session
 /* Arms a receive of one completion if the session wants input and none is armed. Returns whether it armed one. */
 static bool receive_once(struct urs_reactor *reactor, struct urs_session *session)
 {
-    if (session->receiving || session->parked || session->delayed || !wants_input(session))
+    if (session->receive_state != URS_RECEIVE_IDLE || !wants_input(session))
         return false;
     arm(reactor, session, true);
     return true;
@@ -107,10 +107,10 @@ static uint32_t serve(struct urs_reactor *reactor, struct urs_queue *queue, uint
     uint32_t armed = 0;
     while (armed < room && queue->count > 0) {
         struct urs_session *session = urs_core_session(reactor, queue->first - 1);
-        URS_ASSERT(session->parked);
+        URS_ASSERT(session->receive_state == URS_RECEIVE_AWAITS_BUFFER);
         queue->first = session->next_slot;
         queue->count--;
-        session->parked = false;
+        urs_session_set_receive(session, URS_RECEIVE_IDLE);
         armed += receive_once(reactor, session);
     }
     return armed;
@@ -151,7 +151,7 @@ void urs_intake_find_resets(struct urs_reactor *reactor)
     uint32_t end = (uint32_t)urs_min((size_t)slot + LOOKS_PER_TURN, reactor->sessions.slots);
     for (; slot < end; slot++) {
         struct urs_session *session = urs_core_session(reactor, slot);
-        bool unsure = session->unsure && session->receiving && session->fd >= 0;
+        bool unsure = session->unsure && urs_session_is_receiving(session) && session->fd >= 0;
         session->unsure = false;
         if (!unsure)
             continue;

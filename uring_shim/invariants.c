@@ -41,8 +41,8 @@ static void check_free(const struct urs_session *session)
     URS_ASSERT(session->fd < 0 && session->backlog.bytes == 0 && session->held.block == NULL);
     URS_ASSERT(session->engine.partial == NULL && session->engine.control == NULL);
     URS_ASSERT(session->outbound.first == 0 && session->late_events == 0);
-    URS_ASSERT(!session->dirty && !session->ready && !session->parked && !session->delayed);
-    URS_ASSERT(!session->receiving && !session->polling && !session->sending);
+    URS_ASSERT(!session->dirty && !session->ready);
+    URS_ASSERT(session->receive_state == URS_RECEIVE_IDLE && session->send_state == URS_SEND_IDLE);
     URS_ASSERT((session->generation & 1) == 0);
 }
 
@@ -57,14 +57,12 @@ static void check_session(const struct urs_session *session)
     check_memory(session);
     /* After submit no send is in flight, and every session with bytes left to send is on a list or awaits a
      * completion. */
-    URS_ASSERT(!session->sending);
+    URS_ASSERT(!urs_session_is_sending(session));
     URS_ASSERT(session->outbound.first == 0 || session->dirty || session->lost);
-    URS_ASSERT(session->backlog.bytes == 0 || session->dirty || session->polling || session->delayed);
-    URS_ASSERT(!session->stopping || session->receiving);
-    URS_ASSERT(!session->parked || !session->receiving);
+    URS_ASSERT(session->backlog.bytes == 0 || session->dirty || session->send_state != URS_SEND_IDLE);
     /* A descriptor is closed only when no completion for it can come any more. */
     URS_ASSERT(session->fd >= 0 || session->state == URS_SESSION_AWAIT_REQUESTS);
-    URS_ASSERT(session->fd >= 0 || (!session->receiving && !session->polling));
+    URS_ASSERT(session->fd >= 0 || (!urs_session_is_receiving(session) && session->send_state != URS_SEND_AWAITS_WRITABLE));
     URS_ASSERT(session->state != URS_SESSION_AWAIT_REQUESTS || session->lost);
     URS_ASSERT(!session->silent || (session->state == URS_SESSION_AWAIT_HEAD && session->held.block == NULL));
     /* A mark that is set and cleared while deadlines are judged. */
@@ -77,8 +75,8 @@ static void check_session(const struct urs_session *session)
 struct sums {
     uint32_t dirty;
     uint32_t ready;
-    uint32_t parked;
-    uint32_t delayed;
+    uint32_t await_buffers;
+    uint32_t retries;
     uint32_t in_use;
     uint32_t handshakes;
     uint32_t late_events;
@@ -101,16 +99,16 @@ static void check_sessions(const struct urs_reactor *reactor)
         check_session(session);
         sums.dirty += session->dirty;
         sums.ready += session->ready;
-        sums.parked += session->parked;
-        sums.delayed += session->delayed;
+        sums.await_buffers += session->receive_state == URS_RECEIVE_AWAITS_BUFFER;
+        sums.retries += urs_session_awaits_retry(session);
         sums.in_use += session->state != URS_SESSION_FREE;
         sums.handshakes += session->state == URS_SESSION_AWAIT_HEAD || session->state == URS_SESSION_AWAIT_VERDICT;
         sums.late_events += session->late_events;
     }
     URS_ASSERT(sums.dirty == reactor->dirty.count);
     URS_ASSERT(sums.ready == reactor->ready.count);
-    URS_ASSERT(sums.parked == urs_intake_waiting(reactor));
-    URS_ASSERT(sums.delayed == reactor->delayed.count);
+    URS_ASSERT(sums.await_buffers == urs_intake_waiting(reactor));
+    URS_ASSERT(sums.retries == reactor->retries.count);
     URS_ASSERT(sums.in_use == reactor->sessions.in_use);
     URS_ASSERT(sums.handshakes == reactor->handshakes);
     URS_ASSERT(sums.handshakes == requests_of_listeners(reactor));
@@ -124,7 +122,7 @@ static void check_queue(const struct urs_reactor *reactor, const struct urs_queu
     for (uint32_t index = 0; index < queue->count; index++) {
         URS_ASSERT(next != 0 && (index + 1 < queue->count || next == queue->last));
         const struct urs_session *session = urs_core_session(reactor, next - 1);
-        URS_ASSERT(session->parked);
+        URS_ASSERT(session->receive_state == URS_RECEIVE_AWAITS_BUFFER);
         next = session->next_slot;
     }
     URS_ASSERT(next == 0);
@@ -137,8 +135,8 @@ static void check_lists(const struct urs_reactor *reactor)
         URS_ASSERT(urs_core_session(reactor, reactor->dirty.slots[index])->dirty);
     for (uint32_t index = 0; index < reactor->ready.count; index++)
         URS_ASSERT(urs_core_session(reactor, reactor->ready.slots[index])->ready);
-    for (uint32_t index = 0; index < reactor->delayed.count; index++)
-        URS_ASSERT(urs_core_session(reactor, reactor->delayed.slots[index])->delayed);
+    for (uint32_t index = 0; index < reactor->retries.count; index++)
+        URS_ASSERT(urs_session_awaits_retry(urs_core_session(reactor, reactor->retries.slots[index])));
     for (uint32_t index = 0; index < reactor->dead.count; index++)
         URS_ASSERT(urs_core_session(reactor, reactor->dead.slots[index])->state == URS_SESSION_AWAIT_REQUESTS);
 }

@@ -41,7 +41,7 @@ static int reserve_slots(struct urs_reactor *reactor, uint32_t slots)
     reactor->late = late;
     /* dirty and ready: a slot may be on the list twice while the list is processed. */
     if (grow_list(&reactor->dirty, 2 * room) != 0 || grow_list(&reactor->ready, 2 * room) != 0
-        || grow_list(&reactor->delayed, room) != 0 || grow_list(&reactor->dead, room) != 0)
+        || grow_list(&reactor->retries, room) != 0 || grow_list(&reactor->dead, room) != 0)
         return -ENOMEM;
     reactor->late_room = (uint32_t)(LATE_EVENTS * room);
     reactor->slots_room = (uint32_t)room;
@@ -187,10 +187,11 @@ void urs_life_end(struct urs_reactor *reactor, struct urs_session *session)
 {
     if (session->state == URS_SESSION_AWAIT_REQUESTS || session->state == URS_SESSION_FREE)
         return;
-    URS_ASSERT(session->fd >= 0 && !session->sending);
+    URS_ASSERT(session->fd >= 0 && !urs_session_is_sending(session));
     /* close() alone would complete no request. It would also tell the peer nothing while a forked child or a duplicate
      * descriptor keeps the socket open. In AWAIT_END the peer has our end of stream already. */
-    if (session->state != URS_SESSION_AWAIT_END || session->receiving || session->polling || session->reset)
+    if (session->state != URS_SESSION_AWAIT_END || urs_session_is_receiving(session)
+        || session->send_state == URS_SEND_AWAITS_WRITABLE || session->reset)
         urs_io_disconnect(session->fd, session->reset);
     end_handshake(reactor, session);
     urs_session_set_state(session, URS_SESSION_AWAIT_REQUESTS);
@@ -204,7 +205,8 @@ void urs_life_end(struct urs_reactor *reactor, struct urs_session *session)
 void urs_life_try_free(struct urs_reactor *reactor, struct urs_session *session)
 {
     URS_ASSERT(session->state == URS_SESSION_AWAIT_REQUESTS && session->lost);
-    if (session->receiving || session->polling || session->sending || session->fd < 0)
+    if (urs_session_is_receiving(session) || urs_session_is_sending(session)
+        || session->send_state == URS_SEND_AWAITS_WRITABLE || session->fd < 0)
         return;
     reactor->io->operations->forget(reactor->io, session->slot, session->fd);
     close(session->fd);

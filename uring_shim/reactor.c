@@ -42,7 +42,7 @@ static void free_all(struct urs_reactor *reactor)
     urs_watch_close(reactor);
     free(reactor->dirty.slots);
     free(reactor->ready.slots);
-    free(reactor->delayed.slots);
+    free(reactor->retries.slots);
     free(reactor->dead.slots);
     free(reactor->late);
     free(reactor->ips);

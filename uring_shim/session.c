@@ -39,6 +39,31 @@ void urs_session_set_state(struct urs_session *session, enum urs_session_state s
     session->state = (uint8_t)state;
 }
 
+bool urs_receive_may_become(enum urs_receive_state from, enum urs_receive_state to)
+{
+    static const uint8_t next[] = {
+        [URS_RECEIVE_IDLE] = BIT(URS_RECEIVE_ARMED) | BIT(URS_RECEIVE_AWAITS_BUFFER) | BIT(URS_RECEIVE_AWAITS_RETRY),
+        [URS_RECEIVE_ARMED] = BIT(URS_RECEIVE_CANCELLING) | BIT(URS_RECEIVE_IDLE),
+        [URS_RECEIVE_CANCELLING] = BIT(URS_RECEIVE_IDLE),
+        [URS_RECEIVE_AWAITS_BUFFER] = BIT(URS_RECEIVE_IDLE),
+        [URS_RECEIVE_AWAITS_RETRY] = BIT(URS_RECEIVE_IDLE),
+    };
+    return from < URS_COUNT(next) && (next[from] & BIT(to)) != 0;
+}
+
+bool urs_send_may_become(enum urs_send_state from, enum urs_send_state to)
+{
+    static const uint8_t next[] = {
+        [URS_SEND_IDLE] = BIT(URS_SEND_SEGMENTS) | BIT(URS_SEND_BACKLOG) | BIT(URS_SEND_AWAITS_WRITABLE)
+            | BIT(URS_SEND_AWAITS_RETRY),
+        [URS_SEND_SEGMENTS] = BIT(URS_SEND_IDLE),
+        [URS_SEND_BACKLOG] = BIT(URS_SEND_IDLE),
+        [URS_SEND_AWAITS_WRITABLE] = BIT(URS_SEND_IDLE),
+        [URS_SEND_AWAITS_RETRY] = BIT(URS_SEND_IDLE),
+    };
+    return from < URS_COUNT(next) && (next[from] & BIT(to)) != 0;
+}
+
 struct urs_close urs_failure_close(enum urs_failure failure)
 {
     static const struct urs_close closes[] = {
@@ -96,7 +121,8 @@ struct urs_session *urs_session_new(struct urs_sessions *sessions, int fd)
 
 void urs_session_free(struct urs_sessions *sessions, struct urs_session *session)
 {
-    URS_ASSERT(!session->receiving && !session->polling && !session->sending && session->late_events == 0);
+    URS_ASSERT(session->receive_state == URS_RECEIVE_IDLE && session->send_state == URS_SEND_IDLE);
+    URS_ASSERT(session->late_events == 0);
     URS_ASSERT(sessions->in_use > 0);
     urs_session_drop_memory(session);
     session->fd = -1;

@@ -56,6 +56,22 @@ struct urs_close urs_failure_close(enum urs_failure failure);
 
 #define URS_NO_LISTENER UINT32_MAX       /* of an adopted session */
 
+enum urs_receive_state {
+    URS_RECEIVE_IDLE = 0,                /* none is armed: no input is wanted */
+    URS_RECEIVE_ARMED = 1,
+    URS_RECEIVE_CANCELLING = 2,          /* a cancel was submitted; the last completion is still to come */
+    URS_RECEIVE_AWAITS_BUFFER = 3,       /* in one of the queues of intake.c, because receive buffers are short */
+    URS_RECEIVE_AWAITS_RETRY = 4         /* on the list of retries, because the system lacked memory */
+};
+
+enum urs_send_state {
+    URS_SEND_IDLE = 0,                   /* a flush may send */
+    URS_SEND_SEGMENTS = 1,               /* a send of the turn's segments has not completed yet */
+    URS_SEND_BACKLOG = 2,                /* a send of the backlog has not completed yet */
+    URS_SEND_AWAITS_WRITABLE = 3,        /* the socket is full; URS_IO_WRITABLE is still to come */
+    URS_SEND_AWAITS_RETRY = 4            /* on the list of retries, because the system lacked memory */
+};
+
 struct urs_session {
     struct urs_engine engine;
     struct urs_outbound outbound;        /* the segments of this turn */
@@ -112,18 +128,13 @@ struct urs_session {
     bool pong_waits : 1;
     bool reset : 1;                      /* bytes were discarded: end with a reset, so that the stream does not look
                                             complete */
-    bool receiving;                      /* a receive is armed, or its last completion is still to come */
-    bool stopping;                       /* a cancel was submitted; the last completion is still to come */
-    bool polling;                        /* a URS_IO_WRITABLE completion is still to come */
-    bool sending;                        /* a send has not completed yet */
-    bool sent_backlog;                   /* that send was from the backlog */
+    uint8_t receive_state;               /* enum urs_receive_state */
+    uint8_t send_state;                  /* enum urs_send_state */
     bool copied;                         /* the kernel copied a zero-copy send: send plainly from now on (zero_copy
                                             "auto") */
     bool dirty;                          /* on the reactor's list of sessions to flush */
     bool ready;                          /* on the reactor's list of sessions with held input to feed */
-    bool parked;                         /* in a queue of sessions that wait for a receive buffer */
     bool heavy;                          /* the last receive brought many bytes, see intake.c */
-    bool delayed;                        /* on the reactor's list of sessions to arm or flush after URS_DELAY_MS */
     bool paused;                         /* Python paused reading */
     bool choked;                         /* run_echo stopped reading because the backlog reached the high mark */
     bool above_high;                     /* the high mark was reached when the backlog was last checked: on_drain must
@@ -171,6 +182,40 @@ void urs_sessions_close(struct urs_sessions *sessions);
 
 /* Moves the session to a state that may follow its present state; session.c has the table of legal moves. */
 void urs_session_set_state(struct urs_session *session, enum urs_session_state state);
+
+/* Returns whether the states may follow each other, for the assertions of the two functions below. */
+bool urs_receive_may_become(enum urs_receive_state from, enum urs_receive_state to);
+bool urs_send_may_become(enum urs_send_state from, enum urs_send_state to);
+
+static inline void urs_session_set_receive(struct urs_session *session, enum urs_receive_state state)
+{
+    URS_ASSERT(urs_receive_may_become((enum urs_receive_state)session->receive_state, state));
+    session->receive_state = (uint8_t)state;
+}
+
+static inline void urs_session_set_send(struct urs_session *session, enum urs_send_state state)
+{
+    URS_ASSERT(urs_send_may_become((enum urs_send_state)session->send_state, state));
+    session->send_state = (uint8_t)state;
+}
+
+/* Returns true if a receive is armed, or its last completion is still to come. */
+static inline bool urs_session_is_receiving(const struct urs_session *session)
+{
+    return session->receive_state == URS_RECEIVE_ARMED || session->receive_state == URS_RECEIVE_CANCELLING;
+}
+
+/* Returns true if a send has not completed yet. Between two flushes none is. */
+static inline bool urs_session_is_sending(const struct urs_session *session)
+{
+    return session->send_state == URS_SEND_SEGMENTS || session->send_state == URS_SEND_BACKLOG;
+}
+
+/* Returns true if the session is on the list of retries. */
+static inline bool urs_session_awaits_retry(const struct urs_session *session)
+{
+    return session->receive_state == URS_RECEIVE_AWAITS_RETRY || session->send_state == URS_SEND_AWAITS_RETRY;
+}
 
 /* Appends input that cannot be fed now. Returns 0, URS_ERROR_MEMORY_BUDGET or -ENOMEM. */
 int urs_session_hold(struct urs_session *session, struct urs_memory *memory, const uint8_t *data, size_t bytes);

@@ -30,11 +30,11 @@ static void on_writable(struct urs_reactor *reactor, const struct urs_completion
     struct urs_session *session = urs_core_session(reactor, completion->slot);
     if ((session->generation & 0xffffff) != completion->generation)
         return;
-    session->polling = false;
+    urs_session_set_send(session, URS_SEND_IDLE);
     if (session->state == URS_SESSION_AWAIT_REQUESTS)
         urs_life_try_free(reactor, session);
     else if (completion->result == -EAGAIN)
-        urs_work_delay(reactor, session);
+        urs_work_retry_send(reactor, session);
     else
         urs_work_dirty(reactor, session);
 }
@@ -78,14 +78,17 @@ static void rearm(struct urs_reactor *reactor)
     urs_watch_arm(reactor);
     urs_intake_serve(reactor);
     urs_intake_find_resets(reactor);
-    if (reactor->delayed_until_ms == 0 || reactor->now_ms < reactor->delayed_until_ms)
+    if (reactor->retry_at_ms == 0 || reactor->now_ms < reactor->retry_at_ms)
         return;
-    uint32_t count = reactor->delayed.count;
-    reactor->delayed.count = 0;
-    reactor->delayed_until_ms = 0;
+    uint32_t count = reactor->retries.count;
+    reactor->retries.count = 0;
+    reactor->retry_at_ms = 0;
     for (uint32_t index = 0; index < count; index++) {
-        struct urs_session *session = urs_core_session(reactor, reactor->delayed.slots[index]);
-        session->delayed = false;
+        struct urs_session *session = urs_core_session(reactor, reactor->retries.slots[index]);
+        if (session->receive_state == URS_RECEIVE_AWAITS_RETRY)
+            urs_session_set_receive(session, URS_RECEIVE_IDLE);
+        if (session->send_state == URS_SEND_AWAITS_RETRY)
+            urs_session_set_send(session, URS_SEND_IDLE);
         urs_intake_receive(reactor, session);
         urs_work_dirty(reactor, session);
     }
@@ -102,7 +105,8 @@ static void free_dead(struct urs_reactor *reactor)
     for (uint32_t index = 0; index < count; index++) {
         uint32_t slot = reactor->dead.slots[index];
         struct urs_session *session = urs_core_session(reactor, slot);
-        if (session->dirty || session->ready || session->parked || session->delayed || session->late_events > 0)
+        bool queued = session->receive_state == URS_RECEIVE_AWAITS_BUFFER || urs_session_awaits_retry(session);
+        if (session->dirty || session->ready || queued || session->late_events > 0)
             urs_slots_push(&reactor->dead, slot);
         else
             urs_session_free(&reactor->sessions, session);
@@ -169,8 +173,8 @@ static int64_t due_ms(const struct urs_reactor *reactor)
     if (work)
         return 0;
     int64_t wait_ms = urs_wheel_next_ms(&reactor->wheel, reactor->now_ms);
-    if (reactor->delayed_until_ms != 0)
-        wait_ms = sooner(reactor, wait_ms, reactor->delayed_until_ms);
+    if (reactor->retry_at_ms != 0)
+        wait_ms = sooner(reactor, wait_ms, reactor->retry_at_ms);
     if (reactor->resets_due_ms != 0)
         wait_ms = sooner(reactor, wait_ms, reactor->resets_due_ms);
     return wait_ms;

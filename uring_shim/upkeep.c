@@ -177,7 +177,7 @@ static void deadline_passed(struct urs_reactor *reactor, struct urs_session *ses
         break;
     case URS_SESSION_AWAIT_REQUESTS:
         /* shutdown did not bring the last completion: cancel the receive. */
-        if (session->receiving)
+        if (urs_session_is_receiving(session))
             reactor->io->operations->receive_stop(reactor->io, session->slot, session->generation, session->fd);
         urs_deadline_set(reactor, session, urs_core_rules(reactor, session)->close_ms);
         break;
@@ -202,7 +202,7 @@ static void judge_state(struct urs_reactor *reactor, struct urs_session *session
     bool awaits_input = session->state == URS_SESSION_AWAIT_HEAD || session->state == URS_SESSION_AWAIT_CLOSE;
     if (awaits_input && (passed || session->reprieved)) {
         bool first = !session->reprieved;
-        passed = !input_waits(session) || (passed && !first && !session->parked);
+        passed = !input_waits(session) || (passed && !first && session->receive_state != URS_RECEIVE_AWAITS_BUFFER);
         /* Read the input first. This extends the deadline only once, unless receive buffers are short: otherwise a peer
          * could extend it for ever. */
         if (!passed && first) {

@@ -11,13 +11,26 @@ void urs_work_clock(struct urs_reactor *reactor)
     reactor->now_ms = reactor->now_us / 1000;
 }
 
-void urs_work_delay(struct urs_reactor *reactor, struct urs_session *session)
+/* Puts a session on the list of retries. A lack of memory for its receives does not stop its sends, nor the other way
+ * round. */
+static void list_retry(struct urs_reactor *reactor, const struct urs_session *session)
 {
-    if (!session->delayed) {
-        session->delayed = true;
-        urs_slots_push(&reactor->delayed, session->slot);
-        urs_work_schedule_retry(reactor);
-    }
+    if (urs_session_awaits_retry(session))
+        return;
+    urs_slots_push(&reactor->retries, session->slot);
+    urs_work_schedule_retry(reactor);
+}
+
+void urs_work_retry_receive(struct urs_reactor *reactor, struct urs_session *session)
+{
+    list_retry(reactor, session);
+    urs_session_set_receive(session, URS_RECEIVE_AWAITS_RETRY);
+}
+
+void urs_work_retry_send(struct urs_reactor *reactor, struct urs_session *session)
+{
+    list_retry(reactor, session);
+    urs_session_set_send(session, URS_SEND_AWAITS_RETRY);
 }
 
 void urs_work_event(struct urs_reactor *reactor, uint32_t slot, const struct urs_item *item)

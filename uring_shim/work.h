@@ -8,12 +8,15 @@
  * that wait already. */
 static inline void urs_work_schedule_retry(struct urs_reactor *reactor)
 {
-    if (reactor->delayed_until_ms == 0)
-        reactor->delayed_until_ms = reactor->now_ms + URS_DELAY_MS;
+    if (reactor->retry_at_ms == 0)
+        reactor->retry_at_ms = reactor->now_ms + URS_DELAY_MS;
 }
 
-/* Arms or flushes the session again after URS_DELAY_MS. */
-void urs_work_delay(struct urs_reactor *reactor, struct urs_session *session);
+/* Arms a receive again after URS_DELAY_MS. None may be armed. */
+void urs_work_retry_receive(struct urs_reactor *reactor, struct urs_session *session);
+
+/* Sends again after URS_DELAY_MS. No send may be in flight. */
+void urs_work_retry_send(struct urs_reactor *reactor, struct urs_session *session);
 
 /* Puts a session on the list of sessions that have something to send or to end. */
 static inline void urs_work_dirty(struct urs_reactor *reactor, struct urs_session *session)

@@ -476,11 +476,11 @@ static void a_reset_behind_the_search_is_found(void)
     reactor->resets_due_ms = reactor->now_ms;
     urs_intake_doubt(reactor, session);
     for (int search = 0; search < 2; search++) {
-        CHECK(session->receiving && !session->stopping && reactor->resets_due_ms != 0);
+        CHECK(session->receive_state == URS_RECEIVE_ARMED && reactor->resets_due_ms != 0);
         reactor->now_ms = reactor->resets_due_ms;
         urs_intake_find_resets(reactor);
     }
-    CHECK(session->stopping && reactor->resets_due_ms == 0);
+    CHECK(session->receive_state == URS_RECEIVE_CANCELLING && reactor->resets_due_ms == 0);
     urs_reactor_close(reactor);
 }
 
@@ -530,6 +530,31 @@ static void a_turn_has_two_halves(void)
     close(peer);
 }
 
+static int refuse_receive(struct urs_io *io, uint32_t slot, uint32_t generation, int fd, bool once)
+{
+    (void)io, (void)slot, (void)generation, (void)fd, (void)once;
+    return -ENOMEM;
+}
+
+/* A receive that waits for the system to have memory again does not hold up what the session sends. */
+static void a_shortage_of_receives_stops_no_send(void)
+{
+    uint8_t received[64];
+    int peer;
+    struct urs_reactor *reactor = start_reactor(0);
+    struct urs_io_operations operations = *reactor->io->operations;
+    operations.receive = refuse_receive;
+    reactor->io->operations = &operations;
+    struct urs_session *session = add_session(reactor, &peer);
+    CHECK(session->receive_state == URS_RECEIVE_AWAITS_RETRY && reactor->retries.count == 1);
+    CHECK(urs_command_send(reactor, urs_session_id(session), 0, URS_OPCODE_BINARY, pool, 3) == URS_SENT);
+    CHECK(urs_reactor_flush(reactor) == 0 && session->backlog.bytes == 0);
+    CHECK(recv(peer, received, sizeof received, MSG_DONTWAIT) == 5);
+    CHECK(session->receive_state == URS_RECEIVE_AWAITS_RETRY && session->send_state == URS_SEND_IDLE);
+    urs_reactor_close(reactor);
+    close(peer);
+}
+
 int main(int count, char **arguments)
 {
     static const struct { const char *name; void (*run)(void); } cases[] = {
@@ -549,6 +574,7 @@ int main(int count, char **arguments)
         {"a_reset_behind_the_search_is_found", a_reset_behind_the_search_is_found},
         {"the_budget_is_named_for_what_it_refuses", the_budget_is_named_for_what_it_refuses},
         {"a_turn_has_two_halves", a_turn_has_two_halves},
+        {"a_shortage_of_receives_stops_no_send", a_shortage_of_receives_stops_no_send},
     };
     for (size_t index = 0; count == 2 && index < URS_COUNT(cases); index++) {
         if (strcmp(arguments[1], cases[index].name) == 0) {
