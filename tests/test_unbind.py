@@ -70,7 +70,7 @@ def test_the_listening_socket_is_closed(reactor: Reactor) -> None:
     run_until(reactor, lambda: refuses(address))
 
 
-def test_unlistening_another_address_is_refused(reactor: Reactor) -> None:
+def test_unbinding_another_address_is_refused(reactor: Reactor) -> None:
     address = reactor.bind("127.0.0.1", 0)
     with pytest.raises(ValueError, match="does not listen on"):
         reactor.unbind(("127.0.0.1", 1))
