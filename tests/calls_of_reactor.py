@@ -22,10 +22,12 @@ from dataclasses import dataclass, field
 from bystanders import Stream
 from call_sequences import FaultError, Trail, expect, outcome
 from uringws import (
+    LATER,
     Accept,
     Connection,
     ConnectionClosed,
     Handler,
+    Later,
     LimitReached,
     Message,
     Opcode,
@@ -33,17 +35,22 @@ from uringws import (
     Reactor,
     ReactorStateError,
     Request,
+    RequestHead,
     Sender,
     Stats,
     Timer,
     WrongThread,
 )
 from uringws.backend import Backend
-from wire import BINARY, CLOSE, TEXT, close_frame, frame, upgrade_request
+from wire import BINARY, CLOSE, CONTINUATION, TEXT, close_frame, frame, upgrade_request
 
 STEPS = 25
 SIZES = (0, 1, 20, 200, 5000, 70_000, 200_000)
 CALLS_PER_CALLBACK = (0, 0, 1, 1, 2, 4)
+CALLS_ON_CONNECTIONS = (
+    *("send", "send", "send", "fragments", "echo", "echo"),
+    *("close", "abort", "pause", "resume", "look"),
+)
 FROM_SENDER = b"from a sender"
 SETTLE_SECONDS = 10.0
 FORK_PROBABILITY = 0.1
@@ -97,6 +104,8 @@ class World(Handler):
         self.handling: Known | None = None
         """The connection of the current message, in on_message."""
         self.echo_asked: tuple[Known, tuple[int, bytes]] | None = None
+        self.waiting: list[tuple[Request, Known]] = []
+        """The requests that were left for later."""
         self.running = False
         self.started = self.closing = False
         """It has a thread."""
@@ -120,10 +129,21 @@ class World(Handler):
         finally:
             self.trail.note(f"{name}]")
 
-    def on_upgrade(self, request: Request, /) -> Accept:
+    def on_upgrade(self, request: Request, /) -> Accept | Later:
         with self._callback("on_upgrade"):
             self.calls()
-            return Accept(data=self.known[int(request.path[1:])])
+            known = self.known[int(request.path[1:])]
+            if self.rng.random() < 0.7:
+                return Accept(data=known)
+            self.waiting.append((request, known))
+            return LATER
+
+    def on_upgrade_abandoned(self, request: Request | RequestHead, /) -> None:
+        with self._callback("on_upgrade_abandoned"):
+            found = [left for left in self.waiting if left[0] is request]
+            expect(len(found) == 1, "a request was abandoned that did not wait")
+            self.waiting.remove(found[0])
+            self.calls()
 
     def on_open(self, conn: Connection, /) -> None:
         with self._callback(f"on_open {conn.data.number}"):
@@ -180,7 +200,7 @@ class World(Handler):
     def calls(self, at_hand: tuple[int, bytes] | None = None, message: Message | None = None) -> None:
         """A few calls, from where the caller is."""
         for _ in range(self.rng.choice(CALLS_PER_CALLBACK)):
-            kind = self.rng.randrange(12)
+            kind = self.rng.randrange(13)
             if kind <= 5 and self.open_ones():
                 self.call_connection(self.rng.choice(self.open_ones()), at_hand, message)
             elif kind == 6:
@@ -189,6 +209,8 @@ class World(Handler):
                 self.call_sender()
             elif kind == 8:
                 self.touch_messages()
+            elif kind == 9 and self.waiting:
+                self.answer(*self.waiting.pop(self.rng.randrange(len(self.waiting))))
             else:
                 self.call_reactor()
 
@@ -204,7 +226,9 @@ class World(Handler):
         if at_hand is not None and self.rng.random() < 0.3:
             self._forward(known, conn, at_hand, message, was_open=was_open)
             return
-        name = self.rng.choice(("send", "send", "send", "echo", "echo", "close", "abort", "pause", "resume", "look"))
+        name = self.rng.choice(
+            ("send", "send", "send", "fragments", "echo", "echo", "close", "abort", "pause", "resume", "look")
+        )
         getattr(self, f"_{name}")(known, conn, at_hand, was_open=was_open)
 
     def _said(self, known: Known, what: str, call: Callable[[], object], *, was_open: bool) -> bool:
@@ -221,6 +245,18 @@ class World(Handler):
         payload = b"y" * self.rng.choice(SIZES)
         if self._said(known, f"send({opcode}, {len(payload)})", lambda: conn.send(opcode, payload), was_open=was_open):
             known.expected.append((opcode, payload))
+
+    def _fragments(self, known: Known, conn: Connection, _: object, *, was_open: bool) -> None:
+        """A message in two frames, and a message between them that is refused."""
+        first, last = b"f" * self.rng.choice(SIZES), b"l" * self.rng.choice(SIZES)
+        if not self._said(known, "send, fin=False", lambda: conn.send(TEXT, first, fin=False), was_open=was_open):
+            return
+        known.expected.append((TEXT, first))
+        _, error = outcome(self.trail, "send inside", lambda: conn.send(b"x"), (ValueError, ConnectionClosed))
+        expect(error is not None, "a message was sent inside a fragmented one")
+        known.lossy |= isinstance(error, ConnectionClosed)
+        if self._said(known, "send the last", lambda: conn.send(CONTINUATION, last), was_open=conn.is_open):
+            known.expected.append((CONTINUATION, last))
 
     def _forward(
         self, known: Known, conn: Connection, at_hand: tuple[int, bytes], message: Message | None, *, was_open: bool
@@ -270,6 +306,9 @@ class World(Handler):
         waiting, _ = outcome(self.trail, f"{known.number}: buffered_amount", lambda: conn.buffered_amount)
         expect(isinstance(waiting, int) and waiting >= 0, f"buffered_amount is {waiting}")
         outcome(self.trail, "latency_seconds, peer", lambda: (conn.latency_seconds, conn.peer))
+        closing, _ = outcome(self.trail, "closing", lambda: conn.closing)
+        expect(closing is None or not was_open, f"is_open is {was_open}, and closing is {closing}")
+        expect(closing is not None or not known.closed, "closing is None after on_close")
         shown, _ = outcome(self.trail, "repr", lambda: repr(conn))
         expect(("open" in shown) == was_open, f"is_open is {was_open}, and it shows {shown}")
 
@@ -302,6 +341,19 @@ class World(Handler):
             outcome(trail, "stop()", reactor.stop)
         else:
             outcome(trail, "repr, addresses, backend", lambda: (repr(reactor), reactor.addresses, reactor.backend))
+
+    def answer(self, request: Request, known: Known) -> None:
+        """Answer a request that was left for later: nonsense first, then once, then again."""
+        reactor, trail = self.reactor, self.trail
+        name = self.rng.choice((request, request.id))
+        if not self.closing:
+            _, error = outcome(trail, "answer nonsense", lambda: reactor.answer(request, LATER), (TypeError,))  # type: ignore[arg-type]
+            expect(error is not None or known.lossy or self.draining, "LATER was taken for an answer")
+        there, _ = outcome(trail, f"{known.number}: answer()", lambda: reactor.answer(name, Accept(data=known)))
+        expect((known.conn is not None) == there, f"answer() gave {there}, and the connection is {known.conn}")
+        known.lossy |= not there
+        _, error = outcome(trail, "answer again", lambda: reactor.answer(request, Accept()), (ReactorStateError,))
+        expect(error is not None or not there, "a request was answered twice")
 
     def timed(self, what: str, call: Callable[[], Timer]) -> None:
         timer, _ = outcome(self.trail, what, call, self.ending_errors())
