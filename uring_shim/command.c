@@ -19,8 +19,9 @@
 
 /* From this size on a system call of its own, which displaces Python's data from the CPU caches, costs less than
  * copying the payload into the arena: at 16 KiB it costs more, at 32 KiB the same, at 64 KiB less (bench, server
- * uringws_send). */
-enum { DIRECT_BYTES_MIN = 32768 };
+ * uringws_send). The rest that the socket does not take is copied to the arena, which is in the CPU caches, unless it is
+ * too large to stay there. */
+enum { DIRECT_BYTES_MIN = 32768, ARENA_REST_BYTES_MAX = 65536 + URS_FRAME_ANSWER_BYTES_MAX };
 
 /* Finds the session with that id, for a call by the owner. Returns 0 or the error. */
 static int find(struct urs_reactor *reactor, uint64_t id, struct urs_session **session)
@@ -89,25 +90,42 @@ static int refuse_message(struct urs_reactor *reactor, struct urs_session *sessi
     return URS_DROPPED;
 }
 
-/* Copies what the socket did not take into a block. The next flush moves the block to the backlog and sends from
- * there. */
-static int queue_rest(struct urs_reactor *reactor, struct urs_session *session, const struct iovec *vectors, size_t sent)
+/* Copies the rest of a frame into a block of its own. If the socket still takes nothing, the next flush moves the block to
+ * the backlog. */
+static int queue_block(struct urs_reactor *reactor, struct urs_session *session, const struct iovec *rest, size_t bytes)
 {
-    size_t rest = vectors[0].iov_len + vectors[1].iov_len - sent;
-    struct urs_slice slice = {.block = urs_block_new(&reactor->memory, rest)};
+    struct urs_slice slice = {.block = urs_block_new(&reactor->memory, bytes)};
     if (slice.block == NULL)
-        return urs_memory_error(&reactor->memory, rest);
+        return urs_memory_error(&reactor->memory, bytes);
     slice.start = slice.end = URS_BLOCK_HEADROOM;
     for (size_t index = 0; index < 2; index++) {
-        size_t skip = urs_min(sent, vectors[index].iov_len);
-        size_t bytes = vectors[index].iov_len - skip;
-        memcpy(slice.block->bytes + slice.end, (const uint8_t *)vectors[index].iov_base + skip, bytes);
-        slice.end += (uint32_t)bytes;
-        sent -= skip;
+        memcpy(slice.block->bytes + slice.end, rest[index].iov_base, rest[index].iov_len);
+        slice.end += (uint32_t)rest[index].iov_len;
     }
-    URS_ASSERT(sent == 0 && urs_slice_bytes(&slice) == rest);
+    URS_ASSERT(urs_slice_bytes(&slice) == bytes);
     urs_block_seal(slice.block);
     return urs_outbound_slice(&reactor->outbox, &session->outbound, slice);
+}
+
+/* Queues the header and the payload of a frame, without the first `sent` bytes. Changes the vectors. */
+static int queue_rest(struct urs_reactor *reactor, struct urs_session *session, struct iovec *vectors, size_t sent)
+{
+    size_t bytes = vectors[0].iov_len + vectors[1].iov_len - sent;
+    int error = 0;
+    for (size_t index = 0; index < 2; index++) {
+        size_t skip = urs_min(sent, vectors[index].iov_len);
+        vectors[index].iov_base = (uint8_t *)vectors[index].iov_base + skip;
+        vectors[index].iov_len -= skip;
+        sent -= skip;
+    }
+    URS_ASSERT(bytes > 0 && sent == 0);
+    if (bytes > ARENA_REST_BYTES_MAX)
+        return queue_block(reactor, session, vectors, bytes);
+    for (size_t index = 0; index < 2 && error == 0; index++)
+        if (vectors[index].iov_len > 0)
+            error = urs_outbound_bytes(&reactor->outbox, &session->outbound, vectors[index].iov_base,
+                                       vectors[index].iov_len);
+    return error;
 }
 
 /* Sends a large payload at once from the caller's memory, if no other bytes of the session wait. Only the bytes that
