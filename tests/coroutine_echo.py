@@ -8,14 +8,15 @@ import contextlib
 
 import uvloop
 
-from uringws.asyncio import ServerConnection, new_event_loop, serve
+from uringws.asyncio import ConnectionClosed, ServerConnection, new_event_loop, serve
 
 MESSAGE_BYTES_MAX = 64 << 20
 
 
 async def echo(connection: ServerConnection) -> None:
-    async for message in connection:
-        await connection.send(message)
+    with contextlib.suppress(ConnectionClosed):
+        async for message in connection:
+            await connection.send(message)
 
 
 async def main(name: str) -> None:

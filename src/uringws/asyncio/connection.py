@@ -30,7 +30,7 @@ from uringws.asyncio.ending import Ending
 from uringws.asyncio.inbox import Discarding, Fragment, as_inbox, put_back, queue_marks
 from uringws.asyncio.iterator import Messages, PlainMessages
 from uringws.asyncio.link import wrong_thread
-from uringws.asyncio.payloads import FRAGMENTS_MAX, Fragments, control_payload, each, fragment_payload
+from uringws.asyncio.payloads import Fragments, control_payload, each, fragment_payload
 from uringws.asyncio.waiters import Waiter
 from uringws.errors import ConnectionClosed as LinkClosed
 from uringws.errors import WrongThread
@@ -166,21 +166,18 @@ class ServerConnection(Attributes):
         raise self._closed_error()
 
     async def _join(self, first: Fragment) -> Data:
-        taken = [first]
+        data, fin = bytearray(first.data), first.fin  # grows: any number of small fragments takes no more memory
         self._is_reading = True
         try:
-            while not taken[-1].fin:
-                if len(taken) == FRAGMENTS_MAX:
-                    self._fail(1009, "too many fragments", None)
-                    raise EOFError
-                taken.append(cast("Fragment", await self._take()))
+            while not fin:
+                _, more, fin = cast("Fragment", await self._take())
+                data += more
         except asyncio.CancelledError:
-            self._frames = put_back(self._frames, taken)
+            self._frames = put_back(self._frames, Fragment(first.opcode, bytes(data), fin=False))
             raise
         finally:
             self._is_reading = False
-        data = b"".join(fragment.data for fragment in taken)
-        return data.decode() if first.opcode == _TEXT else data
+        return data.decode() if first.opcode == _TEXT else bytes(data)
 
     @overload
     def recv_streaming(self, decode: Literal[True]) -> AsyncIterator[str]: ...

@@ -48,12 +48,9 @@ def as_inbox(queue: list[Item] | Inbox) -> list[Item] | Inbox:
     return Inbox(queue) if len(queue) > Inbox.LONG and not isinstance(queue, Inbox) else queue
 
 
-def put_back(queue: list[Item] | Inbox, items: list[Fragment]) -> list[Item] | Inbox:
-    """Put items that were taken, oldest first, back in front of the queue."""
-    if isinstance(queue, Inbox):
-        queue.extendleft(reversed(items))
-    else:
-        queue[:0] = items
+def put_back(queue: list[Item] | Inbox, item: Fragment) -> list[Item] | Inbox:
+    """Put what was taken back in front of the queue."""
+    queue.insert(0, item)
     return as_inbox(queue)
 
 

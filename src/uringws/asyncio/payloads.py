@@ -12,12 +12,9 @@ if TYPE_CHECKING:
 
     from uringws.asyncio.inbox import Fragment
 
-__all__ = ["FRAGMENTS_MAX", "Fragments", "control_payload", "each", "fragment_payload"]
+__all__ = ["Fragments", "control_payload", "each", "fragment_payload"]
 
 _CONTROL_BYTES_MAX: Final = 125
-
-FRAGMENTS_MAX: Final = 4096
-"""Fragments of one message that `recv` puts together: empty ones would cost memory that `max_size` does not count."""
 
 
 async def each(chunks: Iterable[Any]) -> AsyncIterator[Any]:
