@@ -21,7 +21,7 @@ import pytest
 
 from servers import EchoRecorder, ReactorThread, Recorder, ServerProcess, connected, run_until, settle, wait_until
 from test_liveness import assert_struck, only, paused
-from uringws import Connection, Options, Reactor, Request, Response, SendResult
+from uringws import Connection, ConnectionClosed, Options, Reactor, Request, Response, SendResult
 from uringws.backend import Backend
 from wire import (
     BINARY,
@@ -375,7 +375,8 @@ def test_a_stream_is_reset_if_there_is_no_memory_for_its_rest(backend: Backend) 
     )
     with Reactor(recorder, options, backend=backend) as reactor, connected(reactor) as peer:
         (conn,) = opened(recorder)
-        conn.send_binary(bytes(16_000_000))
+        with pytest.raises(ConnectionClosed):
+            conn.send_binary(bytes(16_000_000))
         run_until(reactor, lambda: recorder.of("close") and not reactor.stats().sessions)
         with pytest.raises(ConnectionResetError):
             read_to_the_end(peer)

@@ -30,6 +30,9 @@ static void on_writable(struct urs_reactor *reactor, const struct urs_completion
     struct urs_session *session = urs_core_session(reactor, completion->slot);
     if ((session->generation & 0xffffff) != completion->generation)
         return;
+    /* If epoll could not be told to stop watching, it reports the socket again. */
+    if (session->send_state != URS_SEND_AWAITS_WRITABLE)
+        return;
     urs_session_set_send(session, URS_SEND_IDLE);
     if (session->state == URS_SESSION_AWAIT_REQUESTS)
         urs_life_try_free(reactor, session);

@@ -555,6 +555,30 @@ static void a_shortage_of_receives_stops_no_send(void)
     close(peer);
 }
 
+/* epoll reports a socket as writable again if the system refused the call that ends it. A session that waits for
+ * memory by then goes on waiting. */
+static void a_repeated_report_of_writable_is_ignored(void)
+{
+    int peer;
+    struct urs_reactor *reactor = start_reactor(0);
+    struct urs_session *session = add_session(reactor, &peer);
+    CHECK(urs_reactor_flush(reactor) == 0);
+    for (int round = 0; round < 2; round++) {
+        reactor->completions[0] = (struct urs_completion){
+            .kind = URS_IO_WRITABLE, .slot = session->slot, .generation = session->generation & 0xffffff,
+            .buffer = URS_IO_NO_BUFFER};
+        reactor->completion_count = 1;
+        CHECK(urs_reactor_collect(reactor, 0, false) == 0 && urs_reactor_flush(reactor) == 0);
+        CHECK(session->send_state == (round == 0 ? URS_SEND_IDLE : URS_SEND_AWAITS_RETRY));
+        if (round == 0)
+            urs_work_retry_send(reactor, session);
+        reactor->retry_at_ms = UINT64_MAX;
+    }
+    CHECK(reactor->retries.count == 1);
+    urs_reactor_close(reactor);
+    close(peer);
+}
+
 int main(int count, char **arguments)
 {
     static const struct { const char *name; void (*run)(void); } cases[] = {
@@ -575,6 +599,7 @@ int main(int count, char **arguments)
         {"the_budget_is_named_for_what_it_refuses", the_budget_is_named_for_what_it_refuses},
         {"a_turn_has_two_halves", a_turn_has_two_halves},
         {"a_shortage_of_receives_stops_no_send", a_shortage_of_receives_stops_no_send},
+        {"a_repeated_report_of_writable_is_ignored", a_repeated_report_of_writable_is_ignored},
     };
     for (size_t index = 0; count == 2 && index < URS_COUNT(cases); index++) {
         if (strcmp(arguments[1], cases[index].name) == 0) {
