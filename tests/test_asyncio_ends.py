@@ -9,6 +9,7 @@ import asyncio
 import logging
 import re
 import socket
+import threading
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -317,5 +318,31 @@ def test_keepalive_ends_a_silent_peer_and_no_other(loop: str) -> None:
             assert connection.state.name == "OPEN"
             await wire.do(wire.peer.sock.shutdown, socket.SHUT_RD)
             await until(lambda: connection.state.name != "OPEN")
+
+    run_on(loop, main)
+
+
+@each_loop
+def test_a_handler_that_only_sends_ends_when_its_peer_resets_the_connection(loop: str) -> None:
+    async def main() -> None:
+        ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+        async def handler(connection: ServerConnection) -> None:
+            await asyncio.to_thread(wire_is_reset.wait)
+            count = 0
+            try:
+                while count < 20_000:  # many more than wait for a peer that is there
+                    await connection.send(bytes(1000))
+                    count += 1
+            except ConnectionClosedError as error:
+                ended.set_result(str(error))
+            else:
+                ended.set_result("never")
+
+        wire_is_reset = threading.Event()
+        async with listen(handler) as server, await Wire.connect(server) as wire:
+            wire.peer.reset()
+            wire_is_reset.set()
+            assert await ended == "no close frame received or sent"
 
     run_on(loop, main)

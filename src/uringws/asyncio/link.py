@@ -27,7 +27,7 @@ class Link(ABC):
     """One connection's way to its peer. It calls the connection's `_received`, `_pong`, `_drained` and so on.
 
     Its methods never wait. Those that send raise what the transport raises; uringws.ConnectionClosed says that the
-    peer's close has come in and is not handled yet.
+    peer's close or the loss of the connection is known and not handled yet.
     """
 
     __slots__ = ()

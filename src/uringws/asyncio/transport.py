@@ -18,6 +18,7 @@ from uringws.asyncio.inbox import Fragment
 from uringws.asyncio.link import Link, wrong_thread
 from uringws.asyncio.opening import encode_answer, is_junk, parse_head, plain_answer
 from uringws.engine import ServerEngine
+from uringws.errors import ConnectionClosed as LinkClosed
 from uringws.errors import HandshakeError
 from uringws.frames import Opcode
 from uringws.shim import fast_frame
@@ -357,6 +358,8 @@ class TransportLink(Link, asyncio.BufferedProtocol):
         """See `Link`."""
         if _running_loop() is not self._server.loop:
             raise wrong_thread()
+        if self._transport.is_closing():
+            raise _peer_lost()
         self._transport.write(_make_frame(_BINARY if type(message) is bytes else _TEXT, True, message))
         return self._is_paused
 
@@ -364,6 +367,8 @@ class TransportLink(Link, asyncio.BufferedProtocol):
         """See `Link`."""
         if _running_loop() is not self._server.loop:
             raise wrong_thread()
+        if self._transport.is_closing():
+            raise _peer_lost()
         self._transport.write(_make_frame(opcode, fin, payload))
         return self._is_paused
 
@@ -427,6 +432,8 @@ class TransportLink(Link, asyncio.BufferedProtocol):
             self._server.clocks.pongs.start(self, connection.ping_timeout)
         try:
             self.send_frame(_PING, struct.pack("!d", self._ping_sent))
+        except LinkClosed:
+            return
         except (OSError, RuntimeError) as error:
             connection._note_cause(error)
             self.abort()
@@ -440,3 +447,11 @@ class TransportLink(Link, asyncio.BufferedProtocol):
             self._ping_sent = 0.0
             return
         connection._fail(1011, "keepalive ping timeout", TimeoutError("timed out while waiting for keepalive pong"))
+
+
+def _peer_lost() -> LinkClosed:
+    """Return the error of a send on a transport that has lost its peer, and whose `connection_lost` is due.
+
+    Such a transport drops what is written and never pauses: a handler that only sends would never let it be called.
+    """
+    return LinkClosed("the peer has left")
