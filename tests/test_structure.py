@@ -77,7 +77,7 @@ PYTHON_LAYERS = (
     {"__init__"},
     {"asyncio", "doctor"},
     {"asgi", "links"},
-    {"uvicorn"},
+    {"aiohttp", "uvicorn"},
     {"__main__"},
 )
 

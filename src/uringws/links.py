@@ -199,12 +199,7 @@ class RingLink(asyncio.Transport):
             owner.on_bytes(bytes(message))
         count = owner.waiting_count()
         if count >= self._waiting_max or (count and len(message) >= _LARGE_BYTES):
-            self._pause()
-
-    def _pause(self) -> None:
-        if not self._is_paused and self._connection is not None:
-            self._is_paused = True
-            self._connection.pause_reading()
+            self.pause_reading()
 
     def ponged(self, payload: bytes) -> None:
         """Tell the owner."""
@@ -218,20 +213,17 @@ class RingLink(asyncio.Transport):
 
     def closed(self, code: int, reason: str) -> None:
         """Tell the owner that the connection has ended."""
-        self._connection = None
+        connection, self._connection = self._connection, None
+        closing = None if connection is None else connection.closing
         if code != CloseCode.ABNORMAL:
-            self._owner.on_closed(code, reason, failed=False)
+            self._owner.on_closed(code, reason, failed=closing is not None and closing.received is None)
         self._owner.connection_lost(None)
 
     # ---- what the owner calls
 
     def resume(self) -> None:
         """Read again."""
-        if self._is_paused:
-            self._is_paused = False
-            with contextlib.suppress(ConnectionClosed):
-                if self._connection is not None:
-                    self._connection.resume_reading()
+        self.resume_reading()
 
     def take_rest(self) -> None:
         """Do nothing: the reactor has given everything."""
@@ -240,6 +232,12 @@ class RingLink(asyncio.Transport):
         """Send a message: str as text, all else as binary. Raises TypeError, ValueError, ConnectionClosed."""
         connection = self._open_connection()
         if connection.send(message) is not SendResult.SENT:
+            self._note_backlog(connection)
+
+    def send_frame(self, opcode: int, payload: AnyBuffer) -> None:
+        """Send a message, a ping or a pong in one frame. Raises TypeError, ValueError, ConnectionClosed."""
+        connection = self._open_connection()
+        if connection.send(opcode, payload) is not SendResult.SENT:
             self._note_backlog(connection)
 
     def _note_backlog(self, connection: Connection) -> None:
@@ -265,6 +263,21 @@ class RingLink(asyncio.Transport):
         return False
 
     # ---- asyncio.Transport, as far as it makes sense
+
+    def pause_reading(self) -> None:
+        """Read nothing for a while."""
+        if not self._is_paused and self._connection is not None:
+            self._is_paused = True
+            with contextlib.suppress(ConnectionClosed):
+                self._connection.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Read again."""
+        if self._is_paused:
+            self._is_paused = False
+            with contextlib.suppress(ConnectionClosed):
+                if self._connection is not None:
+                    self._connection.resume_reading()
 
     def is_closing(self) -> bool:
         """Return whether the connection has ended, or is to end."""
@@ -328,7 +341,7 @@ def ring_rules(reactor: Reactor, *, message_bytes_max: int, close_seconds: float
     options = dataclasses.replace(
         reactor.options,
         message_bytes_max=min(message_bytes_max, _SEND_BYTES_MAX),
-        close_seconds_max=close_seconds,
+        close_seconds_max=min(max(close_seconds, 0.001), 86400.0),  # the range of Options
         ping_interval_seconds=None,
         backlog_bytes_max=_SEND_BYTES_MAX,
         backlog_high_bytes=_HIGH_BYTES,
