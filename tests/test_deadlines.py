@@ -21,7 +21,7 @@ import pytest
 
 from servers import EchoRecorder, ReactorThread, Recorder, ServerProcess, connected, run_until, settle, wait_until
 from test_liveness import assert_struck, only, paused
-from uringws import Connection, ConnectionClosed, Options, Reactor, Request, Response, SendResult
+from uringws import Connection, ConnectionClosed, Message, Options, Reactor, Request, Response, SendResult
 from uringws.backend import Backend
 from wire import (
     BINARY,
@@ -505,18 +505,26 @@ def test_a_close_frame_that_a_stall_keeps_back_is_waited_for_afterwards(backend:
 
 
 def test_a_ping_that_a_stall_keeps_back_is_waited_for_afterwards(backend: Backend) -> None:
-    recorder = Recorder()
+    """The ping is made at the beginning of a turn whose handler stalls, and leaves after it."""
+
+    class Stalling(Recorder):
+        def on_message(self, conn: Connection, message: Message) -> None:
+            time.sleep(0.4)
+
+    recorder = Stalling()
     options = only(ping_interval_seconds=0.1, ping_timeout_seconds=0.3)
     with Reactor(recorder, options, backend=backend) as reactor, ExitStack() as stack:
         address = reactor.bind("127.0.0.1", 0)
         peer = stack.enter_context(Peer.dial(address))
         peer.write(upgrade_request())
         run_until(reactor, lambda: recorder.of("open"), timeout=0)
-        run_until(reactor, lambda: reactor.stats().pings_sent == 1, timeout=0)  # made, but not sent yet
-        time.sleep(0.4)
+        peer.read_response()
+        time.sleep(0.15)
+        peer.send(TEXT, b"stall")
+        reactor.run_once(0)
+        assert reactor.stats().pings_sent == 1
         for _ in range(3):
             reactor.run_once(0)
-        peer.read_response()
         peer.send(PONG, peer.read_frame().payload)
         run_until(reactor, lambda: reactor.stats().pongs_received == 1)
         assert recorder.of("close") == []
