@@ -20,7 +20,7 @@ from typing import TypeVar, get_args
 import machine
 import results
 from cases import CASES, GROUPS, MODES, Case, Mode
-from contenders import CONTENDERS, Contender, peer
+from contenders import CONTENDER_GROUPS, CONTENDERS, Contender, peer
 from native import BuildError, build
 from results import Results, ResultsError, Writer
 from runner import Plan, Runner
@@ -54,12 +54,17 @@ QUICK_SERVERS = ("uringws_echo", "uringws_handler", "picows", "websockets")
 Named = TypeVar("Named")
 
 
+def listed(names: Iterable[str], groups: Iterable[str]) -> str:
+    """The help of an option that takes names."""
+    return f"{', '.join(names)}; or groups: {', '.join(groups)}"
+
+
 def arguments() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     """The parser, whose error() reports later mistakes, and the parsed arguments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    what = parser.add_argument_group("what to measure (names separated by commas; all by default)")
-    what.add_argument("--servers", metavar="NAMES", help=", ".join(CONTENDERS))
-    what.add_argument("--cases", metavar="NAMES", help=f"{', '.join(CASES)}; or groups: {', '.join(GROUPS)}")
+    what = parser.add_argument_group("what to measure (names, comma-separated; default: usual servers, all else)")
+    what.add_argument("--servers", metavar="NAMES", help=listed(CONTENDERS, CONTENDER_GROUPS))
+    what.add_argument("--cases", metavar="NAMES", help=listed(CASES, GROUPS))
     what.add_argument("--modes", metavar="NAMES", help=", ".join(get_args(Mode)))
     what.add_argument("--peer", metavar="NAME=PORT:COMMAND", action="append", default=[], help="any other server")
     what.add_argument("--baseline", metavar="NAME", help="what ratios are to; default: the first peer, else picows")
@@ -98,11 +103,9 @@ def chosen_contenders(parser: argparse.ArgumentParser, options: argparse.Namespa
         parser.error(str(error))
     everyone = {**CONTENDERS, **{one.name: one for one in peers}}
     known = {name: [one] for name, one in everyone.items()}
-    if options.servers:
-        servers = chosen(parser, options.servers, "server", known)
-    else:
-        names: Iterable[str] = QUICK_SERVERS if options.quick else CONTENDERS
-        servers = [CONTENDERS[name] for name in names]
+    groups = {group: [one for one in CONTENDERS.values() if one.group == group] for group in CONTENDER_GROUPS}
+    usual = ",".join(QUICK_SERVERS) if options.quick else "usual"
+    servers = chosen(parser, options.servers or usual, "server", known | groups)
     servers += [one for one in peers if one not in servers]
     if options.baseline:
         [baseline] = chosen(parser, options.baseline, "server", known)[:1]

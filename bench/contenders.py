@@ -21,6 +21,8 @@ class Contender:
     protocol: Protocol = "websocket"
     cases: tuple[str, ...] | None = None
     """The only cases it is for; None: all."""
+    group: str = "usual"
+    """Which contenders it is named with; only the usual ones take part where none is named."""
 
     def command_line(self, port: int, core: int) -> list[str]:
         """The command that starts it on a port and a CPU."""
@@ -29,9 +31,9 @@ class Contender:
         return [*self.command, "--port", str(port), "--core", str(core)]
 
 
-def script(name: str, file: str, *options: str) -> Contender:
+def script(name: str, file: str, *options: str, group: str = "usual") -> Contender:
     """A contender that is a script in servers/, with the command line they all have."""
-    return Contender(name=name, command=(sys.executable, str(SERVERS / f"{file}.py"), *options))
+    return Contender(name=name, command=(sys.executable, str(SERVERS / f"{file}.py"), *options), group=group)
 
 
 CONTENDERS = {
@@ -64,8 +66,14 @@ CONTENDERS = {
             command=(sys.executable, str(SERVERS / "bare_uring.py")),
             protocol="tcp",
         ),
+        script("fastapi_uvicorn_uvloop", "fastapi_echo", group="frameworks"),
+        script("fastapi_uvicorn_sansio_uvloop", "fastapi_echo", "--ws", "websockets-sansio", group="frameworks"),
+        script("fastapi_uringws", "fastapi_echo", "--ws", "uringws", "--loop", "uringws", group="frameworks"),
+        script("fastapi_uringws_uvloop", "fastapi_echo", "--ws", "uringws", group="frameworks"),
+        script("aiohttp_uringws", "aiohttp_echo", "--uringws", group="frameworks"),
     )
 }
+CONTENDER_GROUPS = tuple(dict.fromkeys(contender.group for contender in CONTENDERS.values()))
 
 PEER = re.compile(r"(?P<name>[\w.-]+)=(?P<port>\d+):(?P<command>.+)")
 
@@ -78,6 +86,6 @@ def peer(text: str) -> Contender:
     port = int(match["port"])
     if not 0 < port < 65536:
         raise ValueError(f"{port} is not a port, in {text!r}")
-    if match["name"] in CONTENDERS:
-        raise ValueError(f"{match['name']} is a contender of the bench already; give the peer another name")
+    if match["name"] in {*CONTENDERS, *CONTENDER_GROUPS}:
+        raise ValueError(f"{match['name']} is a contender or a group of the bench already; give the peer another name")
     return Contender(name=match["name"], command=tuple(shlex.split(match["command"])), port=port)

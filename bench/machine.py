@@ -10,7 +10,7 @@ import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 
-PACKAGES = ("uringws", "picows", "websockets", "aiohttp", "socketify", "uvicorn", "uvloop", "numpy")
+PACKAGES = ("uringws", "picows", "websockets", "aiohttp", "socketify", "uvicorn", "fastapi", "uvloop", "numpy")
 NODE_PACKAGES = Path(__file__).resolve().parent / "servers" / "node_modules"
 
 

@@ -356,12 +356,28 @@ class TestContenders:
         text = Path(script).read_text()
         assert "parse(" in text or "uringws_reactor import arguments" in text
 
+    @pytest.mark.parametrize(
+        ("options", "named", "left_out"),
+        [
+            ([], "uringws_echo aiohttp uvicorn", "fastapi_uringws aiohttp_uringws"),
+            (["--servers", "frameworks"], "fastapi_uringws aiohttp_uringws", "aiohttp uvicorn"),
+            (["--servers", "aiohttp,aiohttp_uringws"], "aiohttp aiohttp_uringws", "fastapi_uringws"),
+        ],
+    )
+    def test_frameworks_take_part_where_they_are_named(
+        self, options: list[str], named: str, left_out: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(sys, "argv", ["compare.py", *options])
+        chosen = {one.name for one in compare.chosen_contenders(*compare.arguments())[0]}
+        assert chosen.issuperset(named.split())
+        assert chosen.isdisjoint(left_out.split())
+
     def test_a_peer(self) -> None:
         found = contenders.peer("other=9100:/bin/server --port 9100")
         assert (found.name, found.port) == ("other", 9100)
         assert found.command_line(1, 0) == ["/bin/server", "--port", "9100"]
 
-    @pytest.mark.parametrize("text", ["other", "other=9100", "other=99999:x", "picows=9100:x"])
+    @pytest.mark.parametrize("text", ["other", "other=9100", "other=99999:x", "picows=9100:x", "usual=9100:x"])
     def test_a_wrong_peer(self, text: str) -> None:
         with pytest.raises(ValueError, match=r"peer|port"):
             contenders.peer(text)
