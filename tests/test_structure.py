@@ -77,7 +77,7 @@ PYTHON_LAYERS = (
     {"__init__"},
     {"asyncio", "doctor"},
     {"asgi", "links"},
-    {"aiohttp", "uvicorn"},
+    {"aiohttp", "gunicorn", "uvicorn"},
     {"__main__"},
 )
 
