@@ -38,7 +38,7 @@ from uringws.asyncio import (
     serve,
     unix_serve,
 )
-from wire import BINARY, CLOSE, TEXT, Peer, frame, upgrade_request
+from wire import BINARY, CLOSE, PING, TEXT, Peer, frame, upgrade_request
 
 # ---- the opening handshake
 
@@ -596,3 +596,53 @@ def test_arguments_that_make_no_sense_are_refused() -> None:
             await listen(no_such_argument=1)
 
     run_on("stock", main)
+
+
+WRONG_SETTINGS: list[tuple[str, object, type[Exception]]] = [
+    ("open_timeout", "3", TypeError),
+    ("open_timeout", -1, ValueError),
+    ("close_timeout", -1, ValueError),
+    ("ping_interval", "20", TypeError),
+    ("ping_interval", 0, ValueError),
+    ("ping_timeout", 0, ValueError),
+    ("max_size", "1", TypeError),
+    ("max_size", 0, ValueError),
+    ("max_size", (1, 2, 3), TypeError),
+    ("write_limit", "x", TypeError),
+    ("write_limit", None, TypeError),
+    ("write_limit", (1, 2), ValueError),
+    ("options", 3, TypeError),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "expected"), WRONG_SETTINGS)
+def test_serve_refuses_a_setting_that_no_connection_could_use(
+    name: str, value: object, expected: type[Exception]
+) -> None:
+    async def main() -> None:
+        with pytest.raises(expected, match=name):
+            listen(**{name: value})
+
+    run_on("stock", main)
+
+
+@each_loop
+def test_settings_at_their_ends_serve(loop: str) -> None:
+    async def main() -> None:
+        ends: list[dict[str, Any]] = [
+            {"ping_interval": 1e-9, "ping_timeout": 1e12},
+            {"close_timeout": 0, "open_timeout": 1e6},
+            {"write_limit": 0, "max_size": 2**40},
+            {"write_limit": (2**40, 2**39), "ping_interval": None},
+            {"write_limit": (1024, 1024), "ping_timeout": None},
+        ]
+        for settings in ends:
+            async with listen(echo, **settings) as server, await Wire.connect(server) as wire:
+                wire.write(frame(TEXT, b"x"))
+                received = await wire.frame()
+                while received.opcode == PING:
+                    received = await wire.frame()
+                assert received.payload == b"x"
+                wire.leave()
+
+    run_on(loop, main)

@@ -19,10 +19,13 @@ from typing import Any
 import pytest
 
 import uringws.asyncio
+from coroutines import address_of, hold
 from servers import missing
 from uringws import Options, ReactorStateError, WrongThread
-from uringws.asyncio import EventLoop, new_event_loop
+from uringws.asyncio import EventLoop, Server, new_event_loop, serve
+from uringws.asyncio.classes import CLOSED
 from uringws.backend import Backend
+from wire import Peer
 
 
 @pytest.fixture
@@ -286,6 +289,33 @@ def test_close_gives_everything_back(backend: Backend) -> None:
         assert open_descriptors() == before
         with pytest.raises(RuntimeError, match="closed"):
             loop.run_forever()
+
+
+def test_close_ends_connections_that_coroutines_wait_for_without_a_word(
+    backend: Backend, caplog: pytest.LogCaptureFixture
+) -> None:
+    loop = new_event_loop(backend=backend)
+    waits: list[asyncio.Task[Any]] = []
+
+    async def begin() -> tuple[Server, Peer]:
+        server = await serve(hold, "127.0.0.1", 0)
+        peer = await loop.run_in_executor(None, Peer.connect, address_of(server))
+        while not server.connections:
+            await asyncio.sleep(0.001)
+        (connection,) = server.connections
+        waits.append(loop.create_task(connection.recv()))
+        server.server.close()  # its socket; the connection stays
+        await asyncio.sleep(0.001)
+        return server, peer
+
+    server, peer = loop.run_until_complete(begin())
+    (connection,) = server.connections
+    loop.close()
+    with peer:
+        assert connection.state is CLOSED
+        assert not caplog.records
+        with contextlib.suppress(ConnectionResetError):
+            assert peer.sock.recv(1) == b""
 
 
 def test_an_unclosed_loop_is_reported_and_freed(backend: Backend) -> None:

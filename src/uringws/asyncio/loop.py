@@ -42,7 +42,8 @@ class EventLoop(asyncio.SelectorEventLoop):
     def __init__(self, reactor: Reactor) -> None:
         """Take over a reactor that no thread has run. Use `new_event_loop`."""
         driver = Driver(reactor)
-        super().__init__(ReactorSelector(reactor, driver))
+        self._turns = ReactorSelector(reactor, driver)
+        super().__init__(self._turns)
         self._reactor = reactor
         self._driver = driver
         driver.on_stop = self.stop
@@ -63,14 +64,17 @@ class EventLoop(asyncio.SelectorEventLoop):
             super().run_forever()
 
     def close(self) -> None:
-        """Close the loop; then cut the sessions, stop listening and free the ring. Twice is fine.
+        """Cut the sessions, stop listening and free the ring; then close the loop. Twice is fine.
+
+        `on_close` may still use the loop, but nothing that it makes ready will run.
 
         Raises RuntimeError while the loop runs, WrongThread in another thread while the one that ran it lives.
         """
         if not self.is_running() and not self.is_closed():
             self._driver.check_may_close()
+            self._turns.unwatch()
+            self._reactor.close()
         super().close()
-        self._reactor.close()
 
     def _report(self, message: str, error: Exception, connection: Connection | None) -> None:
         context: dict[str, Any] = {"message": message, "exception": error}

@@ -36,6 +36,7 @@ __all__ = ["Ring", "RingLink"]
 _TOO_BIG: Final = 1009
 _BYTES_MAX: Final = 2**31 - 1
 """The most that `Options` takes for a message and a backlog."""
+_SECONDS_MIN, _SECONDS_MAX = 0.001, 24 * 86400.0  # the range of `Options`
 _FAMILIES: Final = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
 
 
@@ -61,11 +62,10 @@ class Ring:
         if transport.get_write_buffer_size():
             return None
         link = RingLink(self, connection, transport.get_extra_info("sockname"))
+        options = self._options_of(connection)  # before there is a descriptor that an error would leave open
         descriptor = os.dup(sock.fileno())
         try:
-            self._reactor.add_session_with_prefix(
-                descriptor, early, handler=self._handler, options=self._options_of(connection), data=link
-            )
+            self._reactor.add_session_with_prefix(descriptor, early, handler=self._handler, options=options, data=link)
         except (OSError, LimitReached):  # the peer has left, or `sessions_max`: the transport can deal with that
             os.close(descriptor)
             return None
@@ -78,15 +78,16 @@ class Ring:
         key = (connection.ping_interval, connection.ping_timeout, connection.close_timeout, high, low)
         options = self._options.get(key)
         if options is None:
+            high_bytes = min(max(1, high), _BYTES_MAX)
             options = self._options[key] = dataclasses.replace(
                 self._base,
                 message_bytes_max=min(self._server.message_bytes_max or _BYTES_MAX, _BYTES_MAX),
                 backlog_bytes_max=_BYTES_MAX,
-                backlog_high_bytes=max(1, high),
-                backlog_low_bytes=high // 4 if low is None else low,
-                ping_interval_seconds=connection.ping_interval,
-                ping_timeout_seconds=connection.ping_timeout,
-                close_seconds_max=connection.close_timeout,
+                backlog_high_bytes=high_bytes,
+                backlog_low_bytes=min(high_bytes // 4 if low is None else low, high_bytes - 1),
+                ping_interval_seconds=_seconds(connection.ping_interval),
+                ping_timeout_seconds=_seconds(connection.ping_timeout),
+                close_seconds_max=_seconds(connection.close_timeout),
                 deliver_while_closing=True,
             )
         return options
@@ -199,7 +200,7 @@ class RingTransport:
         self._link = link
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """Return "peername", "sockname" or "socket"; `default` for all else."""
+        """Return "peername" or "sockname"; `default` for all else: the socket is the reactor's."""
         if name == "peername":
             return self._link.peername
         if name == "sockname":
@@ -298,6 +299,11 @@ def _limited(fragment_max: int) -> Callable[[Connection, Message], None]:
             conn.data._fail(_TOO_BIG, "a fragment is too big", PayloadTooBig(len(frame), fragment_max))
 
     return take_frame
+
+
+def _seconds(wanted: float | None) -> float | None:
+    """Return the nearest time that `Options` takes."""
+    return None if wanted is None else min(max(wanted, _SECONDS_MIN), _SECONDS_MAX)
 
 
 def ring_of(server: Server) -> Ring | None:

@@ -85,10 +85,15 @@ class ReactorSelector(selectors.BaseSelector):
         """Return the keys by file object, as `selectors.BaseSelector` says."""
         return self._others.get_map()
 
+    def unwatch(self) -> None:
+        """Take no more turns: the reactor is to be closed. Twice is fine."""
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            watch.cancel()
+
     def close(self) -> None:
         """Watch no more, and forget all file objects. Twice is fine."""
         try:
-            if self._watch is not None:
-                self._watch.cancel()
+            self.unwatch()
         finally:
             self._others.close()

@@ -311,6 +311,53 @@ def _check_handler(handler: object) -> None:
         ) from None
 
 
+def _check_own(settings: dict[str, Any]) -> None:
+    """Raise TypeError or ValueError for a setting of `Server` that no connection could use."""
+    for name in ("open_timeout", "close_timeout", "ping_interval", "ping_timeout"):
+        _check_seconds(name, settings.get(name))
+    _check_bytes("max_size", settings.get("max_size"), least=1)
+    if "write_limit" in settings:
+        _check_write_limit(settings["write_limit"])
+    options = settings.get("options")
+    if options is not None and not isinstance(options, Options):
+        raise TypeError(f"options is an uringws.Options, not {options!r}")
+
+
+def _check_seconds(name: str, value: object) -> None:
+    """Raise TypeError or ValueError for what is neither seconds nor None. A ping takes more than 0 seconds."""
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} is a number of seconds, or None for none, not {value!r}")
+    is_positive = name.startswith("ping")
+    if not (value > 0 if is_positive else value >= 0):
+        raise ValueError(f"{name} must be {'more than' if is_positive else 'at least'} 0 seconds, or None for none")
+
+
+def _check_bytes(name: str, value: object, *, least: int) -> None:
+    """Raise TypeError or ValueError for a setting that is neither bytes, nor None, nor a pair of those."""
+    pair = value if isinstance(value, tuple) else (value, None)
+    if len(pair) != 2:
+        raise TypeError(f"{name} has two items as a tuple, not {value!r}")
+    for count in pair:
+        if count is None:
+            continue
+        if isinstance(count, bool) or not isinstance(count, int):
+            raise TypeError(f"{name} is a number of bytes, or a tuple of two, not {value!r}")
+        if count < least:
+            raise ValueError(f"{name} must be at least {least}, not {count}")
+
+
+def _check_write_limit(value: object) -> None:
+    """Raise TypeError or ValueError for what is neither bytes nor (high, low)."""
+    _check_bytes("write_limit", value, least=0)
+    high, low = value if isinstance(value, tuple) else (value, None)
+    if high is None:
+        raise TypeError("write_limit needs a number of bytes: 0 lets send wait until all has left")
+    if low is not None and low > high:
+        raise ValueError(f"write_limit is (high, low), and high must be at least low: not {value!r}")
+
+
 def _check_subprotocols(subprotocols: object) -> None:
     if subprotocols is None:
         return
@@ -364,6 +411,7 @@ def serve(
         server_header=server_header,
     )
     own, others = _split(settings)
+    _check_own(own)
     return Server(handler, functools.partial(_create_server, host, port, others), opening=rules, logger=logger, **own)
 
 

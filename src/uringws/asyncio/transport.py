@@ -46,6 +46,7 @@ _EARLY_BYTES_MAX: Final = 64 * 1024
 _REPLIES_BYTES_MAX: Final = 256 * 1024
 """The bytes that may wait for a peer that does not read before nothing more is read from it: pongs would pile up."""
 _BYTES_MAX: Final = 2**63 - 1
+_MARK_MAX: Final = 2**31 - 1  # the most that uvloop takes
 _TOO_BIG: Final = 1009
 
 
@@ -104,7 +105,7 @@ class TransportLink(Link, asyncio.BufferedProtocol):
         self._transport = cast("Any", transport)
         limit = self._connection.write_limit
         high, low = limit if isinstance(limit, tuple) else (limit, None)
-        self._transport.set_write_buffer_limits(high, low)
+        self._transport.set_write_buffer_limits(min(high, _MARK_MAX), None if low is None else min(low, _MARK_MAX))
         self._server.links.add(self)
         if self._stage is _Stage.FRAMES:
             self._open()
