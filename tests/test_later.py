@@ -503,6 +503,23 @@ def test_a_cut_and_a_close_abandon_waiting_requests(backend: Backend) -> None:
         assert recorder.of("abandoned") == [("abandoned", request.id) for request in recorder.requests]
 
 
+def test_an_answer_during_close_is_false_and_no_callback_follows(backend: Backend) -> None:
+    """Each request is told of once: by the result of its answer, or by `on_upgrade_abandoned`."""
+
+    class Answering(Deferring):
+        def on_upgrade_abandoned(self, request: Any) -> None:
+            super().on_upgrade_abandoned(request)
+            self.record("answered", reactor.answer(self.requests[1], Accept()))
+
+    recorder = Answering()
+    with Reactor(recorder, QUIET, backend=backend) as reactor:
+        reactor.bind("127.0.0.1", 0)
+        with asking(reactor, recorder), asking(reactor, recorder):
+            reactor.close()
+    assert recorder.of("abandoned") == [("abandoned", recorder.requests[0].id)]
+    assert recorder.of("answered") == [("answered", False)]
+
+
 # ---- plain requests
 
 

@@ -94,6 +94,12 @@ class Deferred:
             self.waiting.pop(upgrade.identity, None)
         return decision
 
+    def drop(self, request: Request | RequestHead | int) -> None:
+        """Forget a request whose answer came too late: its result says so. Raises as `find`."""
+        pending = self.find(request)
+        if pending is not None:
+            self.waiting.pop(pending.upgrade.identity, None)
+
     def abandon(self, identity: int) -> None:
         """Tell the handler of a request that cannot be answered any more, if it waits."""
         pending = self.waiting.pop(identity, None)

@@ -509,7 +509,8 @@ class Reactor:
         while the callback still runs; the request is then answered when the callback has returned LATER.
 
         A request that was abandoned (its peer has left, `Options.handshake_seconds_max` is over, the reactor drains)
-        gives False. So does an id that was answered before, once its connection has ended.
+        gives False; `on_upgrade_abandoned` is not called for it after that. So does an id that was answered before,
+        once its connection has ended.
 
         Raises ReactorStateError for a second answer, TypeError or ValueError for a decision that does not fit (the
         request goes on waiting), WrongThread in another thread: those take `Sender.answer`.
@@ -517,6 +518,7 @@ class Reactor:
         self._core.check_usable()
         self._core.check_thread()
         if self._core.state is RunState.CLOSING:
+            self._deferred.drop(request)
             return False
         return self._dispatcher.answer(request, decision)
 
