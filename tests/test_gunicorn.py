@@ -44,7 +44,8 @@ def gunicorn(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
         "127.0.0.1:0",
         "application:app",
     ]
-    environment = {**os.environ, "HOME": str(tmp_path), "PYTHONPATH": str(ROOT / "src")}
+    path = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(ROOT / "src"))))
+    environment = {**os.environ, "HOME": str(tmp_path), "PYTHONPATH": path}
     with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as process:
         try:
             yield process

@@ -198,7 +198,15 @@ static inline void urs_slots_push(struct urs_slots *slots, uint32_t slot) { slot
 
 /* The number of the calling thread; 0 until the thread has started a reactor. No two threads ever have the same number,
  * while the system reuses the pthread_t of a thread that has ended. */
-extern _Thread_local uint64_t urs_thread_number;
+/* LeakSanitizer of GCC 12 misreads blocks of dynamic TLS and crashes at the end of the process. Static TLS is not for
+ * every build: musl does not load a module that has it. */
+#ifdef __SANITIZE_ADDRESS__
+#define URS_THREAD_LOCAL _Thread_local __attribute__((tls_model("initial-exec")))
+#else
+#define URS_THREAD_LOCAL _Thread_local
+#endif
+
+extern URS_THREAD_LOCAL uint64_t urs_thread_number;
 
 /* Returns 0 if the calling thread may use the reactor. Any thread may use it before it is started, and only its owner
  * afterwards. */

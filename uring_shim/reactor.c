@@ -25,7 +25,7 @@
 
 enum { LISTENERS_MIN = 4 };
 
-_Thread_local uint64_t urs_thread_number;
+URS_THREAD_LOCAL uint64_t urs_thread_number;
 
 /* ---- the reactor --------------------------------------------------------------------------------------------- */
 
