@@ -50,6 +50,8 @@ if __name__ == "__main__":
         sys.exit(f"fastapi_app: cannot listen on {arguments.host}:{arguments.port}: {error}")
     config = uvicorn.Config(app, ws="uringws.uvicorn:WebSocketProtocol", loop="uringws.asyncio:new_event_loop")
     try:
+        config.load()
+        config.get_loop_factory()  # loads the rest: Ctrl-C during an import may set the exit status
         print("listening on ws://{}:{}".format(*listener.getsockname()), "(uvicorn)", flush=True)
         uvicorn.Server(config).run(sockets=[listener])
     except KeyboardInterrupt:
