@@ -106,14 +106,15 @@ def test_every_link_of_the_page_is_a_url_or_a_heading() -> None:
     page = build_description.description(README, ADDRESS)
     assert [link for link in links(page) if not link.startswith(("https://", "#"))] == []
     assert len(links(page)) == len(links(README))
-    assert f"![Both modes, with quartiles]({ADDRESS}/raw/HEAD/bench/results/published-shapes.png)" in page
+    plot = "Messages per second of all servers compared, with quartiles"
+    assert f"![{plot}]({ADDRESS}/raw/HEAD/bench/results/published-all.png)" in page
 
 
 def test_without_an_address_only_the_text_of_links_is_left() -> None:
     page = build_description.description(README, None)
     assert [link for link in links(page) if not link.startswith(("https://", "#"))] == []
     assert "How that was measured, and where it does not win." in " ".join(page.split())
-    assert "published-shapes.png" not in page
+    assert "published-all.png" not in page
     assert build_description.project_urls(None) == {}
 
 

@@ -40,5 +40,6 @@ def test_cpythons_tests_pass(backend: Backend, case: str, count: int) -> None:
     found = re.search(r"^Ran (\d+) tests in .*\n\nOK(?: \(skipped=(\d+)\))?$", run.stdout, re.MULTILINE)
     assert found is not None, run.stdout
     passed = int(found[1]) - int(found[2] or 0)
-    # A newer CPython has more tests, and skips those of what it no longer has (child watchers, from 3.14 on).
-    assert passed == count if sys.version_info[:2] == (3, 11) else passed >= count - 5, run.stdout
+    # CPython 3.11.2 has one test of selectors less than 3.11.7. A newer CPython has more tests, and skips those of
+    # features that it no longer has (child watchers, from 3.14 on).
+    assert count - 1 <= passed <= count if sys.version_info[:2] == (3, 11) else passed >= count - 5, run.stdout
