@@ -105,7 +105,7 @@ static void answer_message(struct run *run, struct urs_item *item, uint32_t choi
     note_result(run, urs_outbound_answer(&run->outbox, &run->outbound, item, item->opcode, item->fin));
 }
 
-static void expect_owed(struct run *run, const struct urs_item *item)
+static void expect_reply(struct run *run, const struct urs_item *item)
 {
     uint8_t close[2 + URS_FRAME_CONTROL_BYTES_MAX] = {(uint8_t)(item->close_code >> 8), (uint8_t)item->close_code};
     size_t bytes = item->close_code == URS_CLOSE_NO_STATUS ? 0 : 2;
@@ -152,9 +152,9 @@ static void on_item(struct run *run, struct urs_item *item, uint32_t *seed)
         answer_message(run, item, choice);
         return;
     }
-    expect_owed(run, item);
+    expect_reply(run, item);
     run->close_sent = item->kind == URS_ITEM_CLOSE || item->kind == URS_ITEM_FAILED;
-    note_result(run, urs_outbound_owed(&run->outbox, &run->outbound, item));
+    note_result(run, urs_outbound_reply(&run->outbox, &run->outbound, item));
     CHECK(item->block == NULL);
 }
 

@@ -98,7 +98,7 @@ struct peer {
     bool got_head;
     bool got_close;
     uint8_t ping[8];                     /* the payload of the last ping that the reactor itself made */
-    struct queue owed;                   /* expected frames, in this order ... */
+    struct queue expected;               /* frames, in this order ... */
     struct queue pongs;                  /* ... and expected pongs: some of these, in any order */
 };
 
@@ -113,7 +113,7 @@ static inline void peer_reset(struct peer *peer)
     string_free(&peer->written);
     string_free(&peer->received);
     string_free(&peer->items.hashes);
-    string_free(&peer->owed.hashes);
+    string_free(&peer->expected.hashes);
     string_free(&peer->pongs.hashes);
 }
 
@@ -183,7 +183,7 @@ static inline void match(struct peer *peer, const struct urs_frame_header *heade
         CHECK(queue_remove(&peer->pongs, hash));
         return;
     }
-    while (queue_take(&peer->owed) != hash)
+    while (queue_take(&peer->expected) != hash)
         CHECK(drops);
 }
 

@@ -66,7 +66,7 @@ struct world {
     struct sockaddr_un address;
     socklen_t address_bytes;
     int send_buffer_bytes;               /* of the reactor's sockets: small, so that backlogs arise */
-    bool local;                          /* the reactor is told that its peers are on Unix sockets */
+    bool is_unix;                        /* the reactor is told that its peers are on Unix sockets */
     bool echo;
     bool faulty;                         /* an allocation has failed, or will */
     bool broken;                         /* the backend reported that it is unusable */
@@ -110,7 +110,7 @@ static void open_session(struct world *world, struct peer *peer, uint64_t id)
 
 static void note_sent(struct peer *peer, int result, uint8_t opcode, const uint8_t *data, size_t bytes)
 {
-    struct queue *queue = opcode == URS_OPCODE_PONG ? &peer->pongs : &peer->owed;
+    struct queue *queue = opcode == URS_OPCODE_PONG ? &peer->pongs : &peer->expected;
     if (result == URS_SENT || result == URS_QUEUED)
         queue_add(queue, hash_of_answer(opcode, true, data, bytes));
 }
@@ -193,7 +193,7 @@ static void answer_some(struct world *world, uint32_t number)
         if (id == 0 || number % 4 == 0)
             continue;
         world->waiting[slot] = 0;
-        if (session == NULL || session->state != URS_SESSION_AWAIT_VERDICT)
+        if (session == NULL || session->state != URS_SESSION_AWAIT_DECISION)
             CHECK(urs_command_accept(world->reactor, id, no, 0) < 0);
         else if (number % 4 == 1)
             CHECK(urs_command_reject(world->reactor, id, no, number % 8 == 1 ? 0 : sizeof no - 1) == 0 || world->faulty
@@ -218,7 +218,7 @@ static void on_upgrade(struct world *world, const struct urs_event *event, uint3
     struct peer *peer = session->fd < 0 ? NULL : peer_of_session(world, session);
     CHECK(peer == NULL || peer->written.bytes >= event->item.bytes);
     CHECK(peer == NULL || memcmp(peer->written.data, event->item.payload, event->item.bytes) == 0);
-    if (number % 8 == 3 && session->state == URS_SESSION_AWAIT_VERDICT) {
+    if (number % 8 == 3 && session->state == URS_SESSION_AWAIT_DECISION) {
         world->waiting[event->slot] = id;
         world->head_bytes[event->slot] = event->item.bytes;
         return;
@@ -263,7 +263,7 @@ static void on_message(struct world *world, struct peer *peer, const struct urs_
     }
     /* An echo is sent after everything that was sent while its message was handled. */
     if (*echo_flag) {
-        queue_add(&peer->owed, echo);
+        queue_add(&peer->expected, echo);
         peer->unfinished = !item->fin;
     }
 }
@@ -403,8 +403,9 @@ static void settle(struct world *world, uint32_t seed)
     uint32_t quiet = 0;
     for (uint32_t round = 0; quiet < QUIET_TURNS && !world->broken; round++) {
         CHECK(round < SETTLE_TURNS_MAX);
-        size_t moved = turn(world, round < SETTLE_TURNS_MAX / 2 ? seed + round : QUIET) + world->reactor->ready.count
-            + world->reactor->dirty.count + world->reactor->late_count + urs_intake_waiting(world->reactor);
+        size_t moved = turn(world, round < SETTLE_TURNS_MAX / 2 ? seed + round : QUIET)
+            + world->reactor->feed_list.count + world->reactor->dirty.count + world->reactor->late_count
+            + urs_intake_waiting(world->reactor);
         for (size_t index = 0; index < PEERS; index++)
             moved += peer_read(&world->peers[index], READ_BYTES_MAX, drops(world));
         quiet = moved > 0 || stats->bytes_in + stats->bytes_out != before ? 0 : quiet + 1;
@@ -432,10 +433,10 @@ static void check_settled(struct world *world)
         if (session == NULL || peer->fd < 0 || session->state != URS_SESSION_OPEN 
             || urs_session_awaits_retry(session))
             continue;
-        CHECK(session->backlog.bytes == 0 && session->outbound.first == 0 && !session->choked);
+        CHECK(session->backlog.bytes == 0 && session->outbound.first == 0 && !session->echo_stopped);
         CHECK(peer->parsed == peer->received.bytes);
-        while (queue_left(&peer->owed) > 0)
-            CHECK((queue_take(&peer->owed) & 1) != 0 || drops(world));
+        while (queue_left(&peer->expected) > 0)
+            CHECK((queue_take(&peer->expected) & 1) != 0 || drops(world));
         if (session->paused)
             continue;
         peer_consult_reference(peer, &world->rules[peer->adopted].engine);
@@ -709,7 +710,7 @@ static void read_options(struct world *world, struct input *input)
     rules->engine.refuse_text = (flags & 24) == 8;
     rules->engine.refuse_binary = (flags & 24) == 16;
     rules->proxy_protocol = flags & 32;
-    world->local = (flags & 64) == 0;
+    world->is_unix = (flags & 64) == 0;
     options->receive_buffers = 2u << (sizes & 3);
     options->receive_buffer_bytes = (size_t)256 << (sizes >> 2 & 7);
     rules->engine.message_bytes_max = UINT64_C(1) << (message & 31);
@@ -748,7 +749,8 @@ static void begin(struct world *world)
     CHECK(bind(world->listener, (struct sockaddr *)&world->address, sizeof world->address.sun_family) == 0);
     CHECK(getsockname(world->listener, (struct sockaddr *)&world->address, &world->address_bytes) == 0);
     CHECK(setsockopt(world->listener, SOL_SOCKET, SO_SNDBUF, &world->send_buffer_bytes, sizeof(int)) == 0);
-    CHECK(listen(world->listener, PEERS) == 0 && urs_reactor_listen(world->reactor, world->listener, world->local, 0) == 0);
+    CHECK(listen(world->listener, PEERS) == 0);
+    CHECK(urs_reactor_listen(world->reactor, world->listener, world->is_unix, 0) == 0);
     for (size_t index = 0; index < PEERS; index++)
         world->peers[index].fd = -1;
 }

@@ -208,7 +208,7 @@ class Witness:
     def __init__(self, address: Address, seed: int, findings: Findings) -> None:
         self.stream = Stream(address)
         self.due = 0.0
-        self._rng, self._verdict = random.Random(seed), findings
+        self._rng, self._findings = random.Random(seed), findings
         self._expected: deque[tuple[int, bytes]] = deque()
 
     @property
@@ -242,14 +242,14 @@ class Witness:
         for opcode, payload in self.stream.read():
             wanted, expected = self._expected.popleft() if self._expected else (opcode, b"")
             wrong = differing(expected, payload) + (wanted != opcode)
-            self._verdict.wrong_bytes += wrong
-            self._verdict.verified_bytes += len(payload) if not wrong else 0
+            self._findings.wrong_bytes += wrong
+            self._findings.verified_bytes += len(payload) if not wrong else 0
         if not self._expected and self.due == float("inf"):
             self.due = time.monotonic() + self._rng.uniform(0.0, WITNESS_PAUSE_SECONDS_MAX)
 
     def leave(self) -> None:
-        self._verdict.missing_bytes += sum(len(payload) for _, payload in self._expected)
-        self._verdict.cut += self.stream.cut
+        self._findings.missing_bytes += sum(len(payload) for _, payload in self._expected)
+        self._findings.cut += self.stream.cut
         self.stream.sock.close()
 
 

@@ -220,7 +220,7 @@ MUTANTS = (
     Mutant(
         "backlog-pauses-each-64-blocks",
         "uring_shim/flush.c",
-        "else if ((uint32_t)sent == session->offered)\n        urs_work_dirty(reactor, session);\n    else\n",
+        "else if ((uint32_t)sent == session->in_flight_bytes)\n        urs_work_dirty(reactor, session);\n    else\n",
         "else\n",
         "A backlog leaves at once for as long as the socket takes it",
         ("tests/test_core.py::test_case[a_backlog_of_many_slices_leaves_in_one_flush]",),
@@ -268,7 +268,7 @@ MUTANTS = (
     Mutant(
         "deadline-abandons-silently",
         "uring_shim/admission.c",
-        "    if (session->state == URS_SESSION_AWAIT_VERDICT)\n"
+        "    if (session->state == URS_SESSION_AWAIT_DECISION)\n"
         "        urs_work_event(reactor, session->slot, &(struct urs_item){.kind = URS_EVENT_ABANDONED});\n",
         "",
         "A handler is told of a request that cannot be answered any more",
@@ -498,7 +498,7 @@ MUTANTS = (
     Mutant(
         "slot-freed-while-on-a-list",
         "uring_shim/turn.c",
-        "if (session->dirty || session->ready || queued || ",
+        "if (session->dirty || session->feed_queued || queued || ",
         "if (",
         "A slot that stands on a list is not given to another session",
         ("tests/test_faults.py::test_sessions_that_end_while_they_wait_for_a_shortage_to_pass_leave_no_trace",),
@@ -572,7 +572,7 @@ MUTANTS = (
         "adopted-prefix-waits",
         "uring_shim/lifecycle.c",
         """    if (session->held.block != NULL)
-        urs_work_ready(reactor, session);
+        urs_work_queue_feed(reactor, session);
     urs_intake_receive(reactor, session);
 }
 
@@ -862,8 +862,8 @@ MUTANTS = (
     Mutant(
         "nodelay-always",
         "uring_shim/reactor.c",
-        "    if (!local && reactor->rules.sets[rules].tcp_nodelay)",
-        "    if (!local)",
+        "    if (!is_unix && reactor->rules.sets[rules].tcp_nodelay)",
+        "    if (!is_unix)",
         "`tcp_nodelay` holds for adopted sockets",
         ("tests/test_adoption.py::test_tcp_nodelay_is_set_where_the_options_say_so",),
     ),

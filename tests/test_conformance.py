@@ -68,13 +68,11 @@ def assert_all_pass(url: str, directory: Path) -> None:
 def test_every_case_passes_through_coroutines(program: str, loop: str, tmp_path: Path) -> None:
     """Through `serve` and through uvicorn: no case fails, and only those of OVERTAKEN may be NON-STRICT."""
     with ServerProcess(f"tests/{program}.py", "--loop", loop) as server:
-        verdicts = run_kosoku(server.url, tmp_path)
-    assert len(verdicts) == CASES
-    offending = {
-        case for case, verdict in verdicts.items() if {verdict["behavior"], verdict["behaviorClose"]} - ACCEPTED
-    }
+        results = run_kosoku(server.url, tmp_path)
+    assert len(results) == CASES
+    offending = {case for case, result in results.items() if {result["behavior"], result["behaviorClose"]} - ACCEPTED}
     assert offending <= OVERTAKEN
-    assert all(verdicts[case]["behavior"] == "NON-STRICT" for case in offending)
+    assert all(results[case]["behavior"] == "NON-STRICT" for case in offending)
 
 
 @pytest.mark.conformance

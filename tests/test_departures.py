@@ -60,8 +60,8 @@ def test_a_half_closed_peer_gets_its_answers(
             peer.write(WHOLE[:sent])
             peer.sock.shutdown(socket.SHUT_WR)
             assert peer.read_response().status == 101
-            owed = sum(sent >= at for at in ANSWERED_AT)
-            assert peer.read_frames(owed) == ANSWERS[:owed]
+            answered = sum(sent >= at for at in ANSWERED_AT)
+            assert peer.read_frames(answered) == ANSWERS[:answered]
             if sent == len(WHOLE):
                 assert peer.read_close() == 1000
             peer.read_eof()

@@ -51,7 +51,7 @@ class Session:
         self.answer(message)
 
     def write(self, data: bytes) -> None:
-        assert data, "nothing was owed"
+        assert data, "the engine made no output"
         self.written += data
 
     def feed(self, *chunks: bytes) -> None:
@@ -798,10 +798,10 @@ def test_a_limit_is_a_whole_number(value: object) -> None:
 
 def test_an_engine_in_a_cycle_is_collected_with_the_message_that_it_holds() -> None:
     """A collector takes the parts of a cycle in any order; the sanitizers see one that is used after its end."""
-    owed: list[bytes] = []
+    output: list[bytes] = []
     for number in range(50):
         engine = ServerEngine()
-        engine.process(bytearray(b"\x82\xfe\x40\x00abcd" + bytes(1000)), owed.append, lambda _: None)
+        engine.process(bytearray(b"\x82\xfe\x40\x00abcd" + bytes(1000)), output.append, lambda _: None)
         assert engine.partial_len >= 1000
         cycle: list[object] = [engine, number]
         cycle.append(cycle)

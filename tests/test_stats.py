@@ -62,8 +62,8 @@ def test_messages_bytes_and_pings_are_counted_once_each(backend: Backend, record
         before = ask()
         assert (before.sessions, before.sessions_peak, before.accepted, before.handshakes) == (1, 1, 1, 0)
         peer.write(*said)
-        owed = [Frame(PING, b"!"), Frame(TEXT, b"one"), Frame(PONG, b"?"), Frame(BINARY, b"two")]
-        assert peer.read_frames(5) == [*owed, Frame(BINARY, bytes(100_000))]
+        replies = [Frame(PING, b"!"), Frame(TEXT, b"one"), Frame(PONG, b"?"), Frame(BINARY, b"two")]
+        assert peer.read_frames(5) == [*replies, Frame(BINARY, bytes(100_000))]
         assert peer.shake_hands(4000, "bye") == 4000
         peer.close()
         wait_until(lambda: ask().sessions == 0)
@@ -71,7 +71,7 @@ def test_messages_bytes_and_pings_are_counted_once_each(backend: Backend, record
     assert (stats.messages_in, stats.messages_out) == (3, 3)
     assert (stats.pings_sent, stats.pongs_received) == (1, 1)
     assert stats.bytes_in == sum(map(len, said)) + len(close_frame(4000, "bye"))
-    answers = sum(len(frame(answer.opcode, answer.payload, key=None)) for answer in owed)
+    answers = sum(len(frame(answer.opcode, answer.payload, key=None)) for answer in replies)
     assert stats.bytes_out == answers + 100_010 + 4
     assert stats.close_codes == {4000: 1}
     assert (stats.queued_bytes, stats.memory_bytes, stats.drops) == (0, 0, 0)

@@ -86,9 +86,9 @@ static const struct urs_answer *answer_to(struct urs_reactor *reactor, uint8_t r
 void urs_admission_refuse(struct urs_reactor *reactor, struct urs_session *session, enum urs_refusal why)
 {
     const struct urs_answer *answer = answer_to(reactor, session->rules, why);
-    URS_ASSERT(session->state == URS_SESSION_AWAIT_HEAD || session->state == URS_SESSION_AWAIT_VERDICT);
+    URS_ASSERT(session->state == URS_SESSION_AWAIT_HEAD || session->state == URS_SESSION_AWAIT_DECISION);
     reactor->stats.refused[why]++;
-    if (session->state == URS_SESSION_AWAIT_VERDICT)
+    if (session->state == URS_SESSION_AWAIT_DECISION)
         urs_work_event(reactor, session->slot, &(struct urs_item){.kind = URS_EVENT_ABANDONED});
     int error = 0;
     if (answer->bytes > 0)
@@ -126,7 +126,7 @@ static void admit(struct urs_reactor *reactor, int fd, const struct urs_listener
         refuse(reactor, fd, listener->rules, URS_REFUSED_HANDSHAKES);
         return;
     }
-    struct urs_session *session = urs_life_new(reactor, fd, listener->local, listener->rules);
+    struct urs_session *session = urs_life_new(reactor, fd, listener->is_unix, listener->rules);
     if (session == NULL) {
         refuse(reactor, fd, listener->rules, URS_REFUSED_MEMORY);
         return;
@@ -215,7 +215,7 @@ void urs_admission_head(struct urs_reactor *reactor, struct urs_session *session
         return;
     }
     session->held = (struct urs_slice){0};
-    urs_session_set_state(session, URS_SESSION_AWAIT_VERDICT);
+    urs_session_set_state(session, URS_SESSION_AWAIT_DECISION);
     if (head > 0) {
         item.payload = data;
         item.bytes = (size_t)head;

@@ -77,7 +77,7 @@ static void count_pong(struct urs_session *session)
 }
 
 /* Sends pongs, and close frames that answer one. */
-static void apply_owed(struct urs_reactor *reactor, struct urs_session *session, struct urs_item *item)
+static void apply_reply(struct urs_reactor *reactor, struct urs_session *session, struct urs_item *item)
 {
     bool ping = item->kind == URS_ITEM_PING;
     enum urs_gate gate = urs_gate_check(session, urs_core_rules(reactor, session),
@@ -85,7 +85,7 @@ static void apply_owed(struct urs_reactor *reactor, struct urs_session *session,
     if (gate == URS_GATE_OPEN) {
         if (ping)
             count_pong(session);
-        if (urs_outbound_owed(&reactor->outbox, &session->outbound, item) != 0)
+        if (urs_outbound_reply(&reactor->outbox, &session->outbound, item) != 0)
             urs_life_lose(reactor, session, -ENOMEM);
         urs_work_dirty(reactor, session);
     } else {
@@ -129,7 +129,7 @@ void urs_apply_events(struct urs_reactor *reactor, uint32_t until, uint32_t in_h
         case URS_ITEM_PING:
         case URS_ITEM_CLOSE:
         case URS_ITEM_FAILED:
-            apply_owed(reactor, session, &event->item);
+            apply_reply(reactor, session, &event->item);
             break;
         case URS_EVENT_LOST:
             apply_lost(reactor, session);

@@ -41,7 +41,7 @@ static int answer_request(struct urs_reactor *reactor, uint64_t id, const uint8_
     int refused = find(reactor, id, &session);
     if (refused != 0)
         return refused;
-    if (session->state != URS_SESSION_AWAIT_VERDICT && (open || session->state != URS_SESSION_AWAIT_HEAD))
+    if (session->state != URS_SESSION_AWAIT_DECISION && (open || session->state != URS_SESSION_AWAIT_HEAD))
         return URS_ERROR_STATE;
     if (session->lost)
         return URS_ERROR_CLOSING;
@@ -165,7 +165,7 @@ static size_t waiting(struct urs_reactor *reactor, struct urs_session *session)
 {
     size_t bytes = session->backlog.bytes + session->outbound.bytes;
     if (bytes >= urs_core_rules(reactor, session)->backlog_high_bytes)
-        session->above_high = true;
+        session->drain_due = true;
     return bytes;
 }
 
@@ -288,7 +288,7 @@ int urs_command_resume(struct urs_reactor *reactor, uint64_t id)
         session->paused = false;
         urs_deadline_resumed(reactor, session);
         if (session->held.block != NULL)
-            urs_work_ready(reactor, session);
+            urs_work_queue_feed(reactor, session);
         urs_intake_receive(reactor, session);
     }
     return 0;

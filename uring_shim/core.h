@@ -67,7 +67,7 @@ struct urs_listener {
     int fd;
     uint8_t state;                       /* enum urs_listener_state */
     bool armed;
-    bool local;                          /* AF_UNIX */
+    bool is_unix;
     uint8_t rules;                       /* the index of the rules of its sessions */
     uint32_t requests;                   /* sessions that it accepted and whose requests are not answered yet */
 };
@@ -135,7 +135,7 @@ struct urs_reactor {
     uint8_t *lent;                       /* indexed by receive buffer: enum urs_lent */
 
     struct urs_slots dirty;              /* sessions to flush */
-    struct urs_slots ready;              /* sessions with held input to feed */
+    struct urs_slots feed_list;          /* sessions with held input to feed */
     struct urs_queue lively;             /* sessions that wait for a receive buffer, see intake.c */
     struct urs_queue heavy;
     struct urs_slots retries;            /* sessions to arm or flush at retry_at_ms */
@@ -222,7 +222,7 @@ static inline int urs_core_check(const struct urs_reactor *reactor)
 static inline bool urs_core_may_feed(const struct urs_session *session)
 {
     return session->state == URS_SESSION_AWAIT_CLOSE
-        || (session->state == URS_SESSION_OPEN && !session->paused && !session->choked);
+        || (session->state == URS_SESSION_OPEN && !session->paused && !session->echo_stopped);
 }
 
 #endif

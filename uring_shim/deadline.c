@@ -27,7 +27,7 @@ uint32_t urs_deadline_period_ms(const struct urs_reactor *reactor, const struct 
     const struct urs_rules *rules = urs_core_rules(reactor, session);
     switch ((enum urs_session_state)session->state) {
     case URS_SESSION_AWAIT_HEAD:
-    case URS_SESSION_AWAIT_VERDICT:
+    case URS_SESSION_AWAIT_DECISION:
         return rules->handshake_ms;
     case URS_SESSION_OPEN:
         return rules->ping_timeout_ms;

@@ -80,7 +80,7 @@ static void hold(struct urs_reactor *reactor, struct urs_session *session, const
         return;
     }
     if (urs_core_may_feed(session))
-        urs_work_ready(reactor, session);
+        urs_work_queue_feed(reactor, session);
     urs_intake_receive(reactor, session);  /* this stops the receive until the engine has caught up */
 }
 
@@ -123,7 +123,7 @@ static void on_data(struct urs_reactor *reactor, struct urs_session *session, ui
     case URS_SESSION_AWAIT_HEAD:
         urs_admission_head(reactor, session, data, bytes);
         break;
-    case URS_SESSION_AWAIT_VERDICT:
+    case URS_SESSION_AWAIT_DECISION:
         hold(reactor, session, &(struct urs_input){.next = data, .end = data + bytes});
         break;
     case URS_SESSION_AWAIT_FLUSH:
@@ -182,13 +182,13 @@ void urs_feed_received(struct urs_reactor *reactor, const struct urs_completion 
 
 void urs_feed_held(struct urs_reactor *reactor)
 {
-    uint32_t count = reactor->ready.count;
+    uint32_t count = reactor->feed_list.count;
     uint32_t done = 0;
     if (count == 0)
         return;
     while (done < count && reactor->event_count < URS_MESSAGES_MAX / 2) {
-        struct urs_session *session = urs_core_session(reactor, reactor->ready.slots[done++]);
-        session->ready = false;
+        struct urs_session *session = urs_core_session(reactor, reactor->feed_list.slots[done++]);
+        session->feed_queued = false;
         struct urs_slice *held = &session->held;
         if (held->block == NULL || !urs_core_may_feed(session))
             continue;
@@ -199,7 +199,7 @@ void urs_feed_held(struct urs_reactor *reactor)
         feed(reactor, session, &input, held->block);
         held->start += (uint32_t)(input.next - data);
         if (urs_slice_bytes(held) > 0) {
-            urs_work_ready(reactor, session);
+            urs_work_queue_feed(reactor, session);
             continue;
         }
         urs_slice_drop(held);
@@ -207,6 +207,6 @@ void urs_feed_held(struct urs_reactor *reactor)
             urs_life_lose(reactor, session, 0);
         urs_intake_receive(reactor, session);
     }
-    reactor->ready.count -= done;
-    memmove(reactor->ready.slots, reactor->ready.slots + done, reactor->ready.count * sizeof(uint32_t));
+    reactor->feed_list.count -= done;
+    memmove(reactor->feed_list.slots, reactor->feed_list.slots + done, reactor->feed_list.count * sizeof(uint32_t));
 }

@@ -18,23 +18,23 @@ static void note_backlog(struct urs_reactor *reactor, struct urs_session *sessio
 {
     const struct urs_rules *rules = urs_core_rules(reactor, session);
     if (session->backlog.bytes >= rules->backlog_high_bytes) {
-        session->above_high = true;
+        session->drain_due = true;
         /* In run_echo, a peer that does not read its replies is not read from either. */
-        if (reactor->echo && !session->choked) {
-            session->choked = true;
+        if (reactor->echo && !session->echo_stopped) {
+            session->echo_stopped = true;
             urs_intake_receive(reactor, session);
         }
-    } else if (session->above_high && session->backlog.bytes <= rules->backlog_low_bytes) {
-        session->above_high = false;
-        if (session->state == URS_SESSION_OPEN && !session->drain_told) {
-            session->drain_told = true;
+    } else if (session->drain_due && session->backlog.bytes <= rules->backlog_low_bytes) {
+        session->drain_due = false;
+        if (session->state == URS_SESSION_OPEN && !session->drain_event_queued) {
+            session->drain_event_queued = true;
             urs_work_event(reactor, session->slot, &(struct urs_item){.kind = URS_EVENT_DRAIN});
         }
-        if (session->choked) {
-            session->choked = false;
+        if (session->echo_stopped) {
+            session->echo_stopped = false;
             urs_deadline_resumed(reactor, session);
             if (session->held.block != NULL)
-                urs_work_ready(reactor, session);
+                urs_work_queue_feed(reactor, session);
             urs_intake_receive(reactor, session);
         }
     }
@@ -89,16 +89,16 @@ static int send_one(struct urs_reactor *reactor, struct urs_session *session)
     if (reactor->loans != NULL && !from_backlog) {
         int error = urs_zero_copy_send(reactor, session);
         if (error == 0) {
-            session->offered = (uint32_t)session->outbound.bytes;
+            session->in_flight_bytes = (uint32_t)session->outbound.bytes;
             reactor->sends++;
             urs_session_set_send(session, URS_SEND_SEGMENTS);
         }
         if (error != -ENOTSUP)
             return error;
     }
-    session->offered = 0;
+    session->in_flight_bytes = 0;
     for (uint32_t index = 0; index < count; index++)
-        session->offered += (uint32_t)vectors[index].iov_len;
+        session->in_flight_bytes += (uint32_t)vectors[index].iov_len;
     int error = reactor->io->operations->send(reactor->io, session->slot, session->generation, session->fd, vectors,
                                               count);
     if (error != 0)
@@ -125,7 +125,7 @@ static void on_sent(struct urs_reactor *reactor, struct urs_session *session, in
     enum urs_io_fate fate = urs_io_send_fate(result);
     size_t sent = result > 0 ? (size_t)result : 0;
     bool from_backlog = session->send_state == URS_SEND_BACKLOG;
-    URS_ASSERT(urs_session_is_sending(session) && sent <= session->offered);
+    URS_ASSERT(urs_session_is_sending(session) && sent <= session->in_flight_bytes);
     reactor->stats.bytes_out += sent;
     session->sent_bytes += (uint32_t)sent;
     urs_session_set_send(session, URS_SEND_IDLE);
@@ -135,7 +135,7 @@ static void on_sent(struct urs_reactor *reactor, struct urs_session *session, in
         note_backlog(reactor, session);
     } else if (URS_LIKELY(sent == session->outbound.bytes)) {
         urs_outbound_clear(&reactor->outbox, &session->outbound);
-        if (URS_UNLIKELY(session->above_high))
+        if (URS_UNLIKELY(session->drain_due))
             note_backlog(reactor, session);
         urs_life_flushed(reactor, session);
         return;
@@ -146,7 +146,7 @@ static void on_sent(struct urs_reactor *reactor, struct urs_session *session, in
         urs_life_lose(reactor, session, result);
     else if (session->backlog.bytes == 0)
         urs_life_flushed(reactor, session);
-    else if ((uint32_t)sent == session->offered)
+    else if ((uint32_t)sent == session->in_flight_bytes)
         urs_work_dirty(reactor, session);
     else
         wait_writable(reactor, session, fate);

@@ -41,7 +41,7 @@ static bool wants_input(const struct urs_session *session)
         return false;
     if (session->state == URS_SESSION_OPEN || session->state == URS_SESSION_AWAIT_CLOSE)
         return session->held.block == NULL && urs_core_may_feed(session);
-    if (session->state == URS_SESSION_AWAIT_VERDICT)
+    if (session->state == URS_SESSION_AWAIT_DECISION)
         return session->held.block == NULL || urs_slice_bytes(&session->held) < URS_EARLY_BYTES_MAX;
     return true;
 }
@@ -89,7 +89,7 @@ void urs_intake_receive(struct urs_reactor *reactor, struct urs_session *session
     else if (URS_UNLIKELY(urs_intake_is_short(reactor)))
         enqueue(reactor, session);
     else
-        arm(reactor, session, session->local);
+        arm(reactor, session, session->is_unix);
 }
 
 /* Arms a receive of one completion if the session wants input and none is armed. Returns whether it armed one. */

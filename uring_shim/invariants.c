@@ -41,7 +41,7 @@ static void check_free(const struct urs_session *session)
     URS_ASSERT(session->fd < 0 && session->backlog.bytes == 0 && session->held.block == NULL);
     URS_ASSERT(session->engine.partial == NULL && session->engine.control == NULL);
     URS_ASSERT(session->outbound.first == 0 && session->late_events == 0);
-    URS_ASSERT(!session->dirty && !session->ready);
+    URS_ASSERT(!session->dirty && !session->feed_queued);
     URS_ASSERT(session->receive_state == URS_RECEIVE_IDLE && session->send_state == URS_SEND_IDLE);
     URS_ASSERT((session->generation & 1) == 0);
 }
@@ -74,7 +74,7 @@ static void check_session(const struct urs_session *session)
 /* The sums of the flags and counts of all sessions. */
 struct sums {
     uint32_t dirty;
-    uint32_t ready;
+    uint32_t feed_queued;
     uint32_t await_buffers;
     uint32_t retries;
     uint32_t in_use;
@@ -98,15 +98,15 @@ static void check_sessions(const struct urs_reactor *reactor)
         URS_ASSERT(session->slot == slot);
         check_session(session);
         sums.dirty += session->dirty;
-        sums.ready += session->ready;
+        sums.feed_queued += session->feed_queued;
         sums.await_buffers += session->receive_state == URS_RECEIVE_AWAITS_BUFFER;
         sums.retries += urs_session_awaits_retry(session);
         sums.in_use += session->state != URS_SESSION_FREE;
-        sums.handshakes += session->state == URS_SESSION_AWAIT_HEAD || session->state == URS_SESSION_AWAIT_VERDICT;
+        sums.handshakes += session->state == URS_SESSION_AWAIT_HEAD || session->state == URS_SESSION_AWAIT_DECISION;
         sums.late_events += session->late_events;
     }
     URS_ASSERT(sums.dirty == reactor->dirty.count);
-    URS_ASSERT(sums.ready == reactor->ready.count);
+    URS_ASSERT(sums.feed_queued == reactor->feed_list.count);
     URS_ASSERT(sums.await_buffers == urs_intake_waiting(reactor));
     URS_ASSERT(sums.retries == reactor->retries.count);
     URS_ASSERT(sums.in_use == reactor->sessions.in_use);
@@ -133,8 +133,8 @@ static void check_lists(const struct urs_reactor *reactor)
 {
     for (uint32_t index = 0; index < reactor->dirty.count; index++)
         URS_ASSERT(urs_core_session(reactor, reactor->dirty.slots[index])->dirty);
-    for (uint32_t index = 0; index < reactor->ready.count; index++)
-        URS_ASSERT(urs_core_session(reactor, reactor->ready.slots[index])->ready);
+    for (uint32_t index = 0; index < reactor->feed_list.count; index++)
+        URS_ASSERT(urs_core_session(reactor, reactor->feed_list.slots[index])->ready);
     for (uint32_t index = 0; index < reactor->retries.count; index++)
         URS_ASSERT(urs_session_awaits_retry(urs_core_session(reactor, reactor->retries.slots[index])));
     for (uint32_t index = 0; index < reactor->dead.count; index++)

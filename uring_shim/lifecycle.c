@@ -39,8 +39,8 @@ static int reserve_slots(struct urs_reactor *reactor, uint32_t slots)
     if (late == NULL)
         return -ENOMEM;
     reactor->late = late;
-    /* dirty and ready: a slot may be on the list twice while the list is processed. */
-    if (grow_list(&reactor->dirty, 2 * room) != 0 || grow_list(&reactor->ready, 2 * room) != 0
+    /* dirty and feed_list: a slot may be on the list twice while the list is processed. */
+    if (grow_list(&reactor->dirty, 2 * room) != 0 || grow_list(&reactor->feed_list, 2 * room) != 0
         || grow_list(&reactor->retries, room) != 0 || grow_list(&reactor->dead, room) != 0)
         return -ENOMEM;
     reactor->late_room = (uint32_t)(LATE_EVENTS * room);
@@ -48,7 +48,7 @@ static int reserve_slots(struct urs_reactor *reactor, uint32_t slots)
     return 0;
 }
 
-struct urs_session *urs_life_new(struct urs_reactor *reactor, int fd, bool local, uint8_t rules)
+struct urs_session *urs_life_new(struct urs_reactor *reactor, int fd, bool is_unix, uint8_t rules)
 {
     URS_ASSERT(rules < reactor->rules.count);
     if (reserve_slots(reactor, reactor->sessions.slots + 1) != 0)
@@ -57,7 +57,7 @@ struct urs_session *urs_life_new(struct urs_reactor *reactor, int fd, bool local
     if (session == NULL)
         return NULL;
     URS_ASSERT(session->slot < reactor->slots_room);
-    session->local = local;
+    session->is_unix = is_unix;
     session->rules = rules;
     session->opened_ms = session->last_input_ms = (uint32_t)reactor->now_ms;
     if (urs_wheel_set(&reactor->wheel, session->slot, reactor->now_ms + URS_WHEEL_TICK_MS) != 0) {
@@ -70,7 +70,7 @@ struct urs_session *urs_life_new(struct urs_reactor *reactor, int fd, bool local
 static void end_handshake(struct urs_reactor *reactor, struct urs_session *session)
 {
     urs_peers_spoke(reactor, session);
-    if (session->state == URS_SESSION_AWAIT_HEAD || session->state == URS_SESSION_AWAIT_VERDICT) {
+    if (session->state == URS_SESSION_AWAIT_HEAD || session->state == URS_SESSION_AWAIT_DECISION) {
         URS_ASSERT(reactor->handshakes > 0);
         reactor->handshakes--;
         if (session->listener != URS_NO_LISTENER) {
@@ -86,7 +86,7 @@ void urs_life_open(struct urs_reactor *reactor, struct urs_session *session)
     urs_session_set_state(session, URS_SESSION_OPEN);
     urs_deadline_open(reactor, session);
     if (session->held.block != NULL)
-        urs_work_ready(reactor, session);
+        urs_work_queue_feed(reactor, session);
     urs_intake_receive(reactor, session);
 }
 
@@ -107,7 +107,7 @@ int urs_life_close(struct urs_reactor *reactor, struct urs_session *session, uns
     urs_work_dirty(reactor, session);
     urs_intake_receive(reactor, session);  /* even if Python paused reading: the peer's close frame must be read */
     if (session->held.block != NULL)
-        urs_work_ready(reactor, session);
+        urs_work_queue_feed(reactor, session);
     return 0;
 }
 

@@ -6,7 +6,7 @@
 
 /* Creates a session for `fd` with the set of rules of that index, and grows every list so that it fits. Returns NULL if
  * there is no memory. */
-struct urs_session *urs_life_new(struct urs_reactor *reactor, int fd, bool local, uint8_t rules);
+struct urs_session *urs_life_new(struct urs_reactor *reactor, int fd, bool is_unix, uint8_t rules);
 
 /* Opens a session whose upgrade is done. */
 void urs_life_open(struct urs_reactor *reactor, struct urs_session *session);

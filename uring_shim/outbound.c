@@ -177,7 +177,7 @@ int urs_outbound_close(struct urs_outbox *outbox, struct urs_outbound *outbound,
     return urs_outbound_frame(outbox, outbound, URS_OPCODE_CLOSE, true, payload, 2 + bytes);
 }
 
-int urs_outbound_owed(struct urs_outbox *outbox, struct urs_outbound *outbound, struct urs_item *item)
+int urs_outbound_reply(struct urs_outbox *outbox, struct urs_outbound *outbound, struct urs_item *item)
 {
     if (item->kind == URS_ITEM_PING)
         return urs_outbound_answer(outbox, outbound, item, URS_OPCODE_PONG, true);

@@ -81,7 +81,7 @@ int urs_outbound_close(struct urs_outbox *outbox, struct urs_outbound *outbound,
 
 /* Adds the reply that the item requires: the pong for a ping, the close frame for a close frame or a violation, and
  * nothing for other items. Takes over item->block. Returns 0 or -ENOMEM. */
-int urs_outbound_owed(struct urs_outbox *outbox, struct urs_outbound *outbound, struct urs_item *item);
+int urs_outbound_reply(struct urs_outbox *outbox, struct urs_outbound *outbound, struct urs_item *item);
 
 /* Drops the references of one connection's segments and empties its list. */
 void urs_outbound_clear(struct urs_outbox *outbox, struct urs_outbound *outbound);

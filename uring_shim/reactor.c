@@ -41,7 +41,7 @@ static void free_all(struct urs_reactor *reactor)
     urs_sessions_close(&reactor->sessions);
     urs_watch_close(reactor);
     free(reactor->dirty.slots);
-    free(reactor->ready.slots);
+    free(reactor->feed_list.slots);
     free(reactor->retries.slots);
     free(reactor->dead.slots);
     free(reactor->late);
@@ -228,13 +228,13 @@ static int listener_place(struct urs_reactor *reactor)
     return (int)reactor->listener_count++;
 }
 
-int urs_reactor_listen(struct urs_reactor *reactor, int fd, bool local, uint8_t rules)
+int urs_reactor_listen(struct urs_reactor *reactor, int fd, bool is_unix, uint8_t rules)
 {
     URS_ASSERT(rules < reactor->rules.count);
     int index = listener_place(reactor);
     if (index < 0)
         return index;
-    reactor->listeners[index] = (struct urs_listener){.fd = fd, .local = local, .rules = rules};
+    reactor->listeners[index] = (struct urs_listener){.fd = fd, .is_unix = is_unix, .rules = rules};
     if (reactor->started)
         urs_admission_arm(reactor);
     return index;
@@ -317,11 +317,11 @@ int urs_reactor_adopt(struct urs_reactor *reactor, int fd, uint8_t rules, const 
     if (reactor->draining
         || (reactor->options.sessions_max != 0 && reactor->sessions.in_use >= reactor->options.sessions_max))
         return URS_ERROR_LIMIT;
-    bool local = address.ss_family == AF_UNIX;
+    bool is_unix = address.ss_family == AF_UNIX;
     URS_ASSERT(rules < reactor->rules.count);
-    if (!local && reactor->rules.sets[rules].tcp_nodelay)
+    if (!is_unix && reactor->rules.sets[rules].tcp_nodelay)
         setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
-    struct urs_session *session = urs_life_new(reactor, fd, local, rules);
+    struct urs_session *session = urs_life_new(reactor, fd, is_unix, rules);
     if (session == NULL)
         return -ENOMEM;
     if (prefix_bytes > 0)
@@ -357,7 +357,7 @@ void urs_reactor_drain(struct urs_reactor *reactor, uint32_t index, unsigned cod
              * connections in advance. */
             reactor->stats.refused[URS_REFUSED_DRAINING]++;
             urs_life_end(reactor, session);
-        } else if (session->state == URS_SESSION_AWAIT_HEAD || session->state == URS_SESSION_AWAIT_VERDICT) {
+        } else if (session->state == URS_SESSION_AWAIT_HEAD || session->state == URS_SESSION_AWAIT_DECISION) {
             urs_admission_refuse(reactor, session, URS_REFUSED_DRAINING);
         }
         if (reactor->outbox.arena_bytes > URS_ARENA_FLUSH_BYTES)

@@ -123,7 +123,7 @@ void urs_reactor_take(struct urs_reactor *reactor);
  * keeps the socket and must keep it open. The epoll backend makes it non-blocking, for every process that shares it.
  * Returns the index of the listener, or -errno. The index of a listener on which urs_reactor_unlisten was called may be
  * returned again once every request that it brought is answered. */
-int urs_reactor_listen(struct urs_reactor *reactor, int fd, bool local, uint8_t rules);
+int urs_reactor_listen(struct urs_reactor *reactor, int fd, bool is_unix, uint8_t rules);
 
 /* Stops accepting on the listening socket with that index, which its owner may close then. Sessions that it brought
  * stay. Returns 0, URS_ERROR_STALE if that was done already, or another negative result. */

@@ -16,7 +16,7 @@
 enum urs_session_state {
     URS_SESSION_FREE = 0,
     URS_SESSION_AWAIT_HEAD = 1,          /* the rest of the opening request */
-    URS_SESSION_AWAIT_VERDICT = 2,       /* Python's answer to the request */
+    URS_SESSION_AWAIT_DECISION = 2,      /* Python accepts or rejects the request */
     URS_SESSION_OPEN = 3,                /* messages */
     URS_SESSION_AWAIT_CLOSE = 4,         /* our close frame is queued or sent: the peer's close frame */
     URS_SESSION_AWAIT_FLUSH = 5,         /* nothing more may be queued: the socket must take the rest */
@@ -96,7 +96,7 @@ struct urs_session {
     uint32_t acked_bytes;                /* the position that the peer had acknowledged when it was last checked */
     uint32_t question_bytes;             /* the position after the ping, close frame or end of stream that the peer must
                                             answer */
-    uint32_t offered;                    /* bytes of the send that has not completed yet */
+    uint32_t in_flight_bytes;            /* bytes of the send that has not completed yet */
     uint32_t last_input_ms;              /* all _ms fields: the reactor's clock, modulo 2^32 */
     uint32_t opened_ms;
     uint32_t deadline_ms;                /* of the current state, if it has one; open: of the pong */
@@ -130,21 +130,21 @@ struct urs_session {
                                             complete */
     uint8_t receive_state;               /* enum urs_receive_state */
     uint8_t send_state;                  /* enum urs_send_state */
-    bool copied;                         /* the kernel copied a zero-copy send: send plainly from now on (zero_copy
-                                            "auto") */
+    bool zero_copy_failed;               /* the kernel copied a zero-copy send (counts with zero_copy "auto"), or
+                                            refused one: send plainly from now on */
     bool dirty;                          /* on the reactor's list of sessions to flush */
-    bool ready;                          /* on the reactor's list of sessions with held input to feed */
+    bool feed_queued;                    /* on the reactor's list of sessions with held input to feed */
     bool heavy;                          /* the last receive brought many bytes, see intake.c */
     bool paused;                         /* Python paused reading */
-    bool choked;                         /* run_echo stopped reading because the backlog reached the high mark */
-    bool above_high;                     /* the high mark was reached when the backlog was last checked: on_drain must
+    bool echo_stopped;                   /* run_echo stopped reading because the backlog reached the high mark */
+    bool drain_due;                      /* the high mark was reached when the backlog was last checked: on_drain must
                                             follow */
-    bool drain_told;                     /* the event for on_drain is queued */
+    bool drain_event_queued;             /* the event for on_drain is queued */
     bool input_ended;                    /* the peer's end of stream has arrived */
     bool lost;                           /* the socket is unusable */
     bool told;                           /* URS_EVENT_LOST was queued */
-    bool local;                          /* AF_UNIX: receive one completion at a time (a multishot receive loses the end
-                                            of stream) */
+    bool is_unix;                        /* receive one completion at a time (a multishot receive loses the end of the
+                                            stream of a Unix socket) */
 };
 
 struct urs_sessions {

@@ -109,7 +109,7 @@ static void free_dead(struct urs_reactor *reactor)
         uint32_t slot = reactor->dead.slots[index];
         struct urs_session *session = urs_core_session(reactor, slot);
         bool queued = session->receive_state == URS_RECEIVE_AWAITS_BUFFER || urs_session_awaits_retry(session);
-        if (session->dirty || session->ready || queued || session->late_events > 0)
+        if (session->dirty || session->feed_queued || queued || session->late_events > 0)
             urs_slots_push(&reactor->dead, slot);
         else
             urs_session_free(&reactor->sessions, session);
@@ -154,7 +154,7 @@ static void take_late(struct urs_reactor *reactor)
         URS_ASSERT(session->late_events > 0);
         session->late_events--;
         if (reactor->late[index].item.kind == URS_EVENT_DRAIN)
-            session->drain_told = false;
+            session->drain_event_queued = false;
     }
     reactor->event_count = reactor->visible = count;
     reactor->late_count -= count;
@@ -171,7 +171,7 @@ static int64_t sooner(const struct urs_reactor *reactor, int64_t wait_ms, uint64
 /* Returns the milliseconds until the reactor has something to do, even if no completion arrives; negative: no limit. */
 static int64_t due_ms(const struct urs_reactor *reactor)
 {
-    bool work = reactor->event_count > 0 || reactor->woken || reactor->ready.count > 0 || reactor->dirty.count > 0
+    bool work = reactor->event_count > 0 || reactor->woken || reactor->feed_list.count > 0 || reactor->dirty.count > 0
         || reactor->late_count > 0 || (urs_intake_waiting(reactor) > 0 && urs_intake_free_buffers(reactor) > 0);
     if (work)
         return 0;

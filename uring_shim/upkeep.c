@@ -158,7 +158,7 @@ static void deadline_passed(struct urs_reactor *reactor, struct urs_session *ses
     session->has_deadline = session->reprieved = false;
     switch ((enum urs_session_state)session->state) {
     case URS_SESSION_AWAIT_HEAD:
-    case URS_SESSION_AWAIT_VERDICT:
+    case URS_SESSION_AWAIT_DECISION:
         if (session->silent) {
             reactor->stats.refused[URS_REFUSED_TIMEOUT]++;
             urs_life_end(reactor, session);  /* the peer has asked for nothing, so it gets no answer */

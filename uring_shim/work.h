@@ -28,11 +28,11 @@ static inline void urs_work_dirty(struct urs_reactor *reactor, struct urs_sessio
 }
 
 /* Gives held input to the engine as soon as the turn has room. */
-static inline void urs_work_ready(struct urs_reactor *reactor, struct urs_session *session)
+static inline void urs_work_queue_feed(struct urs_reactor *reactor, struct urs_session *session)
 {
-    if (!session->ready) {
-        session->ready = true;
-        urs_slots_push(&reactor->ready, session->slot);
+    if (!session->feed_queued) {
+        session->feed_queued = true;
+        urs_slots_push(&reactor->feed_list, session->slot);
     }
 }
 

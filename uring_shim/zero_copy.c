@@ -58,7 +58,7 @@ int urs_zero_copy_send(struct urs_reactor *reactor, struct urs_session *session)
     bool large = reactor->options.zero_copy == URS_ZERO_COPY_ALWAYS
         || segment->bytes >= reactor->options.zero_copy_bytes_min;
     if (reactor->options.zero_copy == URS_ZERO_COPY_NEVER || reactor->loan_free == 0 || !alone || !large
-        || session->copied)
+        || session->zero_copy_failed)
         return -ENOTSUP;
     uint32_t buffer = 0;
     if (in_pool) {
@@ -99,7 +99,7 @@ struct urs_session *urs_zero_copy_sent(struct urs_reactor *reactor, const struct
     if (result == -EINVAL)
         reactor->options.zero_copy = URS_ZERO_COPY_NEVER;
     if (*refused && session != NULL)
-        session->copied = true;
+        session->zero_copy_failed = true;
     reactor->stats.zero_copy_sends += result >= 0;
     if (!completion->more)
         end_loan(reactor, completion->slot);
@@ -112,6 +112,6 @@ void urs_zero_copy_release(struct urs_reactor *reactor, const struct urs_complet
     struct urs_session *session = urs_session_find(&reactor->sessions, loan->id);
     reactor->stats.zero_copy_copied += completion->result != 0;
     if (session != NULL && completion->result != 0 && reactor->options.zero_copy == URS_ZERO_COPY_AUTO)
-        session->copied = true;
+        session->zero_copy_failed = true;
     end_loan(reactor, completion->slot);
 }

@@ -438,7 +438,7 @@ class Dispatcher:
         if (
             connection is None
             and identity not in self._deferred.waiting
-            and lib.urs_command_state(core.handle, identity) == lib.URS_SESSION_AWAIT_VERDICT
+            and lib.urs_command_state(core.handle, identity) == lib.URS_SESSION_AWAIT_DECISION
         ):
             service = self._by_listener.get(item.count, self._own)
             connection = self._decide(Upgrade(identity, item, core.peer(identity)), service)

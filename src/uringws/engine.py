@@ -515,7 +515,7 @@ class ServerEngine:
             self._ended(int(item.close_code), ffi.string(lib.urs_engine_error_text(item.error)).decode(), failed=True)
         if answered:
             return
-        check(lib.urs_outbound_owed(self._outbox, self._outbound, item), "answer")
+        check(lib.urs_outbound_reply(self._outbox, self._outbound, item), "answer")
         self._core.close_sent = kind != lib.URS_ITEM_PING and kind != lib.URS_ITEM_PONG
 
     def _echo(self, message: EngineMessage) -> None:

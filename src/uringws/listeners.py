@@ -87,8 +87,8 @@ class Listeners:
             core.check_thread()
             if core.is_draining:
                 raise ReactorStateError("a reactor that is draining cannot listen: make a new one")
-            is_local = sock.family == socket.AF_UNIX
-            index = check(lib.urs_reactor_listen(core.handle, sock.fileno(), is_local, service.rules), "listen")
+            is_unix = sock.family == socket.AF_UNIX
+            index = check(lib.urs_reactor_listen(core.handle, sock.fileno(), is_unix, service.rules), "listen")
             self.services[index] = service
         self._sockets.append(sock)
         self._indexes.append(index)

@@ -65,7 +65,7 @@ class _Phase(Enum):
 
     REQUEST = auto()
     """The opening request, which uvicorn hands over."""
-    VERDICT = auto()
+    DECISION = auto()
     """The application's accept, close or denial."""
     DENIAL = auto()
     """The rest of a denial response."""
@@ -150,7 +150,7 @@ class WebSocketProtocol(asyncio.Protocol):
             link.feed(data)
         elif self._phase is _Phase.REQUEST:
             self._take_request(data)
-        elif self._phase is _Phase.VERDICT:
+        elif self._phase is _Phase.DECISION:
             self._early += data
             if len(self._early) > _EARLY_BYTES_MAX:
                 self.transport.pause_reading()
@@ -190,7 +190,7 @@ class WebSocketProtocol(asyncio.Protocol):
             self._close(CloseCode.SERVICE_RESTART, "")
             return
         self._stop_timers()
-        if self._phase is _Phase.VERDICT:
+        if self._phase is _Phase.DECISION:
             self.transport.write(encode_denied(500, b"Internal Server Error", self.default_headers))
         if self._phase is not _Phase.LOST:
             self._phase = _Phase.END
@@ -209,7 +209,7 @@ class WebSocketProtocol(asyncio.Protocol):
             self.transport.write(encode_error(error, self.default_headers))
             self.transport.close()
             return
-        self._phase = _Phase.VERDICT
+        self._phase = _Phase.DECISION
         self.scope = scope_of(
             request,
             asgi={"version": self.config.asgi_version, "spec_version": "2.4"},
@@ -233,7 +233,7 @@ class WebSocketProtocol(asyncio.Protocol):
         except BaseException:  # a cancelled application has failed, too
             self.logger.exception("Exception in ASGI application\n")
         else:
-            if self._phase is _Phase.VERDICT:
+            if self._phase is _Phase.DECISION:
                 self.logger.error("ASGI callable returned without completing handshake.")
             elif result is not None:
                 self.logger.error("ASGI callable should return None, but returned '%s'.", result)
@@ -241,7 +241,7 @@ class WebSocketProtocol(asyncio.Protocol):
 
     def _app_ended(self) -> None:
         """Finish what the application has left open."""
-        if self._phase is _Phase.VERDICT:
+        if self._phase is _Phase.DECISION:
             self.transport.write(encode_denied(500, b"Internal Server Error", self.default_headers))
         elif self._phase is _Phase.DENIAL and self._denial is not None:
             self.transport.write(self._denial.finish())
@@ -361,7 +361,7 @@ class WebSocketProtocol(asyncio.Protocol):
         """Carry out all but a message on an open connection."""
         if self._phase is _Phase.LOST or self._phase is _Phase.END:
             self._refuse(message)
-        elif self._phase is _Phase.VERDICT:
+        elif self._phase is _Phase.DECISION:
             expected = ("websocket.accept", "websocket.close", "websocket.http.response.start")
             if check_type(message, *expected) == "websocket.accept":
                 self._accept(message)
