@@ -6,6 +6,7 @@ aiohttp's own tests are run by peers/test_aiohttp_suite.py.
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
@@ -174,3 +175,13 @@ def test_frames_in_the_segment_of_the_request_are_kept(loop: str) -> None:
         with Peer.connect(live.address, then=stream[:20]) as peer:
             peer.write(stream[20:])
             assert [answer.payload for answer in peer.read_frames(2)] == [b"eager", b"x" * 1000]
+
+
+def test_the_response_gives_the_socket(loop: str) -> None:
+    async def handle(session: WebSocketResponse) -> tuple[object, object]:
+        sock = session.get_extra_info("socket")
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 77)
+        return sock.getpeername(), sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE)
+
+    with Live(handle, loop) as live, Peer.connect(live.address) as peer:
+        assert live.result.result(WAIT_SECONDS) == (peer.sock.getsockname(), 77)

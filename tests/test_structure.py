@@ -70,7 +70,7 @@ PYTHON_LAYERS = (
     {"backend", "engine", "handshake", "http", "metrics", "proxy_protocol", "refusals"},
     {"core"},
     {"commands", "draining", "listeners", "services", "sessions", "upgrade", "watches"},
-    {"connection", "deferred", "dispatch", "message", "turn"},
+    {"connection", "deferred", "dispatch", "message", "socket_view", "turn"},
     {"handler", "sender"},
     {"driver", "reactor", "reactor_thread"},
     {"workers"},

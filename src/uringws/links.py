@@ -18,6 +18,7 @@ from uringws.errors import ConnectionClosed
 from uringws.frames import CloseCode, Opcode
 from uringws.handler import Handler
 from uringws.reactor import Reactor
+from uringws.socket_view import SocketView
 
 if TYPE_CHECKING:
     from uringws.connection import Connection
@@ -169,6 +170,7 @@ class RingLink(asyncio.Transport):
         """`waiting_max`: reading stops when so many messages wait."""
         super().__init__({name: transport.get_extra_info(name) for name in ("sockname", "peername")})
         self._owner = owner
+        self._socket: SocketView | None = None
         self._loop = asyncio.get_running_loop()
         self._waiting_max = waiting_max
         self._connection: Connection | None = None
@@ -189,6 +191,7 @@ class RingLink(asyncio.Transport):
     def opened(self, connection: Connection) -> None:
         """Keep the connection."""
         self._connection = connection
+        self._socket = SocketView(connection, self.get_extra_info("sockname"))
 
     def received(self, message: Message) -> None:
         """Give a message to the owner."""
@@ -263,6 +266,10 @@ class RingLink(asyncio.Transport):
         return False
 
     # ---- asyncio.Transport, as far as it makes sense
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """Return "peername", "sockname" or "socket" (a `SocketView`); `default` for all else: there is no TLS here."""
+        return self._socket if name == "socket" else super().get_extra_info(name, default)
 
     def pause_reading(self) -> None:
         """Read nothing for a while."""

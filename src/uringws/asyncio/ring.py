@@ -19,6 +19,7 @@ from uringws.asyncio.loop import EventLoop
 from uringws.errors import ConnectionClosed, LimitReached, WrongThread
 from uringws.handler import Handler
 from uringws.options import Options
+from uringws.socket_view import SocketView
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -200,12 +201,13 @@ class RingTransport:
         self._link = link
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """Return "peername" or "sockname"; `default` for all else: the socket is the reactor's."""
+        """Return "peername", "sockname" or "socket" (a `SocketView`); `default` for all else: there is no TLS here."""
+        link = self._link
         if name == "peername":
-            return self._link.peername
+            return link.peername
         if name == "sockname":
-            return self._link._sockname
-        return default
+            return link._sockname
+        return SocketView(link._conn, link._sockname) if name == "socket" else default
 
     def is_closing(self) -> bool:
         """Whether the connection is closing or closed."""
