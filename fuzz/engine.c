@@ -102,7 +102,7 @@ static void answer_message(struct run *run, struct urs_item *item, uint32_t choi
                                             sizeof greeting));
     }
     add_unmasked(&run->expected, first, item->payload, item->bytes);
-    note_result(run, urs_outbound_answer(&run->outbox, &run->outbound, item, item->opcode, item->fin));
+    note_result(run, urs_outbound_echo(&run->outbox, &run->outbound, item, item->opcode, item->fin));
 }
 
 static void expect_reply(struct run *run, const struct urs_item *item)
@@ -139,10 +139,10 @@ static void on_answers(struct run *run, struct urs_item *item)
 
 static void on_item(struct run *run, struct urs_item *item, uint32_t *seed)
 {
-    if (item->kind == URS_ITEM_ANSWERS) {
+    if (item->kind == URS_ITEM_ECHO_RUN) {
         struct urs_item answers = *item;
         on_answers(run, &answers);
-        note_result(run, urs_outbound_answers(&run->outbox, &run->outbound, item));
+        note_result(run, urs_outbound_echo_run(&run->outbox, &run->outbound, item));
         return;
     }
     check_item(run, item);
@@ -191,7 +191,7 @@ static int next_item(struct run *run, struct urs_input *input, struct urs_item *
     const struct urs_engine_rules *rules = run->delivery->rules;
     const uint8_t *before = input->next;
     int kind = run->delivery->echo ? urs_engine_echo(&run->engine, rules, input, item) : URS_ITEM_NONE;
-    CHECK(kind == URS_ITEM_ANSWERS || input->next == before);
+    CHECK(kind == URS_ITEM_ECHO_RUN || input->next == before);
     return kind != URS_ITEM_NONE ? kind : urs_engine_next(&run->engine, rules, &run->memory, input, item);
 }
 

@@ -210,7 +210,7 @@ static void on_upgrade(struct world *world, const struct urs_event *event, uint3
     uint64_t id = urs_session_id(session);
     /* Acts as if a proxy had named the peer. */
     const struct urs_peer origin = {.family = number & 8 ? 4 : 6, .address = {[3] = (uint8_t)(number >> 4 & 3)}};
-    bool admitted = urs_command_settle_peer(world->reactor, id, &origin) == 0;
+    bool admitted = urs_command_set_proxied_peer(world->reactor, id, &origin) == 0;
     if (event->item.error != 0 || number % 8 == 0 || !admitted) {
         urs_command_reject(world->reactor, id, no, sizeof no - 1);
         return;
@@ -304,7 +304,7 @@ static void on_event(struct world *world, uint32_t number)
     case URS_ITEM_FRAME:
         on_message(world, on_item(world, event), item, number);
         break;
-    case URS_ITEM_ANSWERS:
+    case URS_ITEM_ECHO_RUN:
         on_answers(world, event);
         break;
     case URS_ITEM_PING:

@@ -30,23 +30,23 @@ static bool may_join(struct urs_reactor *reactor, struct urs_session *session, c
     return gate == URS_GATE_OPEN;
 }
 
-static int answer(struct urs_reactor *reactor, struct urs_session *session, struct urs_item *item, bool in_hand)
+static int add_echo(struct urs_reactor *reactor, struct urs_session *session, struct urs_item *item, bool in_hand)
 {
-    if (item->kind == URS_ITEM_ANSWERS)
-        return urs_outbound_answers(&reactor->outbox, &session->outbound, item);
+    if (item->kind == URS_ITEM_ECHO_RUN)
+        return urs_outbound_echo_run(&reactor->outbox, &session->outbound, item);
     if (URS_UNLIKELY(in_hand))
-        return urs_outbound_answer_unmoved(&reactor->outbox, &session->outbound, item, item->opcode, item->fin);
-    return urs_outbound_answer(&reactor->outbox, &session->outbound, item, item->opcode, item->fin);
+        return urs_outbound_echo_unmoved(&reactor->outbox, &session->outbound, item, item->opcode, item->fin);
+    return urs_outbound_echo(&reactor->outbox, &session->outbound, item, item->opcode, item->fin);
 }
 
 static void apply_message(struct urs_reactor *reactor, struct urs_session *session, uint32_t index, bool in_hand)
 {
     struct urs_item *item = &reactor->events[index].item;
     bool echo = reactor->options.echo_flags[index] != 0;
-    uint32_t count = item->kind == URS_ITEM_ANSWERS ? item->count : 1;
+    uint32_t count = item->kind == URS_ITEM_ECHO_RUN ? item->count : 1;
     if (echo && may_join(reactor, session, item, count)) {
         reactor->stats.messages_out += count;
-        int error = answer(reactor, session, item, in_hand);
+        int error = add_echo(reactor, session, item, in_hand);
         if (error != 0)
             urs_life_lose(reactor, session, error);
         urs_work_dirty(reactor, session);
@@ -123,7 +123,7 @@ void urs_apply_events(struct urs_reactor *reactor, uint32_t until, uint32_t in_h
         switch (event->item.kind) {
         case URS_ITEM_MESSAGE:
         case URS_ITEM_FRAME:
-        case URS_ITEM_ANSWERS:
+        case URS_ITEM_ECHO_RUN:
             apply_message(reactor, session, reactor->applied, reactor->applied == in_hand);
             break;
         case URS_ITEM_PING:

@@ -333,7 +333,7 @@ int urs_command_peer(struct urs_reactor *reactor, uint64_t id, struct urs_peer *
     return refused;
 }
 
-int urs_command_settle_peer(struct urs_reactor *reactor, uint64_t id, const struct urs_peer *peer)
+int urs_command_set_proxied_peer(struct urs_reactor *reactor, uint64_t id, const struct urs_peer *peer)
 {
     struct urs_session *session;
     int refused = find(reactor, id, &session);

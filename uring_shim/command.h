@@ -63,7 +63,7 @@ int urs_command_peer(struct urs_reactor *reactor, uint64_t id, struct urs_peer *
 /* Records the peer that a trusted PROXY header named (NULL: there was no header), and counts the session for that
  * address instead of the address it was counted for before. Only if the session's rules have proxy_protocol. Returns
  * 0, URS_ERROR_LIMIT or URS_ERROR_STALE. */
-int urs_command_settle_peer(struct urs_reactor *reactor, uint64_t id, const struct urs_peer *peer);
+int urs_command_set_proxied_peer(struct urs_reactor *reactor, uint64_t id, const struct urs_peer *peer);
 
 /* Returns the session's state, or URS_SESSION_FREE if it is gone. Never returns URS_SESSION_OPEN if the session can no
  * longer send. May also return URS_ERROR_THREAD or URS_ERROR_FORKED. */

@@ -395,6 +395,6 @@ int urs_engine_echo(struct urs_engine *engine, const struct urs_engine_rules *ru
     URS_ASSERT(target <= frame && frame <= input->end);
     input->next = frame;
     *item = (struct urs_item){
-        .kind = URS_ITEM_ANSWERS, .payload = start, .bytes = (size_t)(target - start), .count = count};
-    return URS_ITEM_ANSWERS;
+        .kind = URS_ITEM_ECHO_RUN, .payload = start, .bytes = (size_t)(target - start), .count = count};
+    return URS_ITEM_ECHO_RUN;
 }

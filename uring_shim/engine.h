@@ -25,7 +25,7 @@ enum urs_item_kind {
     URS_ITEM_CLOSE = 5,                  /* close_code is the peer's code (1005 for none), the payload is the reason */
     URS_ITEM_FAILED = 6,                 /* the peer broke a rule: error says which, close_code is the code to reply
                                             with */
-    URS_ITEM_ANSWERS = 7                 /* only from urs_engine_echo: `count` messages, already turned into their
+    URS_ITEM_ECHO_RUN = 7                /* only from urs_engine_echo: `count` messages, already turned into their
                                             replies */
 };
 
@@ -75,7 +75,7 @@ struct urs_item {
     uint8_t kind;                        /* enum urs_item_kind */
     uint8_t opcode;                      /* of the message or, under rules.frames, of the frame */
     bool fin;
-    uint32_t count;                      /* only in URS_ITEM_ANSWERS, and in events that give it another meaning */
+    uint32_t count;                      /* only in URS_ITEM_ECHO_RUN, and in events that give it another meaning */
 };
 
 /* Takes the next item from the input and returns its kind; call it until it returns URS_ITEM_NONE. Bytes that do not
@@ -85,7 +85,7 @@ int urs_engine_next(struct urs_engine *engine, const struct urs_engine_rules *ru
                     struct urs_input *input, struct urs_item *item);
 
 /* For an echo: if the input begins with whole messages of at most 125 bytes, turns all of them into their replies,
- * contiguous and in place, and returns URS_ITEM_ANSWERS; the payload consists of these frames. Otherwise, and if the
+ * contiguous and in place, and returns URS_ITEM_ECHO_RUN; the payload consists of these frames. Otherwise, and if the
  * peer is no client or an extension is in use, leaves the input unchanged and returns URS_ITEM_NONE: urs_engine_next must take the next item. */
 int urs_engine_echo(struct urs_engine *engine, const struct urs_engine_rules *rules, struct urs_input *input,
                     struct urs_item *item);

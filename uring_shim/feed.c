@@ -49,7 +49,7 @@ static void feed(struct urs_reactor *reactor, struct urs_session *session, struc
             kind = urs_engine_next(&session->engine, &rules->engine, &reactor->memory, input, item);
         if (kind == URS_ITEM_NONE)
             break;
-        bool message = kind == URS_ITEM_MESSAGE || kind == URS_ITEM_FRAME || kind == URS_ITEM_ANSWERS;
+        bool message = kind == URS_ITEM_MESSAGE || kind == URS_ITEM_FRAME || kind == URS_ITEM_ECHO_RUN;
         if (URS_UNLIKELY(kind == URS_ITEM_PONG || (message && !open)) && !is_asked_for(reactor, session, item))
             continue;
         if (block != NULL && item->block == NULL) {
@@ -62,7 +62,7 @@ static void feed(struct urs_reactor *reactor, struct urs_session *session, struc
         reactor->lengths[index] = (uint32_t)item->bytes;
         reactor->opcodes[index] = item->opcode;
         reactor->options.echo_flags[index] = reactor->echo;
-        reactor->stats.messages_in += kind == URS_ITEM_ANSWERS ? item->count : message;
+        reactor->stats.messages_in += kind == URS_ITEM_ECHO_RUN ? item->count : message;
         reactor->visible += message ? !reactor->echo : kind != URS_ITEM_PING;
         reactor->event_count++;
     }

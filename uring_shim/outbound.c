@@ -68,7 +68,7 @@ static int append(struct urs_outbox *outbox, struct urs_outbound *outbound, stru
 
 /* Writes the header in front of the item's payload and returns both as a segment. The segment takes over
  * item->block. */
-static struct urs_segment answer_segment(struct urs_item *item, uint8_t opcode, bool fin)
+static struct urs_segment echo_segment(struct urs_item *item, uint8_t opcode, bool fin)
 {
     size_t header_bytes = urs_frame_answer_bytes(item->bytes);
     uint8_t *start = item->payload - header_bytes;
@@ -78,21 +78,21 @@ static struct urs_segment answer_segment(struct urs_item *item, uint8_t opcode, 
     return (struct urs_segment){.data = start, .bytes = header_bytes + item->bytes, .block = block};
 }
 
-int urs_outbound_answer(struct urs_outbox *outbox, struct urs_outbound *outbound, struct urs_item *item,
-                        uint8_t opcode, bool fin)
+int urs_outbound_echo(struct urs_outbox *outbox, struct urs_outbound *outbound, struct urs_item *item,
+                      uint8_t opcode, bool fin)
 {
-    struct urs_segment segment = answer_segment(item, opcode, fin);
+    struct urs_segment segment = echo_segment(item, opcode, fin);
     segment.until = item->payload + item->bytes;
     return append(outbox, outbound, segment);
 }
 
-int urs_outbound_answer_unmoved(struct urs_outbox *outbox, struct urs_outbound *outbound, struct urs_item *item,
-                                uint8_t opcode, bool fin)
+int urs_outbound_echo_unmoved(struct urs_outbox *outbox, struct urs_outbound *outbound, struct urs_item *item,
+                              uint8_t opcode, bool fin)
 {
-    return append(outbox, outbound, answer_segment(item, opcode, fin));
+    return append(outbox, outbound, echo_segment(item, opcode, fin));
 }
 
-int urs_outbound_answers(struct urs_outbox *outbox, struct urs_outbound *outbound, struct urs_item *item)
+int urs_outbound_echo_run(struct urs_outbox *outbox, struct urs_outbound *outbound, struct urs_item *item)
 {
     /* Each reply is four bytes shorter than its message, because it has no masking key. The four bytes of the first
      * message lie in front of the replies; the bytes of all other keys lie after the replies. */
@@ -180,7 +180,7 @@ int urs_outbound_close(struct urs_outbox *outbox, struct urs_outbound *outbound,
 int urs_outbound_reply(struct urs_outbox *outbox, struct urs_outbound *outbound, struct urs_item *item)
 {
     if (item->kind == URS_ITEM_PING)
-        return urs_outbound_answer(outbox, outbound, item, URS_OPCODE_PONG, true);
+        return urs_outbound_echo(outbox, outbound, item, URS_OPCODE_PONG, true);
     urs_block_drop(item->block);  /* also for a violation: then the block is the input in which it was found */
     item->block = NULL;
     switch (item->kind) {

@@ -51,17 +51,17 @@ struct urs_outbound {
 /* Makes a reply with the payload of the item. Writes the header into the bytes in front of the payload (the freed place
  * of the masking key). Small replies that follow one another closely are moved together into one segment. Takes over
  * item->block, also on failure. Returns 0 or -ENOMEM. */
-int urs_outbound_answer(struct urs_outbox *outbox, struct urs_outbound *outbound, struct urs_item *item,
-                        uint8_t opcode, bool fin);
+int urs_outbound_echo(struct urs_outbox *outbox, struct urs_outbound *outbound, struct urs_item *item,
+                      uint8_t opcode, bool fin);
 
-/* Like urs_outbound_answer, for a payload that still has a reader until the segment is cleared: the payload keeps its
+/* Like urs_outbound_echo, for a payload that still has a reader until the segment is cleared: the payload keeps its
  * place and its bytes, and only the bytes in front of it are overwritten. */
-int urs_outbound_answer_unmoved(struct urs_outbox *outbox, struct urs_outbound *outbound, struct urs_item *item,
-                                uint8_t opcode, bool fin);
+int urs_outbound_echo_unmoved(struct urs_outbox *outbox, struct urs_outbound *outbound, struct urs_item *item,
+                              uint8_t opcode, bool fin);
 
 /* Adds the frames that urs_engine_echo made, in place. Takes over item->block, also on failure. Returns 0 or
  * -ENOMEM. */
-int urs_outbound_answers(struct urs_outbox *outbox, struct urs_outbound *outbound, struct urs_item *item);
+int urs_outbound_echo_run(struct urs_outbox *outbox, struct urs_outbound *outbound, struct urs_item *item);
 
 /* Copies a frame into the arena. Returns 0 or -ENOMEM. */
 int urs_outbound_frame(struct urs_outbox *outbox, struct urs_outbound *outbound, uint8_t opcode, bool fin,

@@ -115,7 +115,7 @@ static size_t turn(struct thread *thread, const struct loop_reads *r, uint8_t *b
         struct urs_item item;
         while (urs_engine_next(&thread->engines[i], &thread->rules, &thread->memory, &input, &item) != URS_ITEM_NONE)
             if (item.kind != URS_ITEM_MESSAGE
-                || urs_outbound_answer(&thread->outbox, &thread->outbounds[i], &item, item.opcode, item.fin) != 0)
+                || urs_outbound_echo(&thread->outbox, &thread->outbounds[i], &item, item.opcode, item.fin) != 0)
                 return 0;
     }
     for (size_t i = 0; i < count; i++) {

@@ -526,7 +526,7 @@ class ServerEngine:
             item = message._item
             self._fragment = check_fragment(item.opcode, fin=item.fin, unfinished=self._fragment)
             self._current = None
-            check(lib.urs_outbound_answer(self._outbox, self._outbound, item, item.opcode, item.fin), "echo")
+            check(lib.urs_outbound_echo(self._outbox, self._outbound, item, item.opcode, item.fin), "echo")
 
     def _raw_segments(self) -> list[tuple[int, int]]:
         found = []

@@ -161,7 +161,7 @@ class Upgrader:
             address = ip_address(source[0])
             peer = ffi.new("struct urs_peer *", {"port": source[1], "family": address.version})
             ffi.memmove(peer.address, address.packed, len(address.packed))
-        if lib.urs_command_settle_peer(self._core.handle, identity, peer) == lib.URS_ERROR_LIMIT:
+        if lib.urs_command_set_proxied_peer(self._core.handle, identity, peer) == lib.URS_ERROR_LIMIT:
             raise refusal("sessions_per_ip_max")
 
     # ---- the callbacks, and how a request goes on after each
