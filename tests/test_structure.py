@@ -34,6 +34,7 @@ C_LAYERS = (
     {"io_fault"},
     {"io_epoll", "io_uring"},
     {"rules", "session"},
+    {"topics"},
     {"backlog", "gate"},
     {"reactor.h"},
     {"core"},
@@ -45,7 +46,7 @@ C_LAYERS = (
     {"apply", "upkeep"},
     {"feed"},
     {"turn"},
-    {"command", "reactor.c"},
+    {"command", "fanout", "publish", "reactor.c"},
     {"fast_send"},
 )
 
@@ -70,8 +71,8 @@ PYTHON_LAYERS = (
     {"backend", "engine", "handshake", "http", "metrics", "proxy_protocol", "refusals"},
     {"core"},
     {"commands", "draining", "listeners", "services", "sessions", "upgrade", "watches"},
-    {"connection", "deferred", "dispatch", "message", "socket_view", "turn"},
-    {"handler", "sender"},
+    {"connection", "deferred", "dispatch", "message", "socket_view", "topics", "turn"},
+    {"handler", "publisher", "sender"},
     {"driver", "reactor", "reactor_thread"},
     {"workers"},
     {"__init__"},

@@ -38,10 +38,13 @@ HEADERS = (
     "pool.h",
     "rules.h",
     "session.h",
+    "topics.h",
     "fault.h",
     "io.h",
     "reactor.h",
     "command.h",
+    "fanout.h",
+    "publish.h",
     "fast_send.h",
     "fast_engine.h",
 )

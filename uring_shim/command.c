@@ -227,17 +227,22 @@ int urs_command_send_fragment(struct urs_reactor *reactor, uint64_t id, uint32_t
     return send_frame(reactor, id, index, opcode, false, data, bytes);
 }
 
-int urs_command_send_event(struct urs_reactor *reactor, uint64_t id, uint32_t index, uint8_t opcode)
+const struct urs_item *urs_command_item(const struct urs_reactor *reactor, uint32_t index, uint8_t *opcode)
 {
     if (reactor == NULL || index >= reactor->event_count || index < reactor->applied
         || reactor->targets[index] == URS_TARGET_OTHER)
-        return URS_ERROR_STATE;
+        return NULL;
     const struct urs_item *item = &reactor->events[index].item;
-    if (opcode == 0)
-        opcode = item->opcode;
-    if (opcode == URS_OPCODE_CONTINUATION)
-        return URS_ERROR_STATE;
-    return urs_command_send(reactor, id, index, opcode, item->payload, item->bytes);
+    if (*opcode == 0)
+        *opcode = item->opcode;
+    return *opcode == URS_OPCODE_CONTINUATION ? NULL : item;
+}
+
+int urs_command_send_event(struct urs_reactor *reactor, uint64_t id, uint32_t index, uint8_t opcode)
+{
+    const struct urs_item *item = urs_command_item(reactor, index, &opcode);
+    return item == NULL ? URS_ERROR_STATE
+                        : urs_command_send(reactor, id, index, opcode, item->payload, item->bytes);
 }
 
 int urs_command_close(struct urs_reactor *reactor, uint64_t id, uint32_t index, unsigned code, const uint8_t *reason,

@@ -32,6 +32,10 @@ int urs_command_send_fragment(struct urs_reactor *reactor, uint64_t id, uint32_t
  * `opcode` is 0. */
 int urs_command_send_event(struct urs_reactor *reactor, uint64_t id, uint32_t index, uint8_t opcode);
 
+/* Returns the message that event `index` is, so that its payload can be sent; NULL if the event is not a message, has
+ * been applied already, or is a continuation frame and *opcode is 0. Replaces an *opcode of 0 by that of the event. */
+const struct urs_item *urs_command_item(const struct urs_reactor *reactor, uint32_t index, uint8_t *opcode);
+
 /* Sends a close frame, after the events before `index` are applied. The last of these events may be the message being
  * handled: its payload stays unchanged until the next turn. Returns 0 or a negative result. */
 int urs_command_close(struct urs_reactor *reactor, uint64_t id, uint32_t index, unsigned code, const uint8_t *reason,

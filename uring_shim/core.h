@@ -15,6 +15,7 @@
 #include "reactor.h"
 #include "rules.h"
 #include "session.h"
+#include "topics.h"
 #include "wheel.h"
 
 enum {
@@ -105,6 +106,7 @@ struct urs_reactor {
     struct urs_memory memory;
     struct urs_sessions sessions;
     struct urs_wheel wheel;
+    struct urs_topics topics;
     struct urs_reactor_options options;
     struct urs_rules_table rules;
 

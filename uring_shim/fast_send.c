@@ -5,6 +5,7 @@
 
 #include "command.h"
 #include "core.h"
+#include "publish.h"
 
 /* For a larger payload, releasing the GIL costs little in comparison: it is copied, or sent by a system call. */
 enum { GIL_KEPT_BYTES_MAX = 16384 };
@@ -73,9 +74,58 @@ static PyObject *fast_send_event(PyObject *self, PyObject *const *arguments, Py_
     return PyLong_FromLong(result);
 }
 
+/* Publishes, and keeps the GIL for a small payload. Returns a Python int. */
+static PyObject *publish(const struct target *to, const uint8_t *payload, size_t bytes, uint64_t skip)
+{
+    int64_t result;
+    if (bytes <= GIL_KEPT_BYTES_MAX) {
+        result = urs_publish(to->reactor, to->id, to->index, to->opcode, payload, bytes, skip);
+    } else {
+        Py_BEGIN_ALLOW_THREADS
+        result = urs_publish(to->reactor, to->id, to->index, to->opcode, payload, bytes, skip);
+        Py_END_ALLOW_THREADS
+    }
+    return PyLong_FromLongLong(result);
+}
+
+static PyObject *fast_publish(PyObject *self, PyObject *const *arguments, Py_ssize_t count)
+{
+    struct target to;
+    char *payload;
+    Py_ssize_t bytes;
+    (void)self;
+    if (count != 6)
+        return check_count(count, 6);
+    if (!read_target(arguments, &to) || PyBytes_AsStringAndSize(arguments[4], &payload, &bytes) != 0)
+        return NULL;
+    uint64_t skip = PyLong_AsUnsignedLongLong(arguments[5]);
+    if (PyErr_Occurred() != NULL)
+        return NULL;
+    return publish(&to, (const uint8_t *)payload, (size_t)bytes, skip);
+}
+
+static PyObject *fast_publish_event(PyObject *self, PyObject *const *arguments, Py_ssize_t count)
+{
+    struct target to;
+    (void)self;
+    if (count != 5)
+        return check_count(count, 5);
+    if (!read_target(arguments, &to))
+        return NULL;
+    uint64_t skip = PyLong_AsUnsignedLongLong(arguments[4]);
+    if (PyErr_Occurred() != NULL)
+        return NULL;
+    const struct urs_item *item = urs_command_item(to.reactor, to.index, &to.opcode);
+    if (item == NULL)
+        return PyLong_FromLong(URS_ERROR_STATE);
+    return publish(&to, item->payload, item->bytes, skip);
+}
+
 static PyMethodDef functions[] = {
     {"fast_send", (PyCFunction)(void (*)(void))fast_send, METH_FASTCALL, "See fast_send.h."},
     {"fast_send_event", (PyCFunction)(void (*)(void))fast_send_event, METH_FASTCALL, "See fast_send.h."},
+    {"fast_publish", (PyCFunction)(void (*)(void))fast_publish, METH_FASTCALL, "See fast_send.h."},
+    {"fast_publish_event", (PyCFunction)(void (*)(void))fast_publish_event, METH_FASTCALL, "See fast_send.h."},
     {NULL, NULL, 0, NULL},
 };
 

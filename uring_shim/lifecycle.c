@@ -92,6 +92,13 @@ void urs_life_open(struct urs_reactor *reactor, struct urs_session *session)
 
 /* ---- ending -------------------------------------------------------------------------------------------------- */
 
+/* A session that is not open any more is a member of no topic. Its slot may then be used again at any time. */
+static void leave_topics(struct urs_reactor *reactor, struct urs_session *session)
+{
+    if (session->memberships != NULL)
+        urs_topics_leave(&reactor->topics, &reactor->sessions, session);
+}
+
 int urs_life_close(struct urs_reactor *reactor, struct urs_session *session, unsigned code, const uint8_t *reason,
                    size_t bytes)
 {
@@ -102,6 +109,7 @@ int urs_life_close(struct urs_reactor *reactor, struct urs_session *session, uns
         urs_life_lose(reactor, session, error);
         return error;
     }
+    leave_topics(reactor, session);
     urs_session_set_state(session, URS_SESSION_AWAIT_CLOSE);
     urs_deadline_set_ending(reactor, session, queued);
     urs_work_dirty(reactor, session);
@@ -124,6 +132,7 @@ void urs_life_finish(struct urs_reactor *reactor, struct urs_session *session)
     if (session->state >= URS_SESSION_AWAIT_FLUSH)
         return;
     end_handshake(reactor, session);
+    leave_topics(reactor, session);
     urs_session_set_state(session, URS_SESSION_AWAIT_FLUSH);
     urs_slice_drop(&session->held);
     urs_engine_clear(&session->engine);
@@ -165,6 +174,7 @@ void urs_life_lose(struct urs_reactor *reactor, struct urs_session *session, int
         return;
     }
     if (error != 0) {
+        leave_topics(reactor, session);
         session->lost = true;
         /* The system still delivers the bytes that the socket has taken, unless the peer does not take them. */
         session->reset = session->reset || session->backlog.bytes > 0 || session->outbound.first != 0
@@ -194,6 +204,7 @@ void urs_life_end(struct urs_reactor *reactor, struct urs_session *session)
         || session->send_state == URS_SEND_AWAITS_WRITABLE || session->reset)
         urs_io_disconnect(session->fd, session->reset);
     end_handshake(reactor, session);
+    leave_topics(reactor, session);
     urs_session_set_state(session, URS_SESSION_AWAIT_REQUESTS);
     session->lost = true;
     urs_outbound_clear(&reactor->outbox, &session->outbound);

@@ -7,20 +7,30 @@
 
 #include "frame.h"
 
-enum { ARENA_BYTES_MIN = 127 * 1024, ARENA_KEPT_BYTES_MAX = 4 << 20, SEGMENTS_MIN = 256 };
+enum { ARENA_BYTES_MIN = 127 * 1024, ARENA_KEPT_BYTES_MAX = 4 << 20, SEGMENTS_MIN = 256, PUBLICATIONS_MIN = 16 };
+
+/* Ensures room for `more` segments. */
+static int reserve_segments(struct urs_outbox *outbox, size_t more)
+{
+    if (URS_LIKELY(outbox->capacity - outbox->count >= more))
+        return 0;
+    size_t capacity = urs_max(urs_max(SEGMENTS_MIN, 2 * (size_t)outbox->capacity), outbox->count + more);
+    if (capacity > UINT32_MAX / 2)
+        return -ENOMEM;
+    struct urs_segment *segments = realloc(outbox->segments, capacity * sizeof *segments);
+    if (segments == NULL)
+        return -ENOMEM;
+    outbox->segments = segments;
+    outbox->capacity = (uint32_t)capacity;
+    return 0;
+}
 
 /* Adds a segment at the end of the list. */
 static int add_segment(struct urs_outbox *outbox, struct urs_outbound *outbound, struct urs_segment segment)
 {
-    if (outbox->count == outbox->capacity) {
-        uint32_t capacity = outbox->capacity == 0 ? SEGMENTS_MIN : 2 * outbox->capacity;
-        struct urs_segment *segments = realloc(outbox->segments, capacity * sizeof *segments);
-        if (segments == NULL) {
-            urs_block_drop(segment.block);
-            return -ENOMEM;
-        }
-        outbox->segments = segments;
-        outbox->capacity = capacity;
+    if (reserve_segments(outbox, 1) != 0) {
+        urs_block_drop(segment.block);
+        return -ENOMEM;
     }
     URS_ASSERT((outbound->first == 0) == (outbound->last == 0) && outbound->last <= outbox->count);
     uint32_t index = outbox->count++;
@@ -34,12 +44,12 @@ static int add_segment(struct urs_outbox *outbox, struct urs_outbound *outbound,
     return 0;
 }
 
-/* Returns true if the segment may be joined to the last one: it follows directly, or both are replies in place and only
+/* Returns true if the segment may be joined to the last one: both are published or neither is, and it follows directly, or both are replies in place and only
  * a little input lies between them, so that moving this one up is cheaper than a segment of its own. In the arena a gap
  * is the frame of another connection. */
 static bool joins(const struct urs_segment *last, const struct urs_segment *segment)
 {
-    if (last->block != segment->block)
+    if (last->block != segment->block || (last->published == 0) != (segment->published == 0))
         return false;
     if (segment->data == last->data + last->bytes)
         return true;
@@ -163,6 +173,63 @@ int urs_outbound_slice(struct urs_outbox *outbox, struct urs_outbound *outbound,
                                                          .block = slice.block, .output = true});
 }
 
+static int reserve_publication(struct urs_outbox *outbox)
+{
+    if (outbox->publication_count < outbox->publication_room)
+        return 0;
+    size_t room = urs_max(PUBLICATIONS_MIN, 2 * (size_t)outbox->publication_room);
+    if (room > INT32_MAX)
+        return -ENOMEM;
+    struct urs_publication *publications = realloc(outbox->publications, room * sizeof *publications);
+    if (publications == NULL)
+        return -ENOMEM;
+    outbox->publications = publications;
+    outbox->publication_room = (uint32_t)room;
+    return 0;
+}
+
+/* Returns a sealed block for a frame as the only slice of it, or a slice without a block. */
+static struct urs_slice new_frame_block(struct urs_memory *memory, size_t bytes)
+{
+    struct urs_block *block = memory == NULL ? NULL : urs_block_new(memory, bytes);
+    if (block == NULL)
+        return (struct urs_slice){0};
+    urs_block_seal(block);
+    return (struct urs_slice){
+        .block = block, .start = URS_BLOCK_HEADROOM, .end = (uint32_t)(URS_BLOCK_HEADROOM + bytes)};
+}
+
+struct urs_publication *urs_outbox_publish(struct urs_outbox *outbox, struct urs_memory *memory, uint8_t opcode,
+                                           const uint8_t *payload, size_t bytes, uint32_t segments)
+{
+    size_t header_bytes = urs_frame_answer_bytes(bytes);
+    URS_ASSERT(bytes <= INT32_MAX);
+    if (reserve_publication(outbox) != 0 || reserve_segments(outbox, segments) != 0)
+        return NULL;
+    struct urs_slice kept = new_frame_block(memory, header_bytes + bytes);
+    uint8_t *target = kept.block != NULL ? urs_slice_data(&kept) : arena_take(outbox, header_bytes + bytes);
+    if (target == NULL)
+        return NULL;
+    urs_frame_write(target, opcode, true, bytes);
+    if (bytes > 0)
+        memcpy(target + header_bytes, payload, bytes);
+    struct urs_publication *publication = &outbox->publications[outbox->publication_count++];
+    *publication = (struct urs_publication){
+        .data = target, .bytes = (uint32_t)(header_bytes + bytes), .kept = kept};
+    return publication;
+}
+
+void urs_outbound_publish(struct urs_outbox *outbox, struct urs_outbound *outbound,
+                          const struct urs_publication *publication)
+{
+    uint32_t number = (uint32_t)(publication - outbox->publications) + 1;
+    URS_ASSERT(outbox->count < outbox->capacity && number <= outbox->publication_count);
+    int error = append(outbox, outbound, (struct urs_segment){.data = publication->data, .bytes = publication->bytes,
+                                                              .published = number & INT32_MAX});
+    URS_ASSERT(error == 0);
+    (void)error;
+}
+
 int urs_outbound_close(struct urs_outbox *outbox, struct urs_outbound *outbound, unsigned code,
                        const uint8_t *reason, size_t bytes)
 {
@@ -208,6 +275,9 @@ void urs_outbound_clear(struct urs_outbox *outbox, struct urs_outbound *outbound
 void urs_outbox_reset(struct urs_outbox *outbox)
 {
     struct urs_block *arena = outbox->arena;
+    for (uint32_t index = 0; index < outbox->publication_count; index++)
+        urs_slice_drop(&outbox->publications[index].kept);
+    outbox->publication_count = 0;
     outbox->count = 0;
     outbox->arena_bytes = 0;
     if (arena == NULL)
@@ -228,5 +298,6 @@ void urs_outbox_clear(struct urs_outbox *outbox)
     urs_block_drop(outbox->arena);
     urs_memory_clear(&outbox->arena_memory);
     free(outbox->segments);
+    free(outbox->publications);
     *outbox = (struct urs_outbox){0};
 }

@@ -23,11 +23,21 @@ struct urs_segment {
     size_t bytes;
     struct urs_block *block;
     uint32_t next;                       /* index + 1 of the next segment; 0 ends the list */
-    bool output;                         /* the block was made for output: sealed, charged, and never shown to Python,
+    uint32_t output : 1;                 /* the block was made for output: sealed, charged, and never shown to Python,
                                             so that several sessions may keep it */
+    uint32_t published : 31;             /* index + 1 of the publication that the segment begins with; it contains this
+                                            one and those that follow it in the table. 0: it is not published */
     uint8_t *until;                      /* for replies in place: the end of the input already consumed; the bytes
                                             between data + bytes and here are free. NULL if nothing may be moved: in the
                                             arena, and for a reply whose payload still has a reader */
+};
+
+/* A frame that many connections send. It lies in the arena or in a block of its own. */
+struct urs_publication {
+    uint8_t *data;
+    uint32_t bytes;
+    uint32_t topic;                      /* index + 1 of the topic; 0: it belongs to none */
+    struct urs_slice kept;               /* the frame in a block, for backlogs; no block: nothing keeps it yet */
 };
 
 /* The segments and the arena that all connections of one thread share during a turn. Zero-initialise it. */
@@ -35,6 +45,9 @@ struct urs_outbox {
     struct urs_segment *segments;
     uint32_t count;
     uint32_t capacity;
+    struct urs_publication *publications;/* of this turn, in order */
+    uint32_t publication_count;
+    uint32_t publication_room;
     struct urs_block *arena;             /* the block being filled */
     struct urs_chain arena_full;         /* the blocks of this turn that are full */
     size_t arena_bytes;                  /* written since the last reset */
@@ -73,6 +86,17 @@ int urs_outbound_bytes(struct urs_outbox *outbox, struct urs_outbound *outbound,
 /* Adds a part of a sealed block without copying it. Takes over the slice's reference, also on failure. Returns 0 or
  * -ENOMEM. */
 int urs_outbound_slice(struct urs_outbox *outbox, struct urs_outbound *outbound, struct urs_slice slice);
+
+/* Writes a frame that many connections are to send: into a block of its own that `memory` is charged for if that is not
+ * NULL and has room, otherwise into the arena. Ensures that `segments` more segments can be added without an allocation.
+ * Returns the publication, or NULL if there is no memory. The pointer is valid until the next publication. */
+struct urs_publication *urs_outbox_publish(struct urs_outbox *outbox, struct urs_memory *memory, uint8_t opcode,
+                                           const uint8_t *payload, size_t bytes, uint32_t segments);
+
+/* Adds a publication to one connection's list. Cannot fail for as many connections as urs_outbox_publish was asked
+ * for. */
+void urs_outbound_publish(struct urs_outbox *outbox, struct urs_outbound *outbound,
+                          const struct urs_publication *publication);
 
 /* Adds a close frame. With `code` 0 or 1005 it carries no code; the reason is at most URS_CLOSE_REASON_BYTES_MAX bytes
  * of UTF-8. Returns 0 or -ENOMEM. */

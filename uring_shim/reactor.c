@@ -38,6 +38,7 @@ static void free_all(struct urs_reactor *reactor)
     urs_outbox_clear(&reactor->outbox);
     urs_memory_clear(&reactor->memory);
     urs_rules_clear(&reactor->rules);
+    urs_topics_close(&reactor->topics);
     urs_sessions_close(&reactor->sessions);
     urs_watch_close(reactor);
     free(reactor->dirty.slots);
@@ -174,6 +175,7 @@ void urs_reactor_close(struct urs_reactor *reactor)
                          session->reset || session->backlog.bytes > 0 || session->outbound.first != 0);
         urs_outbound_clear(&reactor->outbox, &session->outbound);
         urs_session_drop_memory(session);
+        urs_topics_leave(&reactor->topics, &reactor->sessions, session);
     }
     free_all(reactor);
 }

@@ -77,6 +77,7 @@ struct urs_session {
     struct urs_outbound outbound;        /* the segments of this turn */
     struct urs_chain backlog;            /* no chain has an empty slice: there is a backlog if it has bytes */
     struct urs_slice held;               /* input that arrived but may not be fed yet */
+    struct urs_memberships *memberships; /* the topics that it is a member of, see topics.h; NULL: none */
     uint32_t pong;                       /* if pong_waits: the number in the chain of the pong that
                                             urs_backlog_store_pong may replace */
     float latency_seconds;               /* of the last pong; negative: none yet */

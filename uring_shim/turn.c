@@ -137,6 +137,8 @@ static int end_turn(struct urs_reactor *reactor)
     }
     reactor->used_count = 0;
     urs_outbox_reset(&reactor->outbox);
+    if (URS_UNLIKELY(reactor->topics.unused_count > 0))
+        urs_topics_sweep(&reactor->topics);
     free_dead(reactor);
     urs_invariants_check(reactor);
     return 0;

@@ -39,6 +39,7 @@ from uringws.reactor_thread import ReactorThread
 from uringws.sender import Sender
 from uringws.stats import Stats
 from uringws.timers import Timer
+from uringws.topics import Topic, TopicStats
 from uringws.version import __version__
 from uringws.watches import Watch
 
@@ -81,6 +82,8 @@ __all__ = [
     "ServerEngine",
     "Stats",
     "Timer",
+    "Topic",
+    "TopicStats",
     "UnavailableReason",
     "UringUnavailable",
     "UringWSError",

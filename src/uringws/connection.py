@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from uringws.http import Peer
     from uringws.sending import Payload
     from uringws.services import Service
+    from uringws.topics import Topic
     from uringws.turn import Turn
 
 __all__ = ["Connection", "SendResult", "make_connection"]
@@ -120,6 +121,12 @@ class Connection:
         if seconds < -1:
             check(int(seconds), "latency_seconds")
         return seconds if seconds >= 0 else None
+
+    @property
+    def topics(self) -> list[Topic]:
+        """The topics of which it is a member, in no order; none once it has begun to close. Raises WrongThread."""
+        topics = self._turn._topics
+        return [] if topics is None else topics.of(self.id)
 
     def echo(self) -> None:
         """Send the message that is being handled back, as it is now, without a copy.

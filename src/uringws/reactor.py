@@ -26,6 +26,7 @@ from uringws.frames import CloseCode
 from uringws.listeners import Listeners
 from uringws.message import Message
 from uringws.options import Options
+from uringws.publisher import Publisher
 from uringws.refusals import sum_refusals
 from uringws.run_state import RunState
 from uringws.seconds import check_seconds, sooner
@@ -38,6 +39,7 @@ from uringws.signals import handled_by
 from uringws.sockets import Address, check_stream, show_address
 from uringws.stats import Stats, stats_of
 from uringws.timers import Timer, Timers
+from uringws.topics import Topics
 from uringws.watches import Watch, Watches
 
 if TYPE_CHECKING:
@@ -54,7 +56,7 @@ __all__ = ["Reactor"]
 logger = logging.getLogger("uringws")
 
 
-class Reactor:
+class Reactor(Publisher):
     """A WebSocket server (RFC 6455) for the thread that runs it.
 
     `handler` gets every connection's events, and `options` hold for every connection, unless `bind` or `add_session`
@@ -80,7 +82,7 @@ class Reactor:
         self._signal: int | None = None  # one that came, and was not acted on yet
 
         # Here, so that __del__ finds it as soon as there is something to free.
-        self._core: Final = Core(
+        self._core = Core(
             backend, self.options, frames=callbacks.on_frame is not None, pongs=callbacks.on_pong is not None
         )
         self._services: Final = Services(self._core, handler, callbacks, self.options, self.stats)
@@ -90,9 +92,11 @@ class Reactor:
         self._timers: Final = Timers(self._core.check_thread, self._core.report)
         self._drain: Final = Drain(self._core)
         self._deferred: Final = Deferred()
+        message = Message(self._core, self._sessions)
+        self._topics = message._topics = Topics(self._core, message)
         self._dispatcher: Final = Dispatcher(
             self._core,
-            Message(self._core, self._sessions),
+            message,
             sessions=self._sessions,
             commands=self._commands,
             own=self._services.own,

@@ -22,7 +22,16 @@ if TYPE_CHECKING:
 
     Payload: TypeAlias = str | AnyBuffer | AnyMessage
 
-__all__ = ["ABSENT", "NOT_BEGUN", "UNFINISHED", "check_close", "check_fragment", "check_send", "name_opcode"]
+__all__ = [
+    "ABSENT",
+    "NOT_BEGUN",
+    "UNFINISHED",
+    "check_close",
+    "check_fragment",
+    "check_publish",
+    "check_send",
+    "name_opcode",
+]
 
 ABSENT: Final[Any] = object()
 """Stands for the payload in `send(payload)`, whose only argument comes first, in the place of the opcode."""
@@ -77,6 +86,20 @@ def check_send(opcode: int, payload: Payload, *, fin: bool = True) -> bytes | by
     if opcode >= _PING and not fin:
         raise ValueError("a ping or pong cannot be fragmented (RFC 6455 5.5)")
     return buffer  # type: ignore[no-any-return]
+
+
+def check_publish(opcode: int | None, payload: Payload) -> tuple[int, bytes | bytearray | memoryview]:
+    """Return the opcode of a message to many connections, and its payload as the buffer to send.
+
+    Raises TypeError or ValueError if it cannot be sent.
+    """
+    if opcode is None:
+        if isinstance(payload, int):
+            raise TypeError(f"the payload comes first, and is a str, a buffer or a message, not {payload!r}")
+        opcode, payload = name_opcode(payload)
+    elif opcode not in (_TEXT, _BINARY):
+        raise ValueError(f"opcode {opcode!r} cannot be sent to many: TEXT and BINARY can")
+    return opcode, check_send(opcode, payload)
 
 
 def check_fragment(opcode: int, *, fin: bool, unfinished: bool) -> bool:

@@ -15,7 +15,17 @@ except ImportError as error:
         "`python uring_shim/build_ffi.py` to use its src/ in place"
     ) from error
 
-__all__ = ["CData", "fast_feed", "fast_frame", "fast_send", "fast_send_event", "ffi", "lib"]
+__all__ = [
+    "CData",
+    "fast_feed",
+    "fast_frame",
+    "fast_publish",
+    "fast_publish_event",
+    "fast_send",
+    "fast_send_event",
+    "ffi",
+    "lib",
+]
 
 CData: TypeAlias = Any
 """A pointer, array or struct of the shim."""
@@ -27,6 +37,10 @@ fast_send: Final[Any] = _shim.fast_send
 """`urs_command_send` for bytes, and for a reactor by its address: fast_send.h says why it exists."""
 fast_send_event: Final[Any] = _shim.fast_send_event
 """`urs_command_send_event` likewise."""
+fast_publish: Final[Any] = _shim.fast_publish
+"""`urs_publish` for bytes, and for a reactor by its address."""
+fast_publish_event: Final[Any] = _shim.fast_publish_event
+"""`urs_publish` of the payload of the event that is being handled."""
 fast_feed: Final[Any] = _shim.feed
 """Takes a chunk into a `ServerEngine` and returns its columns: see fast_engine.h."""
 fast_frame: Final[Any] = _shim.frame

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from uringws.core import Core
     from uringws.sessions import Sessions
     from uringws.shim import CData
+    from uringws.topics import Topics
 
 __all__ = ["INVALID", "IN_BLOCK", "Turn"]
 
@@ -54,6 +55,7 @@ class Turn:
         "_opcodes",
         "_pool",
         "_sessions",
+        "_topics",
         "_view",
     )
 
@@ -61,6 +63,7 @@ class Turn:
         """Only the reactor makes it."""
         self._core = core
         self._sessions = sessions
+        self._topics: Topics | None = None  # of the reactor, once it has made them
         self._handle: CData = core.handle  # NULL from where `close` begins: no connection can be used then
         self._address = int(ffi.cast("uintptr_t", core.handle))  # the handle for `fast_send`
         self._pool = core.pool

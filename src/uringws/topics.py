@@ -1,0 +1,317 @@
+"""Topics: sets of connections to which one message goes. The shim knows their members, this module their names."""
+
+from __future__ import annotations
+
+import weakref
+from array import array
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
+
+from uringws.connection import Connection
+from uringws.errors import ConnectionClosed, LimitReached, ReactorStateError, check
+from uringws.run_state import RunState
+from uringws.sending import check_publish
+from uringws.shim import fast_publish, fast_publish_event, ffi, lib
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from uringws.core import Core
+    from uringws.sending import Payload
+    from uringws.turn import Turn
+
+__all__ = ["OnFull", "Topic", "TopicStats", "Topics"]
+
+OnFull: TypeAlias = Literal["close", "drop_new"]
+
+_ON_FULL: Final = {
+    "close": int(lib.URS_TOPIC_CLOSE),
+    "drop_new": int(lib.URS_TOPIC_DROP_NEW),
+}
+_NAME_LENGTH_MAX: Final = 1024
+_SPARE_NAMES: Final = 64
+_STALE: Final[int] = lib.URS_ERROR_STALE
+_NOT_EVENT: Final[int] = lib.URS_ERROR_STATE
+_IDS: Final = ffi.typeof("uint64_t[]")
+_BYTES: Final = ffi.typeof("uint8_t[]")
+
+
+class TopicStats(NamedTuple):
+    """The counters of a topic. At any time `addressed == sent + queued + dropped + conflated + closed`."""
+
+    published: int
+    """Messages."""
+    addressed: int
+    """Deliveries: the members of each message, added up."""
+    sent: int
+    """Deliveries that the member's socket takes in the turn in which they are published."""
+    queued: int
+    """Deliveries that wait, or have waited, in the backlog of a slow reader."""
+    dropped: int
+    """Deliveries that were left out because the member's backlog was full."""
+    conflated: int
+    """Deliveries that a newer message replaced before their first byte was sent."""
+    closed: int
+    """Deliveries for which the member was closed, and those to a member that was lost in the same turn."""
+
+
+class Topic:
+    """A named set of connections of one reactor: `Reactor.topic` makes it.
+
+    A message that is published is framed once, whatever the number of members, and leaves with all else that a member
+    is sent in the turn, in the order of the calls. A connection is a member until it is removed, or begins to close, or
+    is lost: in `on_close` it is a member of no topic. All methods belong to the reactor's thread; others use a Sender.
+
+    It is hashable and compares by identity. While it exists, or has members, its name means the same topic; after that
+    `Reactor.topic` makes a new one.
+    """
+
+    __slots__ = ("__weakref__", "_core", "_id", "_released", "_turn", "name", "on_full")
+
+    def __init__(self, topics: Topics, identity: int, name: str, on_full: OnFull) -> None:
+        """Only `Reactor.topic` makes topics."""
+        self.name: Final = name
+        self.on_full: Final[OnFull] = on_full
+        self._core: Final = topics._core
+        self._turn: Final = topics._turn
+        self._released: Final = topics._released
+        self._id: Final = identity
+
+    def add(self, connection: Connection) -> None:
+        """Make a connection a member; nothing if it is one. It gets what is published from now on.
+
+        Raises ConnectionClosed for one that is not open, ValueError for one of another reactor, TypeError for anything
+        else, WrongThread.
+        """
+        identity = self._identity_of(connection)
+        result = lib.urs_fanout_add(self._turn._handle, self._id, self._turn._index, identity)
+        if result < 0:
+            if result == _STALE:
+                self._core.check_usable()
+                raise ConnectionClosed(f"add connection {identity} to topic {self.name!r}: the connection is gone")
+            check(result, f"add connection {identity} to topic {self.name!r}")
+
+    def remove(self, connection: Connection) -> bool:
+        """End a membership; return whether the connection was a member. Messages that wait for it are still sent.
+
+        Raises as `add`, except that a connection that has ended is no member.
+        """
+        identity = self._identity_of(connection)
+        return bool(
+            self._checked(lib.urs_fanout_remove(self._turn._handle, self._id, self._turn._index, identity), "remove")
+        )
+
+    def __contains__(self, connection: object) -> bool:
+        """Whether a connection is a member."""
+        if not isinstance(connection, Connection) or connection._turn is not self._turn:
+            return False
+        return bool(
+            self._checked(lib.urs_fanout_has(self._turn._handle, self._id, self._turn._index, connection.id), "in")
+        )
+
+    def __len__(self) -> int:
+        """How many members there are."""
+        return self._checked(lib.urs_fanout_count(self._turn._handle, self._id, self._turn._index), "len")
+
+    def __bool__(self) -> bool:
+        """True, also without members."""
+        return True
+
+    def publish(self, payload: Payload, opcode: int | None = None, *, skip: Connection | None = None) -> int:
+        """Send a message to all members except `skip`; return how many it was addressed to. Never waits.
+
+        `payload` and `opcode` as for `Connection.send`: without an opcode a str is text, a Message keeps its own, and
+        everything else is binary. Only TEXT and BINARY can be published. To publish the message that is being handled,
+        pass the Message: its payload is copied once.
+
+        `on_full` says what happens to a member whose backlog would exceed its `Options.backlog_bytes_max`; it counts as
+        addressed, and `stats` has the number of such members. The same holds for a member to which a fragmented message
+        is being sent, because no other message may come in between (RFC 6455 5.4): "close" closes it with 1011.
+
+        Raises TypeError or ValueError for what cannot be sent, WrongThread, ReactorStateError once the reactor is
+        closed, OSError (ENOMEM) if there is no memory: then no member gets it.
+        """
+        turn = self._turn
+        skipped = 0 if skip is None else self._identity_of(skip)
+        result = _NOT_EVENT
+        message: object = turn  # to the application, the turn is the Message
+        if payload is message and opcode is None:
+            result = fast_publish_event(turn._address, self._id, turn._index, 0, skipped)
+        if result == _NOT_EVENT:
+            number, data = check_publish(opcode, payload)
+            if type(data) is bytes:
+                result = fast_publish(turn._address, self._id, turn._index, number, data, skipped)
+            else:
+                with ffi.from_buffer(_BYTES, data) as buffer:  # no exception may keep it: see Connection._send_any
+                    result = lib.urs_publish(turn._handle, self._id, turn._index, number, buffer, len(buffer), skipped)
+        return result if result >= 0 else self._checked(result, "publish")
+
+    def stats(self) -> TopicStats:
+        """Return the topic's counters since it was made."""
+        stats = ffi.new("struct urs_topic_stats *")
+        self._checked(lib.urs_fanout_stats(self._turn._handle, self._id, stats), "stats")
+        return TopicStats(*(int(getattr(stats, name)) for name in TopicStats._fields))
+
+    def __repr__(self) -> str:
+        """Name it for a log, from any thread."""
+        return f"<Topic {self.name!r}>"
+
+    def __del__(self) -> None:
+        """Let the topic go once it has no members. Any thread may collect it, so that is noted for the reactor's."""
+        if hasattr(self, "_id"):
+            self._released.append(self._id)
+
+    def _identity_of(self, connection: Connection) -> int:
+        if not isinstance(connection, Connection):
+            raise TypeError(f"a topic has connections, not {type(connection).__name__}")
+        if connection._turn is not self._turn:
+            raise ValueError(f"connection {connection.id} belongs to another reactor than topic {self.name!r}")
+        return connection.id
+
+    def _checked(self, result: int, what: str) -> int:
+        """Return a result of the shim; 0 where the reactor is being closed, because no connection can be used then."""
+        if result >= 0:
+            return result
+        if result == _STALE:
+            self._core.check_usable()
+            if self._core.state is RunState.CLOSING:
+                return 0
+            raise ReactorStateError(f"topic {self.name!r} is gone")
+        return check(result, f"{what} of topic {self.name!r}")
+
+
+class Topics:
+    """The topics of one reactor by name, and messages to connections that are in none."""
+
+    def __init__(self, core: Core, turn: Turn) -> None:
+        self._core = core
+        self._turn = turn
+        self._live: weakref.WeakValueDictionary[str, Topic] = weakref.WeakValueDictionary()
+        """Those that the application has. The shim may have others, which have members."""
+        self._identities: dict[str, int] = {}
+        """Of all that the shim may have. One that it has freed stays here until the next sweep."""
+        self._named: dict[int, tuple[str, OnFull]] = {}
+        self._released: deque[int] = deque()
+        """Those that the application has let go of: only the reactor's thread may tell the shim."""
+
+    def get(self, name: str, on_full: OnFull | None) -> Topic:
+        """Return the topic of that name; make it if there is none. See `Reactor.topic`."""
+        if not isinstance(name, str):
+            raise TypeError(f"the name of a topic is a str, not {type(name).__name__}")
+        if not 0 < len(name) <= _NAME_LENGTH_MAX:
+            raise ValueError(f"the name of a topic has 1 to {_NAME_LENGTH_MAX} characters, not {len(name)}")
+        if on_full is not None and on_full not in _ON_FULL:
+            raise ValueError(f"on_full={on_full!r}: must be one of {', '.join(map(repr, _ON_FULL))}")
+        self._release()
+        topic = self._live.get(name)
+        if topic is None:
+            topic = self._hold(name) or self._make(name, on_full or "close")
+        if on_full is not None and on_full != topic.on_full:
+            raise ValueError(f"topic {name!r} was made with on_full={topic.on_full!r}, not {on_full!r}")
+        return topic
+
+    def of(self, identity: int) -> list[Topic]:
+        """Return the topics of which a connection is a member."""
+        handle, index = self._turn._handle, self._turn._index
+        ids = ffi.new(_IDS, 8)
+        count = self._count_topics(lib.urs_fanout_topics(handle, identity, index, ids, len(ids)))
+        if count > len(ids):
+            ids = ffi.new(_IDS, count)
+            count = self._count_topics(lib.urs_fanout_topics(handle, identity, index, ids, count))
+        self._release()
+        return [self._named_topic(ids[place]) for place in range(count)]
+
+    def broadcast(self, payload: Payload, opcode: int | None, to: Any) -> int:
+        """Send a message to connections. See `Reactor.broadcast`."""
+        turn = self._turn
+        number, data = check_publish(opcode, payload)
+        ids = None if to is None else self._ids_of(to)
+        with ffi.from_buffer(_BYTES, data) as buffer:
+            if ids is None:
+                result = lib.urs_send_all(turn._handle, turn._index, number, buffer, len(buffer))
+            else:
+                with ffi.from_buffer(_IDS, ids) as numbers:
+                    result = lib.urs_send_many(
+                        turn._handle, numbers, len(numbers), turn._index, number, buffer, len(buffer)
+                    )
+        if result == _STALE and self._core.state is RunState.CLOSING:
+            return 0
+        return check(result, "broadcast")
+
+    def _count_topics(self, result: int) -> int:
+        return 0 if result == _STALE else check(result, "topics")
+
+    def _ids_of(self, to: Any) -> Any:
+        """Return the ids of connections as a buffer of uint64."""
+        try:
+            view = memoryview(to)
+        except TypeError:
+            return self._array_of(to)
+        if view.format not in {"Q", "L"} or view.itemsize != 8 or view.ndim != 1 or not view.c_contiguous:
+            raise TypeError(
+                f"an array of ids is one-dimensional, contiguous and of uint64, not {view.ndim}-dimensional of "
+                f"{view.format!r}"
+            )
+        return view or array("Q")
+
+    def _array_of(self, to: Iterable[Connection]) -> array[int]:
+        ids = array("Q")
+        for connection in to:
+            if not isinstance(connection, Connection):
+                raise TypeError(f"to: an iterable of connections, not of {type(connection).__name__}")
+            if connection._turn is not self._turn:
+                raise ValueError(f"connection {connection.id} belongs to another reactor")
+            ids.append(connection.id)
+        return ids
+
+    def _named_topic(self, identity: int) -> Topic:
+        name, _ = self._named[identity]
+        topic = self._live.get(name) or self._hold(name)
+        assert topic is not None  # noqa: S101 - it has a member
+        return topic
+
+    def _hold(self, name: str) -> Topic | None:
+        """Return the topic of that name if the shim has it."""
+        identity = self._identities.get(name)
+        if identity is None:
+            return None
+        result = lib.urs_fanout_hold(self._core.handle, identity)
+        if result == _STALE:
+            return None
+        check(result, f"topic {name!r}")
+        return self._keep(name, identity, self._named[identity][1])
+
+    def _make(self, name: str, on_full: OnFull) -> Topic:
+        self._forget_stale()
+        identity = ffi.new("uint64_t *")
+        result = lib.urs_fanout_open(self._core.handle, _ON_FULL[on_full], identity)
+        if result == lib.URS_ERROR_LIMIT:
+            raise LimitReached(f"a reactor has at most {lib.URS_TOPICS_MAX} topics")
+        check(result, f"topic {name!r}")
+        self._named.pop(self._identities.get(name, 0), None)
+        return self._keep(name, int(identity[0]), on_full)
+
+    def _keep(self, name: str, identity: int, on_full: OnFull) -> Topic:
+        topic = self._live[name] = Topic(self, identity, name, on_full)
+        self._identities[name] = identity
+        self._named[identity] = name, on_full
+        return topic
+
+    def _release(self) -> None:
+        """Tell the shim of the topics that the application has let go of, unless it has asked for them again."""
+        released = self._released
+        while released:
+            identity = released.popleft()
+            named = self._named.get(identity)
+            if named is None or named[0] not in self._live:
+                lib.urs_fanout_release(self._core.handle, identity)
+
+    def _forget_stale(self) -> None:
+        """Forget the names of topics that the shim has freed, when they are the larger part."""
+        handle = self._core.handle
+        if len(self._identities) <= 2 * lib.urs_fanout_topic_count(handle) + _SPARE_NAMES:
+            return
+        for name, identity in list(self._identities.items()):
+            if lib.urs_fanout_count(handle, identity, self._turn._index) == _STALE:
+                del self._identities[name]
+                del self._named[identity]

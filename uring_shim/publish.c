@@ -1,0 +1,152 @@
+/* One message to many sessions. */
+#include "publish.h"
+
+#include <errno.h>
+
+#include "apply.h"
+#include "core.h"
+#include "flush.h"
+#include "lifecycle.h"
+#include "work.h"
+
+enum {
+    PREFETCH_AHEAD = 8,                  /* members whose memory is fetched before they come to their turn */
+    BLOCK_BYTES_MIN = 32768              /* a payload from this size on gets a block: it is not copied again for slow
+                                            readers */
+};
+
+/* A message on its way to its sessions. */
+struct delivery {
+    const struct urs_publication *publication;
+    size_t bytes;                        /* of the payload */
+    int64_t addressed;
+    uint64_t taken;
+    uint64_t dropped;
+    uint64_t closed;
+};
+
+/* Finds out whether the caller may use the reactor, and applies the events before `index`, which may end members.
+ * Returns 0 or an error. */
+static int enter(struct urs_reactor *reactor, uint32_t index)
+{
+    if (reactor == NULL)
+        return URS_ERROR_STALE;
+    int refused = urs_core_check(reactor);
+    if (refused == 0)
+        urs_apply_events(reactor, index, URS_NO_EVENT);
+    return refused;
+}
+
+/* Writes the frame. Returns 0 or an error. */
+static int begin(struct urs_reactor *reactor, uint8_t opcode, const uint8_t *data, size_t bytes,
+                 size_t sessions, struct delivery *delivery)
+{
+    if (bytes > URS_PUBLISH_BYTES_MAX)
+        return -EMSGSIZE;
+    struct urs_memory *memory = bytes >= BLOCK_BYTES_MIN ? &reactor->memory : NULL;
+    URS_ASSERT(sessions <= UINT32_MAX);
+    delivery->bytes = bytes;
+    delivery->publication = urs_outbox_publish(&reactor->outbox, memory, opcode, data, bytes, (uint32_t)sessions);
+    return delivery->publication == NULL ? -ENOMEM : 0;
+}
+
+/* Flushes if the frames of this turn have become large. */
+static int64_t end(struct urs_reactor *reactor, const struct delivery *delivery)
+{
+    reactor->stats.messages_out += delivery->taken;
+    reactor->stats.drops += delivery->dropped + delivery->closed;
+    if (reactor->outbox.arena_bytes <= URS_ARENA_FLUSH_BYTES || !reactor->started)
+        return delivery->addressed;
+    int error = urs_flush_sessions(reactor);
+    if (error != 0)
+        return error;
+    urs_outbox_reset(&reactor->outbox);
+    return delivery->addressed;
+}
+
+static void deliver(struct urs_reactor *reactor, struct urs_session *session, struct delivery *delivery, bool closes)
+{
+    enum urs_gate gate = urs_gate_check(session, urs_core_rules(reactor, session), URS_OUTPUT_MESSAGE,
+                                        delivery->bytes);
+    URS_ASSERT(gate == URS_GATE_OPEN || gate == URS_GATE_FULL || gate == URS_GATE_ORDER);
+    delivery->addressed++;
+    if (URS_LIKELY(gate == URS_GATE_OPEN)) {
+        delivery->taken++;
+        urs_outbound_publish(&reactor->outbox, &session->outbound, delivery->publication);
+        urs_work_dirty(reactor, session);
+    } else if (closes) {
+        delivery->closed++;
+        urs_life_fail(reactor, session, gate == URS_GATE_FULL ? URS_FAILURE_BACKLOG : URS_FAILURE_ORDER);
+    } else {
+        delivery->dropped++;
+    }
+}
+
+static void prefetch(const struct urs_session *session)
+{
+    __builtin_prefetch(&session->outbound);
+    __builtin_prefetch(&session->state);
+}
+
+int64_t urs_publish(struct urs_reactor *reactor, uint64_t topic_id, uint32_t index, uint8_t opcode,
+                    const uint8_t *data, size_t bytes, uint64_t skip)
+{
+    struct delivery delivery = {0};
+    int error = enter(reactor, index);
+    if (error != 0)
+        return error;
+    struct urs_topic *topic = urs_topics_find(&reactor->topics, topic_id);
+    if (topic == NULL)
+        return URS_ERROR_STALE;
+    error = begin(reactor, opcode, data, bytes, topic->count, &delivery);
+    if (error != 0)
+        return error;
+    const struct urs_session *skipped = skip == URS_SKIP_NONE ? NULL : urs_session_find(&reactor->sessions, skip);
+    topic->stats.published++;
+    /* Backwards: a member that is closed here leaves, and the last one, which has had its turn, takes its place. */
+    for (uint32_t place = topic->count; place-- > 0;) {
+        if (place >= PREFETCH_AHEAD)
+            prefetch(urs_core_session(reactor, topic->members[place - PREFETCH_AHEAD]));
+        struct urs_session *session = urs_core_session(reactor, topic->members[place]);
+        if (session != skipped)
+            deliver(reactor, session, &delivery, topic->on_full == URS_TOPIC_CLOSE);
+    }
+    topic->stats.addressed += (uint64_t)delivery.addressed;
+    topic->stats.sent += delivery.taken;
+    topic->stats.dropped += delivery.dropped;
+    topic->stats.closed += delivery.closed;
+    return end(reactor, &delivery);
+}
+
+int64_t urs_send_many(struct urs_reactor *reactor, const uint64_t *ids, size_t count, uint32_t index, uint8_t opcode,
+                      const uint8_t *data, size_t bytes)
+{
+    struct delivery delivery = {0};
+    int error = enter(reactor, index);
+    if (error == 0)
+        error = begin(reactor, opcode, data, bytes, count, &delivery);
+    if (error != 0)
+        return error;
+    for (size_t number = 0; number < count; number++) {
+        struct urs_session *session = urs_session_find(&reactor->sessions, ids[number]);
+        if (session != NULL && session->state == URS_SESSION_OPEN && !session->lost)
+            deliver(reactor, session, &delivery, urs_core_rules(reactor, session)->on_full == URS_ON_FULL_CLOSE);
+    }
+    return end(reactor, &delivery);
+}
+
+int64_t urs_send_all(struct urs_reactor *reactor, uint32_t index, uint8_t opcode, const uint8_t *data, size_t bytes)
+{
+    struct delivery delivery = {0};
+    int error = enter(reactor, index);
+    if (error == 0)
+        error = begin(reactor, opcode, data, bytes, reactor->sessions.in_use, &delivery);
+    if (error != 0)
+        return error;
+    for (uint32_t slot = 0; slot < reactor->sessions.slots; slot++) {
+        struct urs_session *session = urs_core_session(reactor, slot);
+        if (session->state == URS_SESSION_OPEN && !session->lost)
+            deliver(reactor, session, &delivery, urs_core_rules(reactor, session)->on_full == URS_ON_FULL_CLOSE);
+    }
+    return end(reactor, &delivery);
+}
