@@ -197,7 +197,7 @@ static void answer_some(struct world *world, uint32_t number)
             CHECK(urs_command_accept(world->reactor, id, no, 0) < 0);
         else if (number % 4 == 1)
             CHECK(urs_command_reject(world->reactor, id, no, number % 8 == 1 ? 0 : sizeof no - 1) == 0 || world->faulty
-                  || session->lost);
+                  || urs_session_is_lost(session));
         else
             accept_request(world, peer_of_session(world, session), id, world->head_bytes[slot]);
     }

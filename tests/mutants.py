@@ -339,7 +339,7 @@ MUTANTS = (
     Mutant(
         "closed-without-waiting",
         "uring_shim/lifecycle.c",
-        "if (session->input_ended || session->lost || urs_sys_shutdown(session->fd, SHUT_WR) != 0)",
+        "if (session->input_ended || urs_session_is_lost(session) || urs_sys_shutdown(session->fd, SHUT_WR) != 0)",
         "if (true)",
         "A peer that still sends is not reset before it has read the close frame",
         (

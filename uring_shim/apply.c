@@ -61,7 +61,7 @@ static void apply_message(struct urs_reactor *reactor, struct urs_session *sessi
 static void replace_pong(struct urs_reactor *reactor, struct urs_session *session, const struct urs_item *item)
 {
     urs_flush_store(reactor, session, 0);  /* the bytes queued earlier stay in front */
-    if (session->lost)
+    if (urs_session_is_lost(session))
         return;
     int error = urs_backlog_store_pong(session, &reactor->memory, item->payload, item->bytes);
     if (error != 0)
@@ -103,7 +103,7 @@ static void apply_lost(struct urs_reactor *reactor, struct urs_session *session)
     /* If only our side has ended, the session does not end yet: the peer may still be sending, and needs time to read
      * our last bytes. */
     bool both_ended = session->state == URS_SESSION_AWAIT_END && session->input_ended;
-    if (session->lost || both_ended)
+    if (urs_session_is_lost(session) || both_ended)
         urs_life_end(reactor, session);
     else
         urs_life_finish(reactor, session);

@@ -68,12 +68,12 @@ static void evict(struct urs_reactor *reactor, struct urs_session *session)
         return;
     }
     urs_session_drop_memory(session);
-    if (session->told)
-        return;  /* the session is ending already */
+    if (session->socket_state != URS_SOCKET_USABLE)
+        return;  /* the event that ends the session is queued already */
     urs_outbound_close(&reactor->outbox, &session->outbound, frame.code, (const uint8_t *)frame.reason,
                        strlen(frame.reason));
     session->failure = URS_FAILURE_MEMORY;
-    session->told = true;
+    urs_session_set_socket(session, URS_SOCKET_END_REPORTED);
     urs_work_event(reactor, session->slot,
                    &(struct urs_item){.kind = URS_EVENT_LOST, .error = URS_ERROR_MEMORY_BUDGET,
                                       .close_code = frame.code});

@@ -43,7 +43,7 @@ static int answer_request(struct urs_reactor *reactor, uint64_t id, const uint8_
         return refused;
     if (session->state != URS_SESSION_AWAIT_DECISION && (open || session->state != URS_SESSION_AWAIT_HEAD))
         return URS_ERROR_STATE;
-    if (session->lost)
+    if (urs_session_is_lost(session))
         return URS_ERROR_CLOSING;
     int error = 0;
     if (bytes > 0)
@@ -274,7 +274,7 @@ int urs_command_pause(struct urs_reactor *reactor, uint64_t id)
     int refused = find(reactor, id, &session);
     if (refused != 0)
         return refused;
-    if (session->state != URS_SESSION_OPEN || session->lost)
+    if (!urs_session_is_open(session))
         return URS_ERROR_CLOSING;
     session->paused = true;
     urs_intake_receive(reactor, session);
@@ -287,7 +287,7 @@ int urs_command_resume(struct urs_reactor *reactor, uint64_t id)
     int refused = find(reactor, id, &session);
     if (refused != 0)
         return refused;
-    if (session->state != URS_SESSION_OPEN || session->lost)
+    if (!urs_session_is_open(session))
         return URS_ERROR_CLOSING;
     if (session->paused) {
         session->paused = false;
@@ -358,5 +358,6 @@ int urs_command_state(struct urs_reactor *reactor, uint64_t id)
     if (refused != 0)
         return refused == URS_ERROR_STALE ? URS_SESSION_FREE : refused;
     /* The session is lost, and only its event is still to come. */
-    return session->lost && session->state == URS_SESSION_OPEN ? URS_SESSION_AWAIT_FLUSH : session->state;
+    bool looks_open = session->state == URS_SESSION_OPEN && urs_session_is_lost(session);
+    return looks_open ? URS_SESSION_AWAIT_FLUSH : session->state;
 }

@@ -69,7 +69,7 @@ int urs_fanout_add(struct urs_reactor *reactor, uint64_t id, uint32_t index, uin
     struct urs_session *session = urs_session_find(&reactor->sessions, session_id);
     if (session == NULL)
         return URS_ERROR_STALE;
-    if (session->state != URS_SESSION_OPEN || session->lost)
+    if (!urs_session_is_open(session))
         return URS_ERROR_CLOSING;
     return urs_topic_add(topic, session);
 }

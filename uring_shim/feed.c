@@ -112,7 +112,7 @@ static void take_input(struct urs_reactor *reactor, struct urs_session *session,
 static void on_data(struct urs_reactor *reactor, struct urs_session *session, uint8_t *data, size_t bytes)
 {
     reactor->stats.bytes_in += bytes;
-    if (session->lost)
+    if (urs_session_is_lost(session))
         return;  /* Python has been told of the end already, so a request may no longer open the session */
     session->last_input_ms = (uint32_t)reactor->now_ms;
     switch ((enum urs_session_state)session->state) {

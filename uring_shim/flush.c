@@ -67,13 +67,13 @@ static uint32_t segment_vectors(struct urs_reactor *reactor, const struct urs_se
 /* Queues the session's only send of this round. Returns -EBUSY if the queue must be submitted first. */
 static int send_one(struct urs_reactor *reactor, struct urs_session *session)
 {
-    if (session->state == URS_SESSION_FREE || session->lost) {
+    if (session->state == URS_SESSION_FREE || urs_session_is_lost(session)) {
         urs_outbound_clear(&reactor->outbox, &session->outbound);
         return 0;
     }
     if (session->outbound.first != 0 && (session->backlog.bytes > 0 || session->send_state != URS_SEND_IDLE))
         urs_flush_store(reactor, session, 0);
-    if (session->send_state != URS_SEND_IDLE || session->lost)
+    if (session->send_state != URS_SEND_IDLE || urs_session_is_lost(session))
         return 0;
     if (session->outbound.first == 0 && session->backlog.bytes == 0) {
         urs_life_flushed(reactor, session);

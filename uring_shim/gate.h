@@ -48,7 +48,7 @@ static inline enum urs_gate urs_gate_check(const struct urs_session *session, co
         [URS_OUTPUT_CLOSE] = {.limited = false},
     };
     URS_ASSERT((size_t)kind < URS_COUNT(table));
-    if (session->state != URS_SESSION_OPEN || session->lost)
+    if (!urs_session_is_open(session))
         return URS_GATE_ENDED;
     if (kind <= URS_OUTPUT_CONTINUATION && URS_UNLIKELY(session->unfinished != (kind == URS_OUTPUT_CONTINUATION)))
         return URS_GATE_ORDER;

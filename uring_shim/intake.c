@@ -37,7 +37,7 @@ void urs_intake_measure(const struct urs_reactor *reactor, struct urs_session *s
  * socket. */
 static bool wants_input(const struct urs_session *session)
 {
-    if (session->input_ended || session->lost || session->state == URS_SESSION_AWAIT_REQUESTS)
+    if (session->input_ended || urs_session_is_lost(session) || session->state == URS_SESSION_AWAIT_REQUESTS)
         return false;
     if (session->state == URS_SESSION_OPEN || session->state == URS_SESSION_AWAIT_CLOSE)
         return session->held.block == NULL && urs_core_may_feed(session);

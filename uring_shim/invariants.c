@@ -58,12 +58,12 @@ static void check_session(const struct urs_session *session)
     /* After submit no send is in flight, and every session with bytes left to send is on a list or awaits a
      * completion. */
     URS_ASSERT(!urs_session_is_sending(session));
-    URS_ASSERT(session->outbound.first == 0 || session->dirty || session->lost);
+    URS_ASSERT(session->outbound.first == 0 || session->dirty || urs_session_is_lost(session));
     URS_ASSERT(session->backlog.bytes == 0 || session->dirty || session->send_state != URS_SEND_IDLE);
     /* A descriptor is closed only when no completion for it can come any more. */
     URS_ASSERT(session->fd >= 0 || session->state == URS_SESSION_AWAIT_REQUESTS);
     URS_ASSERT(session->fd >= 0 || (!urs_session_is_receiving(session) && session->send_state != URS_SEND_AWAITS_WRITABLE));
-    URS_ASSERT(session->state != URS_SESSION_AWAIT_REQUESTS || session->lost);
+    URS_ASSERT(session->state != URS_SESSION_AWAIT_REQUESTS || urs_session_is_lost(session));
     URS_ASSERT(!session->silent || (session->state == URS_SESSION_AWAIT_HEAD && session->held.block == NULL));
     /* A mark that is set and cleared while deadlines are judged. */
     URS_ASSERT(!session->unread);
@@ -134,7 +134,7 @@ static void check_lists(const struct urs_reactor *reactor)
     for (uint32_t index = 0; index < reactor->dirty.count; index++)
         URS_ASSERT(urs_core_session(reactor, reactor->dirty.slots[index])->dirty);
     for (uint32_t index = 0; index < reactor->feed_list.count; index++)
-        URS_ASSERT(urs_core_session(reactor, reactor->feed_list.slots[index])->ready);
+        URS_ASSERT(urs_core_session(reactor, reactor->feed_list.slots[index])->feed_queued);
     for (uint32_t index = 0; index < reactor->retries.count; index++)
         URS_ASSERT(urs_session_awaits_retry(urs_core_session(reactor, reactor->retries.slots[index])));
     for (uint32_t index = 0; index < reactor->dead.count; index++)

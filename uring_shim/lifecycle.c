@@ -158,7 +158,7 @@ void urs_life_flushed(struct urs_reactor *reactor, struct urs_session *session)
         return;
     /* Send our end of stream, then read to the peer's: close() with unread input sends a reset, which destroys data
      * that the peer has not read yet. This uses shutdown(2), because IORING_OP_SHUTDOWN runs on a worker thread. */
-    if (session->input_ended || session->lost || urs_sys_shutdown(session->fd, SHUT_WR) != 0)
+    if (session->input_ended || urs_session_is_lost(session) || urs_sys_shutdown(session->fd, SHUT_WR) != 0)
         urs_life_end(reactor, session);
     else
         await_end(reactor, session);
@@ -166,28 +166,24 @@ void urs_life_flushed(struct urs_reactor *reactor, struct urs_session *session)
 
 void urs_life_lose(struct urs_reactor *reactor, struct urs_session *session, int error)
 {
-    if (session->lost)
+    if (urs_session_is_lost(session))
         return;  /* the event that ends the session is queued already */
     URS_ASSERT(session->state != URS_SESSION_FREE && session->state != URS_SESSION_AWAIT_REQUESTS);
     if (session->state == URS_SESSION_AWAIT_END && error == 0) {
         urs_life_end(reactor, session);  /* this is the awaited end of the peer's stream */
         return;
     }
+    if (session->socket_state == URS_SOCKET_END_REPORTED && error == 0)
+        return;  /* the event is queued already */
     if (error != 0) {
         leave_topics(reactor, session);
-        session->lost = true;
         /* The system still delivers the bytes that the socket has taken, unless the peer does not take them. */
         session->reset = session->reset || session->backlog.bytes > 0 || session->outbound.first != 0
             || (error == -ETIMEDOUT && urs_io_unsent_bytes(session->fd) > 0);
         urs_outbound_clear(&reactor->outbox, &session->outbound);
         urs_session_drop_memory(session);
     }
-    if (session->told && session->state >= URS_SESSION_AWAIT_FLUSH) {
-        if (session->lost)
-            urs_work_event(reactor, session->slot, &(struct urs_item){.kind = URS_EVENT_LOST, .error = error});
-        return;
-    }
-    session->told = true;
+    urs_session_set_socket(session, error != 0 ? URS_SOCKET_LOST : URS_SOCKET_END_REPORTED);
     uint16_t code = urs_failure_close(session->failure).code;
     urs_work_event(reactor, session->slot,
                    &(struct urs_item){.kind = URS_EVENT_LOST, .error = error, .close_code = code});
@@ -206,7 +202,8 @@ void urs_life_end(struct urs_reactor *reactor, struct urs_session *session)
     end_handshake(reactor, session);
     leave_topics(reactor, session);
     urs_session_set_state(session, URS_SESSION_AWAIT_REQUESTS);
-    session->lost = true;
+    if (!urs_session_is_lost(session))
+        urs_session_set_socket(session, URS_SOCKET_LOST);
     urs_outbound_clear(&reactor->outbox, &session->outbound);
     urs_session_drop_memory(session);
     urs_deadline_set(reactor, session, urs_core_rules(reactor, session)->close_ms);
@@ -215,7 +212,7 @@ void urs_life_end(struct urs_reactor *reactor, struct urs_session *session)
 
 void urs_life_try_free(struct urs_reactor *reactor, struct urs_session *session)
 {
-    URS_ASSERT(session->state == URS_SESSION_AWAIT_REQUESTS && session->lost);
+    URS_ASSERT(session->state == URS_SESSION_AWAIT_REQUESTS && urs_session_is_lost(session));
     if (urs_session_is_receiving(session) || urs_session_is_sending(session)
         || session->send_state == URS_SEND_AWAITS_WRITABLE || session->fd < 0)
         return;

@@ -129,7 +129,7 @@ int64_t urs_send_many(struct urs_reactor *reactor, const uint64_t *ids, size_t c
         return error;
     for (size_t number = 0; number < count; number++) {
         struct urs_session *session = urs_session_find(&reactor->sessions, ids[number]);
-        if (session != NULL && session->state == URS_SESSION_OPEN && !session->lost)
+        if (session != NULL && urs_session_is_open(session))
             deliver(reactor, session, &delivery, urs_core_rules(reactor, session)->on_full == URS_ON_FULL_CLOSE);
     }
     return end(reactor, &delivery);
@@ -145,7 +145,7 @@ int64_t urs_send_all(struct urs_reactor *reactor, uint32_t index, uint8_t opcode
         return error;
     for (uint32_t slot = 0; slot < reactor->sessions.slots; slot++) {
         struct urs_session *session = urs_core_session(reactor, slot);
-        if (session->state == URS_SESSION_OPEN && !session->lost)
+        if (urs_session_is_open(session))
             deliver(reactor, session, &delivery, urs_core_rules(reactor, session)->on_full == URS_ON_FULL_CLOSE);
     }
     return end(reactor, &delivery);

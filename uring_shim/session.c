@@ -64,6 +64,16 @@ bool urs_send_may_become(enum urs_send_state from, enum urs_send_state to)
     return from < URS_COUNT(next) && (next[from] & BIT(to)) != 0;
 }
 
+bool urs_socket_may_become(enum urs_socket_state from, enum urs_socket_state to)
+{
+    static const uint8_t next[] = {
+        [URS_SOCKET_USABLE] = BIT(URS_SOCKET_END_REPORTED) | BIT(URS_SOCKET_LOST),
+        [URS_SOCKET_END_REPORTED] = BIT(URS_SOCKET_LOST),
+        [URS_SOCKET_LOST] = 0,
+    };
+    return from < URS_COUNT(next) && (next[from] & BIT(to)) != 0;
+}
+
 struct urs_close urs_failure_close(enum urs_failure failure)
 {
     static const struct urs_close closes[] = {

@@ -72,6 +72,14 @@ enum urs_send_state {
     URS_SEND_AWAITS_RETRY = 4            /* on the list of retries, because the system lacked memory */
 };
 
+enum urs_socket_state {
+    URS_SOCKET_USABLE = 0,
+    URS_SOCKET_END_REPORTED = 1,         /* URS_EVENT_LOST was queued, for the end of the peer's stream or for an
+                                            eviction; the socket may still send */
+    URS_SOCKET_LOST = 2                  /* nothing is sent or received any more. URS_EVENT_LOST was queued, unless the
+                                            session ended without it */
+};
+
 struct urs_session {
     struct urs_engine engine;
     struct urs_outbound outbound;        /* the segments of this turn */
@@ -131,6 +139,7 @@ struct urs_session {
                                             complete */
     uint8_t receive_state;               /* enum urs_receive_state */
     uint8_t send_state;                  /* enum urs_send_state */
+    uint8_t socket_state;                /* enum urs_socket_state */
     bool zero_copy_failed;               /* the kernel copied a zero-copy send (counts with zero_copy "auto"), or
                                             refused one: send plainly from now on */
     bool dirty;                          /* on the reactor's list of sessions to flush */
@@ -142,8 +151,6 @@ struct urs_session {
                                             follow */
     bool drain_event_queued;             /* the event for on_drain is queued */
     bool input_ended;                    /* the peer's end of stream has arrived */
-    bool lost;                           /* the socket is unusable */
-    bool told;                           /* URS_EVENT_LOST was queued */
     bool is_unix;                        /* receive one completion at a time (a multishot receive loses the end of the
                                             stream of a Unix socket) */
 };
@@ -184,9 +191,10 @@ void urs_sessions_close(struct urs_sessions *sessions);
 /* Moves the session to a state that may follow its present state; session.c has the table of legal moves. */
 void urs_session_set_state(struct urs_session *session, enum urs_session_state state);
 
-/* Returns whether the states may follow each other, for the assertions of the two functions below. */
+/* Returns whether the states may follow each other, for the assertions of the functions below. */
 bool urs_receive_may_become(enum urs_receive_state from, enum urs_receive_state to);
 bool urs_send_may_become(enum urs_send_state from, enum urs_send_state to);
+bool urs_socket_may_become(enum urs_socket_state from, enum urs_socket_state to);
 
 static inline void urs_session_set_receive(struct urs_session *session, enum urs_receive_state state)
 {
@@ -198,6 +206,24 @@ static inline void urs_session_set_send(struct urs_session *session, enum urs_se
 {
     URS_ASSERT(urs_send_may_become((enum urs_send_state)session->send_state, state));
     session->send_state = (uint8_t)state;
+}
+
+static inline void urs_session_set_socket(struct urs_session *session, enum urs_socket_state state)
+{
+    URS_ASSERT(urs_socket_may_become((enum urs_socket_state)session->socket_state, state));
+    session->socket_state = (uint8_t)state;
+}
+
+/* Returns true if the socket of the session is unusable. */
+static inline bool urs_session_is_lost(const struct urs_session *session)
+{
+    return session->socket_state == URS_SOCKET_LOST;
+}
+
+/* Returns true if the session may send and receive messages. */
+static inline bool urs_session_is_open(const struct urs_session *session)
+{
+    return session->state == URS_SESSION_OPEN && !urs_session_is_lost(session);
 }
 
 /* Returns true if a receive is armed, or its last completion is still to come. */

@@ -18,7 +18,7 @@ enum { TIMERS_PER_TURN_MAX = 1024, STEP_BACK_BYTES_MAX = 1 << 26 };
 /* The payload of a ping is the time when it was made: its pong tells the round-trip time. */
 static void send_ping(struct urs_reactor *reactor, struct urs_session *session)
 {
-    URS_ASSERT(session->state == URS_SESSION_OPEN && !session->lost);
+    URS_ASSERT(urs_session_is_open(session));
     const struct urs_rules *rules = urs_core_rules(reactor, session);
     uint8_t payload[8];
     bool judged = rules->ping_timeout_ms != 0;
@@ -239,7 +239,7 @@ void urs_upkeep_run(struct urs_reactor *reactor)
         if ((slot = urs_wheel_take(&reactor->wheel, reactor->now_ms)) == URS_WHEEL_NONE)
             break;
         struct urs_session *session = urs_core_session(reactor, slot);
-        if (session->state == URS_SESSION_OPEN && !session->lost)
+        if (urs_session_is_open(session))
             judge_open(reactor, session);
         else if (session->state != URS_SESSION_OPEN && session->has_deadline)
             judge_state(reactor, session);
