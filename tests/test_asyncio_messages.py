@@ -413,6 +413,30 @@ def test_send_waits_for_a_peer_that_does_not_read_and_broadcast_does_not(loop: s
     run_on(loop, main)
 
 
+@pytest.mark.parametrize("loop", ["io_uring", "epoll"])
+def test_a_sender_in_a_loop_is_held_back_within_the_documented_bytes(loop: str) -> None:
+    bursts: list[int] = [0]  # bytes that were sent between two iterations of the event loop
+
+    def next_burst() -> None:
+        bursts.append(0)
+        asyncio.get_running_loop().call_soon(next_burst)
+
+    async def handler(connection: ServerConnection) -> None:
+        for _ in range(10_000):
+            await connection.send(bytes(1000))
+            bursts[-1] += 1004
+
+    async def main() -> None:
+        async with listen(handler, write_limit=2**15) as server, await Wire.connect(server) as wire:
+            next_burst()
+            await wire.frames(10_000)
+            assert 2**15 < max(bursts) <= 2**18 + 1004
+            await wire.frame()
+            wire.leave()
+
+    run_on(loop, main)
+
+
 @each_loop
 def test_send_raises_when_the_peer_leaves_while_it_waits(loop: str) -> None:
     async def main() -> None:

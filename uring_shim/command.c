@@ -23,6 +23,10 @@
  * too large to stay there. */
 enum { DIRECT_BYTES_MIN = 32768, ARENA_REST_BYTES_MAX = 65536 + URS_FRAME_ANSWER_BYTES_MAX };
 
+/* A sender is told to wait when so many bytes wait, or backlog_high_bytes if that is more: else it could fill the arena
+ * before the socket is tried. With less, coroutines would wait a turn for bursts that the socket takes at once. */
+enum { TURN_BYTES_MIN = 262144 };
+
 /* Finds the session with that id, for a call by the owner. Returns 0 or the error. */
 static int find(struct urs_reactor *reactor, uint64_t id, struct urs_session **session)
 {
@@ -203,7 +207,9 @@ static inline int send_frame(struct urs_reactor *reactor, uint64_t id, uint32_t 
     }
     if (URS_UNLIKELY(!fin || opcode == URS_OPCODE_CONTINUATION))
         session->unfinished = !fin;
-    waiting(reactor, session);
+    size_t high = urs_core_rules(reactor, session)->backlog_high_bytes;
+    if (URS_UNLIKELY(waiting(reactor, session) >= urs_max(high, TURN_BYTES_MIN)))
+        result = URS_QUEUED;
     if (reactor->outbox.arena_bytes > URS_ARENA_FLUSH_BYTES && reactor->started) {
         int error = urs_flush_sessions(reactor);
         if (error != 0)

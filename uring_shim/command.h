@@ -16,7 +16,8 @@ int urs_command_accept(struct urs_reactor *reactor, uint64_t id, const uint8_t *
 int urs_command_reject(struct urs_reactor *reactor, uint64_t id, const uint8_t *response, size_t bytes);
 
 /* Queues a frame. `index` is the event being handled: the events before it are applied first. Returns an
- * urs_send_outcome, URS_ERROR_STALE, URS_ERROR_CLOSING, URS_ERROR_FULL (with URS_ON_FULL_ERROR) or -ENOMEM. */
+ * urs_send_outcome (URS_QUEUED also from backlog_high_bytes, at least 256 KiB, on), URS_ERROR_STALE, URS_ERROR_CLOSING,
+ * URS_ERROR_FULL (with URS_ON_FULL_ERROR) or -ENOMEM. */
 int urs_command_send(struct urs_reactor *reactor, uint64_t id, uint32_t index, uint8_t opcode, const uint8_t *data,
                      size_t bytes);
 

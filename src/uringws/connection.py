@@ -26,9 +26,10 @@ class SendResult(IntEnum):
     """The result of a send. All three are final: nothing is reported about this message later."""
 
     SENT = 0
-    """Handed on: the backlog is empty."""
+    """Handed on, or it leaves when the turn ends."""
     QUEUED = 1
-    """It waits in the backlog, because the socket takes no more yet; `buffered_amount` says how much waits."""
+    """It waits: the socket takes no more yet, or this turn's sends have reached `Options.backlog_high_bytes` (at least
+    256 KiB). `buffered_amount` says how much waits; if that is the high mark or more, `on_drain` follows."""
     DROPPED = 2
     """It would have exceeded `backlog_bytes_max`: nothing of it was or will be sent."""
 
