@@ -132,7 +132,7 @@ struct urs_block *urs_block_new(struct urs_memory *memory, size_t room)
         block = allocate(index, capacity);
     if (block == NULL)
         return NULL;
-    block->next = NULL;
+    block->label = 0;
     block->memory = memory;
     block->capacity = capacity;
     block->end = URS_BLOCK_HEADROOM;

@@ -18,7 +18,10 @@ enum urs_block_limit {
 /* A run of bytes on the heap: [URS_BLOCK_HEADROOM, end) of `bytes` has been written. Everything that refers to a part
  * of the block holds a reference; `end` only grows while there is more than one. */
 struct urs_block {
-    struct urs_block *next;              /* in the cache of freed blocks, nowhere else */
+    union {
+        struct urs_block *next;          /* in the cache of freed blocks */
+        uint64_t label;                  /* in use: the topic whose message the block is, see topics.h; 0: none */
+    };
     struct urs_memory *memory;           /* the budget that the block is charged to; NULL once Python shares the
                                             block */
     size_t capacity;

@@ -99,6 +99,13 @@ static int grow(struct urs_chain *chain, struct urs_memory *memory)
 int urs_chain_push(struct urs_chain *chain, struct urs_memory *memory, struct urs_slice slice)
 {
     URS_ASSERT(slice.block != NULL && slice.start < slice.end && slice.end <= slice.block->capacity);
+    struct urs_slice *last = chain->count == 0 ? NULL : urs_chain_at(chain, chain->count - 1);
+    if (last != NULL && last->block == slice.block && last->end == slice.start) {
+        last->end = slice.end;
+        chain->bytes += urs_slice_bytes(&slice);
+        urs_block_drop(slice.block);  /* the last slice holds one reference already */
+        return 0;
+    }
     if (chain->count == ring_room(chain)) {
         int error = grow(chain, memory);
         if (error != 0)
@@ -119,7 +126,7 @@ static struct urs_block *tail_block(const struct urs_chain *chain)
     uint32_t places = (uint32_t)urs_min(chain->count, TAIL_SLICES);
     for (uint32_t back = 1; back <= places; back++) {
         const struct urs_slice *slice = urs_chain_at(chain, chain->count - back);
-        if (slice->end == slice->block->end && (urs_block_room(slice->block) > 0 || urs_block_is_sole(slice->block)))
+        if (slice->block != NULL && slice->end == slice->block->end && (urs_block_room(slice->block) > 0 || urs_block_is_sole(slice->block)))
             return slice->block;
     }
     return NULL;
@@ -143,17 +150,9 @@ static int64_t fill(struct urs_chain *chain, struct urs_memory *memory, struct u
 {
     size_t part = urs_min(bytes, urs_block_room(block));
     struct urs_slice slice = {.block = block, .start = (uint32_t)block->end, .end = (uint32_t)(block->end + part)};
-    struct urs_slice *last = chain->count == 0 ? NULL : urs_chain_at(chain, chain->count - 1);
-    int error = 0;
     URS_ASSERT(part > 0 && block->end + part <= UINT32_MAX);
     memcpy(block->bytes + block->end, data, part);
-    if (last != NULL && last->block == block && last->end == slice.start) {
-        last->end = slice.end;
-        chain->bytes += part;
-        urs_block_drop(block);  /* the last slice holds one reference already */
-    } else {
-        error = urs_chain_push(chain, memory, slice);
-    }
+    int error = urs_chain_push(chain, memory, slice);
     if (error != 0) {
         urs_block_drop(block);
         return error;
@@ -183,26 +182,72 @@ int urs_chain_write(struct urs_chain *chain, struct urs_memory *memory, const ui
     return part < 0 ? (int)part : 0;
 }
 
-void urs_chain_consume(struct urs_chain *chain, size_t bytes)
+/* Removes empty slices at both ends, and the ring of an empty chain. */
+static void trim(struct urs_chain *chain)
 {
-    URS_ASSERT(bytes <= chain->bytes);
-    chain->bytes -= bytes;
-    while (bytes > 0) {
-        struct urs_slice *slice = urs_chain_at(chain, 0);
-        size_t part = urs_min(bytes, urs_slice_bytes(slice));
-        slice->start += (uint32_t)part;
-        bytes -= part;
-        if (slice->start < slice->end)
-            return;
-        urs_slice_drop(slice);
+    while (chain->count > 0 && urs_chain_at(chain, 0)->block == NULL) {
         chain->first++;
         chain->count--;
     }
+    while (chain->count > 0 && urs_chain_at(chain, chain->count - 1)->block == NULL)
+        chain->count--;
     URS_ASSERT((chain->count == 0) == (chain->bytes == 0));
     if (chain->count == 0) {
         urs_block_drop(chain->ring);
         chain->ring = NULL;
     }
+}
+
+void urs_chain_consume(struct urs_chain *chain, size_t bytes)
+{
+    URS_ASSERT(bytes <= chain->bytes);
+    while (bytes > 0) {
+        struct urs_slice *slice = urs_chain_at(chain, 0);
+        size_t part = urs_min(bytes, urs_slice_bytes(slice));
+        slice->start += (uint32_t)part;
+        bytes -= part;
+        chain->bytes -= part;
+        if (slice->start < slice->end)
+            return;
+        urs_slice_drop(slice);
+        chain->first++;
+        chain->count--;
+        trim(chain);
+    }
+}
+
+void urs_chain_drop(struct urs_chain *chain, uint32_t place)
+{
+    struct urs_slice *slice = urs_chain_at(chain, place);
+    URS_ASSERT(slice->block != NULL && chain->bytes >= urs_slice_bytes(slice));
+    chain->bytes -= urs_slice_bytes(slice);
+    urs_slice_drop(slice);
+    trim(chain);
+}
+
+bool urs_chain_is_full(const struct urs_chain *chain) { return chain->count == ring_room(chain); }
+
+void urs_chain_compact(struct urs_chain *chain, uint32_t *number)
+{
+    uint32_t empty = 0;
+    for (uint32_t place = 0; place < chain->count; place++)
+        empty += urs_chain_at(chain, place)->block == NULL;
+    if (4 * empty < ring_room(chain) || empty == 0)
+        return;
+    /* From the end on, so that the end keeps its place. */
+    uint32_t tracked = *number - chain->first;
+    uint32_t to = chain->count;
+    for (uint32_t from = chain->count; from-- > 0;) {
+        const struct urs_slice slice = *urs_chain_at(chain, from);
+        if (slice.block == NULL)
+            continue;
+        *urs_chain_at(chain, --to) = slice;
+        if (from == tracked)
+            *number = chain->first + to;
+    }
+    URS_ASSERT(to == empty);
+    chain->first += empty;
+    chain->count -= empty;
 }
 
 void urs_chain_measure(const struct urs_chain *chain, struct urs_holding *holding)
@@ -211,6 +256,11 @@ void urs_chain_measure(const struct urs_chain *chain, struct urs_holding *holdin
     for (uint32_t place = 0; place < chain->count; place++) {
         const struct urs_block *block = urs_chain_at(chain, place)->block;
         references++;
+        if (block == NULL) {
+            URS_ASSERT(references == 1);
+            references = 0;
+            continue;
+        }
         /* Slices of one block usually follow one another, so they are counted together. */
         if (place + 1 == chain->count || urs_chain_at(chain, place + 1)->block != block) {
             urs_holding_add(holding, block, references);

@@ -15,7 +15,8 @@ struct urs_slice {
     uint32_t end;
 };
 
-/* Slices in order; none is empty. Zero-initialise it. An empty chain holds no memory. */
+/* Slices in order. None is empty, except that urs_chain_drop leaves an empty one without a block, which is neither the
+ * first nor the last. Zero-initialise it. An empty chain holds no memory. */
 struct urs_chain {
     struct urs_block *ring;              /* the slices; charged like the blocks that they refer to */
     uint32_t first;                      /* the number of the oldest slice: slices are numbered from the first one that
@@ -52,13 +53,24 @@ void urs_holding_add(struct urs_holding *holding, const struct urs_block *block,
 /* Returns the slice at that place; 0 is the oldest. */
 struct urs_slice *urs_chain_at(const struct urs_chain *chain, uint32_t place);
 
-/* Adds a slice, which must not be empty, at the end, and takes over its reference. Returns 0, URS_ERROR_MEMORY_BUDGET or
- * -ENOMEM; the caller still has the reference then. */
+/* Adds a slice, which must not be empty, at the end, and takes over its reference. A slice that continues the last one
+ * in the same block becomes a part of it. Returns 0, URS_ERROR_MEMORY_BUDGET or -ENOMEM; the caller still has the
+ * reference then. */
 int urs_chain_push(struct urs_chain *chain, struct urs_memory *memory, struct urs_slice slice);
 
 /* Adds a copy of `bytes` bytes at the end, in the spare room of the chain's last blocks or in a new one. Returns 0,
  * URS_ERROR_MEMORY_BUDGET or -ENOMEM; a part of the bytes may have been added then. */
 int urs_chain_write(struct urs_chain *chain, struct urs_memory *memory, const uint8_t *data, size_t bytes);
+
+/* Removes the slice at that place, and its bytes. The slices keep their numbers. */
+void urs_chain_drop(struct urs_chain *chain, uint32_t place);
+
+/* Returns true if the next slice needs a larger ring. */
+bool urs_chain_is_full(const struct urs_chain *chain);
+
+/* Closes the gaps of dropped slices if they are at least a quarter of the ring. Slices get larger numbers then, but the
+ * next one to be added keeps its number. *number follows the slice that has this number. */
+void urs_chain_compact(struct urs_chain *chain, uint32_t *number);
 
 /* Removes `bytes` bytes from the front. */
 void urs_chain_consume(struct urs_chain *chain, size_t bytes);

@@ -118,6 +118,29 @@ int64_t urs_fanout_topics(struct urs_reactor *reactor, uint64_t session_id, uint
     return table->count;
 }
 
+int urs_fanout_take_drop(struct urs_reactor *reactor, uint64_t session_id, uint64_t *id, uint32_t *count)
+{
+    int refused = reactor == NULL ? URS_ERROR_STALE : urs_core_check(reactor);
+    if (refused != 0)
+        return refused;
+    const struct urs_session *session = urs_session_find(&reactor->sessions, session_id);
+    if (session == NULL || session->memberships == NULL)
+        return 0;
+    const struct urs_memberships *table = session->memberships;
+    for (uint32_t at = 0; at < table->room; at++) {
+        if (table->entries[at].topic == 0)
+            continue;
+        const struct urs_topic *topic = reactor->topics.places[table->entries[at].topic - 1].topic;
+        if (topic->drops == NULL || topic->drops[table->entries[at].place] == 0)
+            continue;
+        *id = urs_topic_id(&reactor->topics, topic);
+        *count = topic->drops[table->entries[at].place];
+        topic->drops[table->entries[at].place] = 0;
+        return 1;
+    }
+    return 0;
+}
+
 int urs_fanout_stats(struct urs_reactor *reactor, uint64_t id, struct urs_topic_stats *stats)
 {
     struct urs_topic *topic;

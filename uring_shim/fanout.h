@@ -36,6 +36,10 @@ int64_t urs_fanout_count(struct urs_reactor *reactor, uint64_t id, uint32_t inde
  * gone. */
 int64_t urs_fanout_topics(struct urs_reactor *reactor, uint64_t session, uint32_t index, uint64_t *ids, uint32_t room);
 
+/* Finds a topic of which messages were dropped for the session since the last call, or since the session became a member.
+ * Sets *id, and *count to their number, and returns 1; 0 if there is none. */
+int urs_fanout_take_drop(struct urs_reactor *reactor, uint64_t session, uint64_t *id, uint32_t *count);
+
 /* Copies the topic's counters. Returns 0 or URS_ERROR_STALE. */
 int urs_fanout_stats(struct urs_reactor *reactor, uint64_t id, struct urs_topic_stats *stats);
 

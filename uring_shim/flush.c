@@ -42,7 +42,7 @@ static void note_backlog(struct urs_reactor *reactor, struct urs_session *sessio
 
 void urs_flush_store(struct urs_reactor *reactor, struct urs_session *session, size_t from)
 {
-    int error = urs_backlog_store(session, &reactor->outbox, &reactor->memory, from);
+    int error = urs_backlog_store(session, &reactor->outbox, &reactor->topics, &reactor->memory, from);
     if (error != 0) {
         session->reset = true;  /* the segments are dropped already, so the stream is incomplete */
         urs_life_lose(reactor, session, error);
@@ -68,7 +68,7 @@ static uint32_t segment_vectors(struct urs_reactor *reactor, const struct urs_se
 static int send_one(struct urs_reactor *reactor, struct urs_session *session)
 {
     if (session->state == URS_SESSION_FREE || urs_session_is_lost(session)) {
-        urs_outbound_clear(&reactor->outbox, &session->outbound);
+        urs_backlog_discard(session, &reactor->outbox, &reactor->topics);
         return 0;
     }
     if (session->outbound.first != 0 && (session->backlog.bytes > 0 || session->send_state != URS_SEND_IDLE))
@@ -76,6 +76,8 @@ static int send_one(struct urs_reactor *reactor, struct urs_session *session)
     if (session->send_state != URS_SEND_IDLE || urs_session_is_lost(session))
         return 0;
     if (session->outbound.first == 0 && session->backlog.bytes == 0) {
+        if (URS_UNLIKELY(session->drain_due))
+            note_backlog(reactor, session);
         urs_life_flushed(reactor, session);
         return 0;
     }

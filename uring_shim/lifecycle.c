@@ -14,7 +14,7 @@
 #include "peers.h"
 #include "work.h"
 
-enum { LATE_EVENTS = 3 };
+enum { LATE_EVENTS = 4 };
 
 /* ---- beginning ----------------------------------------------------------------------------------------------- */
 
@@ -33,8 +33,8 @@ static int reserve_slots(struct urs_reactor *reactor, uint32_t slots)
     if (slots <= reactor->slots_room)
         return 0;
     size_t room = urs_max(256, 2 * (size_t)reactor->slots_room);
-    /* Per session at most three late events: a LOST for the end of its stream, a LOST for a later error, and either a
-     * DRAIN or, if it never opened, an ABANDONED. */
+    /* Per session at most four late events: a LOST for the end of its stream, a LOST for a later error, a DROP,
+     * and either a DRAIN or, if it never opened, an ABANDONED. */
     struct urs_event *late = realloc(reactor->late, LATE_EVENTS * room * sizeof *late);
     if (late == NULL)
         return -ENOMEM;
@@ -180,7 +180,7 @@ void urs_life_lose(struct urs_reactor *reactor, struct urs_session *session, int
         /* The system still delivers the bytes that the socket has taken, unless the peer does not take them. */
         session->reset = session->reset || session->backlog.bytes > 0 || session->outbound.first != 0
             || (error == -ETIMEDOUT && urs_io_unsent_bytes(session->fd) > 0);
-        urs_outbound_clear(&reactor->outbox, &session->outbound);
+        urs_backlog_discard(session, &reactor->outbox, &reactor->topics);
         urs_session_drop_memory(session);
     }
     urs_session_set_socket(session, error != 0 ? URS_SOCKET_LOST : URS_SOCKET_END_REPORTED);
@@ -204,7 +204,7 @@ void urs_life_end(struct urs_reactor *reactor, struct urs_session *session)
     urs_session_set_state(session, URS_SESSION_AWAIT_REQUESTS);
     if (!urs_session_is_lost(session))
         urs_session_set_socket(session, URS_SOCKET_LOST);
-    urs_outbound_clear(&reactor->outbox, &session->outbound);
+    urs_backlog_discard(session, &reactor->outbox, &reactor->topics);
     urs_session_drop_memory(session);
     urs_deadline_set(reactor, session, urs_core_rules(reactor, session)->close_ms);
     urs_life_try_free(reactor, session);

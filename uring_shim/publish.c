@@ -17,7 +17,7 @@ enum {
 
 /* A message on its way to its sessions. */
 struct delivery {
-    const struct urs_publication *publication;
+    struct urs_publication *publication;
     size_t bytes;                        /* of the payload */
     int64_t addressed;
     uint64_t taken;
@@ -64,10 +64,17 @@ static int64_t end(struct urs_reactor *reactor, const struct delivery *delivery)
     return delivery->addressed;
 }
 
-static void deliver(struct urs_reactor *reactor, struct urs_session *session, struct delivery *delivery, bool closes)
+static enum urs_gate gate_of(const struct urs_reactor *reactor, const struct urs_session *session,
+                             const struct delivery *delivery)
 {
-    enum urs_gate gate = urs_gate_check(session, urs_core_rules(reactor, session), URS_OUTPUT_MESSAGE,
-                                        delivery->bytes);
+    return urs_gate_check(session, urs_core_rules(reactor, session), URS_OUTPUT_MESSAGE, delivery->bytes);
+}
+
+/* Queues the message for a session, or acts on the gate that refused it: closes the session, or leaves it out. Returns
+ * true if it was left out. */
+static bool deliver(struct urs_reactor *reactor, struct urs_session *session, struct delivery *delivery,
+                    enum urs_gate gate, bool closes)
+{
     URS_ASSERT(gate == URS_GATE_OPEN || gate == URS_GATE_FULL || gate == URS_GATE_ORDER);
     delivery->addressed++;
     if (URS_LIKELY(gate == URS_GATE_OPEN)) {
@@ -79,7 +86,50 @@ static void deliver(struct urs_reactor *reactor, struct urs_session *session, st
         urs_life_fail(reactor, session, gate == URS_GATE_FULL ? URS_FAILURE_BACKLOG : URS_FAILURE_ORDER);
     } else {
         delivery->dropped++;
+        return true;
     }
+    return false;
+}
+
+/* Tells Python of dropped messages, once for all until it has asked for them. */
+static void note_drop(struct urs_reactor *reactor, struct urs_topic *topic, uint32_t place)
+{
+    struct urs_session *session = urs_core_session(reactor, topic->members[place]);
+    urs_topic_note_drop(topic, place);
+    if (!session->drop_event_queued) {
+        session->drop_event_queued = true;
+        urs_work_event(reactor, session->slot, &(struct urs_item){.kind = URS_EVENT_DROP});
+    }
+}
+
+/* Makes room in a full backlog by leaving out messages of the topic that wait there. Returns the gate's new answer. */
+static enum urs_gate make_room(struct urs_reactor *reactor, struct urs_topic *topic, uint32_t place,
+                               struct urs_session *session, const struct delivery *delivery)
+{
+    enum urs_gate gate = URS_GATE_FULL;
+    while (gate == URS_GATE_FULL && urs_backlog_drop(session, &reactor->topics, topic, place) > 0) {
+        topic->stats.queued--;
+        if (topic->on_full == URS_TOPIC_CONFLATE) {
+            topic->stats.conflated++;
+        } else {
+            topic->stats.dropped++;
+            reactor->stats.drops++;
+            note_drop(reactor, topic, place);
+        }
+        gate = gate_of(reactor, session, delivery);
+    }
+    return gate;
+}
+
+static void deliver_to_member(struct urs_reactor *reactor, struct urs_topic *topic, uint32_t place,
+                              struct delivery *delivery)
+{
+    struct urs_session *session = urs_core_session(reactor, topic->members[place]);
+    enum urs_gate gate = gate_of(reactor, session, delivery);
+    if (URS_UNLIKELY(gate == URS_GATE_FULL) && topic->hints != NULL)
+        gate = make_room(reactor, topic, place, session, delivery);
+    if (deliver(reactor, session, delivery, gate, topic->on_full == URS_TOPIC_CLOSE))
+        note_drop(reactor, topic, place);
 }
 
 static void prefetch(const struct urs_session *session)
@@ -103,13 +153,13 @@ int64_t urs_publish(struct urs_reactor *reactor, uint64_t topic_id, uint32_t ind
         return error;
     const struct urs_session *skipped = skip == URS_SKIP_NONE ? NULL : urs_session_find(&reactor->sessions, skip);
     topic->stats.published++;
+    urs_topics_label(&reactor->topics, topic, delivery.publication);
     /* Backwards: a member that is closed here leaves, and the last one, which has had its turn, takes its place. */
     for (uint32_t place = topic->count; place-- > 0;) {
         if (place >= PREFETCH_AHEAD)
             prefetch(urs_core_session(reactor, topic->members[place - PREFETCH_AHEAD]));
-        struct urs_session *session = urs_core_session(reactor, topic->members[place]);
-        if (session != skipped)
-            deliver(reactor, session, &delivery, topic->on_full == URS_TOPIC_CLOSE);
+        if (skipped == NULL || topic->members[place] != skipped->slot)
+            deliver_to_member(reactor, topic, place, &delivery);
     }
     topic->stats.addressed += (uint64_t)delivery.addressed;
     topic->stats.sent += delivery.taken;
@@ -130,7 +180,8 @@ int64_t urs_send_many(struct urs_reactor *reactor, const uint64_t *ids, size_t c
     for (size_t number = 0; number < count; number++) {
         struct urs_session *session = urs_session_find(&reactor->sessions, ids[number]);
         if (session != NULL && urs_session_is_open(session))
-            deliver(reactor, session, &delivery, urs_core_rules(reactor, session)->on_full == URS_ON_FULL_CLOSE);
+            deliver(reactor, session, &delivery, gate_of(reactor, session, &delivery),
+                    urs_core_rules(reactor, session)->on_full == URS_ON_FULL_CLOSE);
     }
     return end(reactor, &delivery);
 }
@@ -146,7 +197,8 @@ int64_t urs_send_all(struct urs_reactor *reactor, uint32_t index, uint8_t opcode
     for (uint32_t slot = 0; slot < reactor->sessions.slots; slot++) {
         struct urs_session *session = urs_core_session(reactor, slot);
         if (urs_session_is_open(session))
-            deliver(reactor, session, &delivery, urs_core_rules(reactor, session)->on_full == URS_ON_FULL_CLOSE);
+            deliver(reactor, session, &delivery, gate_of(reactor, session, &delivery),
+                    urs_core_rules(reactor, session)->on_full == URS_ON_FULL_CLOSE);
     }
     return end(reactor, &delivery);
 }

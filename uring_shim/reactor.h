@@ -23,6 +23,7 @@ enum urs_event_kind {
     URS_EVENT_LOST = 17,                 /* the session ends without a close frame from the peer; error: 0 (end of
                                             stream), -errno, or an urs_error */
     URS_EVENT_DRAIN = 18,                /* the backlog fell to the low water mark */
+    URS_EVENT_DROP = 20,                 /* messages of topics were dropped for the session: urs_fanout_take_drop */
     URS_EVENT_ABANDONED = 19             /* the shim refused a request that Python has not answered: too late, or in a
                                             drain */
 };

@@ -150,6 +150,7 @@ struct urs_session {
     bool drain_due;                      /* the high mark was reached when the backlog was last checked: on_drain must
                                             follow */
     bool drain_event_queued;             /* the event for on_drain is queued */
+    bool drop_event_queued;              /* the event for on_drop is queued */
     bool input_ended;                    /* the peer's end of stream has arrived */
     bool is_unix;                        /* receive one completion at a time (a multishot receive loses the end of the
                                             stream of a Unix socket) */

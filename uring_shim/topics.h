@@ -37,9 +37,17 @@ struct urs_topic {
     uint32_t count;
     uint32_t room;
     uint32_t *members;                   /* slots, in no order */
+    uint32_t *hints;                     /* by place of the member, for URS_TOPIC_DROP_OLD and URS_TOPIC_CONFLATE: no slice
+                                            of its backlog with a smaller number is a message of this topic that waits;
+                                            NULL for the other policies */
+    uint32_t *drops;                     /* by place of the member: messages that were dropped since Python was told;
+                                            NULL until the first */
     uint8_t on_full;                     /* enum urs_topic_on_full */
     bool held;                           /* Python has it */
+    bool logged;                         /* on the list of logs */
     bool unused;                         /* on the list of topics to look at in urs_topics_sweep */
+    struct urs_slice log;                /* the block to which frames for slow readers are copied, up to `end`; it is
+                                            sealed. No block: none yet */
     struct urs_topic_stats stats;
 };
 
@@ -58,6 +66,10 @@ struct urs_topics {
     uint32_t count;                      /* topics */
     uint32_t *unused;                    /* indexes of topics to look at in urs_topics_sweep; room for places_room */
     uint32_t unused_count;
+    uint32_t *logs;                      /* indexes of topics with a log; room for places_room */
+    uint32_t log_count;
+    uint32_t log_at;                     /* how many of them the sweeps have looked at, modulo 2^32 */
+    struct urs_slice log;                /* the log of messages without a topic */
 };
 
 /* A session's memberships: a hash table with open addressing. */
@@ -91,8 +103,49 @@ struct urs_topic *urs_topics_new(struct urs_topics *topics, enum urs_topic_on_fu
 /* Notes that Python has let go of the topic. */
 void urs_topics_release(struct urs_topics *topics, struct urs_topic *topic);
 
-/* Frees the topics that are not held and have no members. Call it when nothing refers to a topic by index. */
+/* Returns whether urs_topics_sweep has something to do. */
+static inline bool urs_topics_need_sweep(const struct urs_topics *topics)
+{
+    return topics->unused_count > 0 || topics->log_count > 0 || topics->log.block != NULL;
+}
+
+/* Frees the topics that are not held and have no members, and a few of the logs that no backlog refers to. Call it when
+ * no publication is left. */
 void urs_topics_sweep(struct urs_topics *topics);
+
+/* Returns the topic of a publication; NULL if it has none. */
+static inline struct urs_topic *urs_topics_of(const struct urs_topics *topics,
+                                              const struct urs_publication *publication)
+{
+    return publication->topic == 0 ? NULL : topics->places[publication->topic - 1].topic;
+}
+
+/* Notes of which topic a publication is. */
+void urs_topics_label(const struct urs_topics *topics, const struct urs_topic *topic,
+                      struct urs_publication *publication);
+
+/* Keeps the frame of a publication beyond the turn: copies it into a block, once, and sets publication->kept. Under
+ * URS_TOPIC_DROP_OLD and URS_TOPIC_CONFLATE each frame has a block of its own, labelled with the topic's id; all other
+ * frames of a topic are written to its log one after another, so that a reader that needs many of them in order needs
+ * one slice per block. Returns 0, URS_ERROR_MEMORY_BUDGET or -ENOMEM. */
+int urs_topics_keep(struct urs_topics *topics, struct urs_memory *memory, struct urs_publication *publication);
+
+/* Finds the oldest message of the topic that waits whole in the backlog of the member at that place. Returns its place in
+ * the backlog, or UINT32_MAX. Only for topics with hints. */
+uint32_t urs_topic_waiting(const struct urs_topics *topics, struct urs_topic *topic, uint32_t place,
+                           const struct urs_chain *backlog);
+
+/* Notes that the next slice of the member's backlog may be a message of the topic. */
+static inline void urs_topic_note_next(struct urs_topic *topic, uint32_t place, const struct urs_chain *backlog)
+{
+    uint32_t next = backlog->first + backlog->count;
+    if ((int32_t)(topic->hints[place] - next) > 0)
+        topic->hints[place] = next;
+}
+
+/* Notes that a message was dropped for the member at that place. If there is no memory to count it, Python is not
+ * told. */
+void urs_topic_note_drop(struct urs_topic *topic, uint32_t place);
 
 /* Frees everything. The sessions must have left. */
 void urs_topics_close(struct urs_topics *topics);

@@ -137,7 +137,7 @@ static int end_turn(struct urs_reactor *reactor)
     }
     reactor->used_count = 0;
     urs_outbox_reset(&reactor->outbox);
-    if (URS_UNLIKELY(reactor->topics.unused_count > 0))
+    if (URS_UNLIKELY(urs_topics_need_sweep(&reactor->topics)))
         urs_topics_sweep(&reactor->topics);
     free_dead(reactor);
     urs_invariants_check(reactor);
@@ -157,6 +157,8 @@ static void take_late(struct urs_reactor *reactor)
         session->late_events--;
         if (reactor->late[index].item.kind == URS_EVENT_DRAIN)
             session->drain_event_queued = false;
+        if (reactor->late[index].item.kind == URS_EVENT_DROP)
+            session->drop_event_queued = false;
     }
     reactor->event_count = reactor->visible = count;
     reactor->late_count -= count;

@@ -26,6 +26,7 @@ class Callbacks(NamedTuple):
     on_message: Callable[..., object] | None
     on_frame: Callable[..., object] | None
     on_drain: Callable[..., object] | None
+    on_drop: Callable[..., object] | None
     on_pong: Callable[..., object] | None
     on_close: Callable[..., object] | None
 
@@ -39,6 +40,7 @@ _ARGUMENTS: Final = {
     "on_message": ("conn", "message"),
     "on_frame": ("conn", "frame"),
     "on_drain": ("conn",),
+    "on_drop": ("conn", "topic", "count"),
     "on_pong": ("conn", "payload"),
     "on_close": ("conn", "code", "reason"),
 }

@@ -329,6 +329,8 @@ class Dispatcher:
             connection = self._sessions.by_slot[slot]
             if connection is not None:
                 self._call(connection, self._service_of(connection).on_drain, connection)
+        elif kind == lib.URS_EVENT_DROP:
+            self._on_drop(slot)
         elif kind == lib.URS_ITEM_PONG:
             connection = self._receiver(slot)
             if connection is not None:
@@ -336,6 +338,15 @@ class Dispatcher:
                 self._call(connection, on_pong, connection, bytes(ffi.buffer(item.payload, item.bytes)))
         else:
             self._on_ending(slot, item)
+
+    def _on_drop(self, slot: int) -> None:
+        """Tell of messages of topics that were dropped for a connection."""
+        connection, topics = self._sessions.by_slot[slot], self._message._topics
+        if connection is None or topics is None:
+            return
+        on_drop = self._service_of(connection).on_drop
+        for topic, count in topics.take_drops(connection.id):
+            self._call(connection, on_drop, connection, topic, count)
 
     def _on_ending(self, slot: int, item: CData) -> None:
         """Handle what ends a session, or the wait for an answer to its request."""

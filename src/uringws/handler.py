@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from uringws.connection import Connection
     from uringws.message import Message
+    from uringws.topics import Topic
 
 __all__ = ["Handler", "HandlerProtocol", "handler_fn"]
 
@@ -111,6 +112,13 @@ class Handler:
 
         Called once for each such rise and fall. To send as fast as the peer reads and no faster, send while
         `buffered_amount` is below `Options.backlog_high_bytes`, stop then, and go on from here.
+        """
+
+    def on_drop(self, conn: Connection, topic: Topic, count: int, /) -> None:
+        """Learn that `count` messages of a topic were left out for a slow reader (`on_full` of `Reactor.topic`).
+
+        Called in the turn after, once per connection and topic for all of them. Messages that a newer one replaced
+        ("conflate") do not count.
         """
 
     def on_close(self, conn: Connection, code: int, reason: str, /) -> None:

@@ -25,8 +25,13 @@ class Publisher:
     def topic(self, name: str, *, on_full: OnFull | None = None) -> Topic:
         """Return the topic of that name; make it if there is none.
 
-        `on_full` is for members whose backlog a message would exceed (`Options.backlog_bytes_max`): "close" closes the
-        member with 1008, "drop_new" leaves the message out for it. None is that of the topic, "close" for a new one.
+        `on_full` is for members whose backlog a message would exceed (`Options.backlog_bytes_max`). "close" closes the
+        member with 1008. "drop_new" leaves the message out for it. "drop_old" leaves out the oldest messages of the
+        topic that wait for it, as many as are needed. "conflate" acts on each member that has a backlog: of the topic's
+        messages that wait in a member's backlog only the newest is kept, in the order of the calls. A message of which
+        a part has been sent is always sent to its end. `Handler.on_drop` tells of messages that were left out. None is
+        the topic's own, "close" for a new one.
+
         A topic is there while the application has it or it has members; names of 1 to 1,024 characters are compared
         exactly.
 

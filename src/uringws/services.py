@@ -28,6 +28,7 @@ class Service:
         "handler",
         "on_close",
         "on_drain",
+        "on_drop",
         "on_message",
         "on_open",
         "on_pong",
@@ -47,6 +48,7 @@ class Service:
         self.on_open: Final = callbacks.on_open or ignore
         self.on_message: Final = callbacks.on_frame or callbacks.on_message or ignore
         self.on_drain: Final = callbacks.on_drain or ignore
+        self.on_drop: Final = callbacks.on_drop or ignore
         self.on_pong: Final = callbacks.on_pong or ignore
         self.on_close: Final = callbacks.on_close or ignore
 

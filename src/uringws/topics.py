@@ -22,11 +22,13 @@ if TYPE_CHECKING:
 
 __all__ = ["OnFull", "Topic", "TopicStats", "Topics"]
 
-OnFull: TypeAlias = Literal["close", "drop_new"]
+OnFull: TypeAlias = Literal["close", "drop_new", "drop_old", "conflate"]
 
 _ON_FULL: Final = {
     "close": int(lib.URS_TOPIC_CLOSE),
     "drop_new": int(lib.URS_TOPIC_DROP_NEW),
+    "drop_old": int(lib.URS_TOPIC_DROP_OLD),
+    "conflate": int(lib.URS_TOPIC_CONFLATE),
 }
 _NAME_LENGTH_MAX: Final = 1024
 _SPARE_NAMES: Final = 64
@@ -220,6 +222,17 @@ class Topics:
             count = self._count_topics(lib.urs_fanout_topics(handle, identity, index, ids, count))
         self._release()
         return [self._named_topic(ids[place]) for place in range(count)]
+
+    def take_drops(self, identity: int) -> list[tuple[Topic, int]]:
+        """Return the topics of which messages were dropped for a connection, each with their number, and forget them.
+
+        None for one that has ended: it is a member of no topic.
+        """
+        topic, count = ffi.new("uint64_t *"), ffi.new("uint32_t *")
+        found = []
+        while lib.urs_fanout_take_drop(self._turn._handle, identity, topic, count) > 0:
+            found.append((self._named_topic(int(topic[0])), int(count[0])))
+        return found
 
     def broadcast(self, payload: Payload, opcode: int | None, to: Any) -> int:
         """Send a message to connections. See `Reactor.broadcast`."""
