@@ -430,14 +430,15 @@ static void check_settled(struct world *world)
     for (size_t index = 0; index < PEERS && !world->broken && !world->faulty; index++) {
         struct peer *peer = &world->peers[index];
         const struct urs_session *session = urs_session_find(&world->reactor->sessions, peer->id);
-        if (session == NULL || peer->fd < 0 || session->state != URS_SESSION_OPEN 
-            || urs_session_awaits_retry(session))
+        if (session == NULL || peer->fd < 0 || session->state != URS_SESSION_OPEN
+            || urs_session_is_on(session, URS_LIST_RETRIES))
             continue;
-        CHECK(session->backlog.bytes == 0 && session->outbound.first == 0 && !session->echo_stopped);
+        CHECK(session->backlog.bytes == 0 && session->outbound.first == 0);
+        CHECK((session->input_stopped_by & URS_STOPPED_BY_BACKLOG) == 0);
         CHECK(peer->parsed == peer->received.bytes);
         while (queue_left(&peer->expected) > 0)
             CHECK((queue_take(&peer->expected) & 1) != 0 || drops(world));
-        if (session->paused)
+        if (urs_session_is_paused(session))
             continue;
         peer_consult_reference(peer, &world->rules[peer->adopted].engine);
         CHECK(session->held.block == NULL && queue_left(&peer->items) == 0);

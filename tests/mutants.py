@@ -498,8 +498,8 @@ MUTANTS = (
     Mutant(
         "slot-freed-while-on-a-list",
         "uring_shim/turn.c",
-        "if (session->dirty || session->feed_queued || queued || ",
-        "if (",
+        "if (session->lists != 0 || session->late_events > 0)",
+        "if (session->late_events > 0)",
         "A slot that stands on a list is not given to another session",
         ("tests/test_faults.py::test_sessions_that_end_while_they_wait_for_a_shortage_to_pass_leave_no_trace",),
     ),
@@ -633,9 +633,9 @@ MUTANTS = (
     ),
     Mutant(
         "pause-still-reads",
-        "uring_shim/command.c",
-        "    session->paused = true;\n    urs_intake_receive(reactor, session);",
-        "    session->paused = true;",
+        "uring_shim/lifecycle.c",
+        "    urs_intake_receive(reactor, session);  /* this stops the armed receive */\n",
+        "",
         "`pause_reading` stops taking bytes",
         ("tests/test_backpressure.py::test_a_pause_loses_nothing_and_bounds_memory",),
     ),
@@ -767,7 +767,7 @@ MUTANTS = (
     Mutant(
         "silent-are-answered",
         "uring_shim/upkeep.c",
-        """        if (session->silent) {
+        """        if (urs_session_is_on(session, URS_LIST_SILENT)) {
 """,
         """        if (false) {
 """,
@@ -785,7 +785,7 @@ MUTANTS = (
     Mutant(
         "paused-are-judged",
         "uring_shim/upkeep.c",
-        "if (!session->paused && judge_silence(reactor, session))",
+        "if (!urs_session_is_paused(session) && judge_silence(reactor, session))",
         "if (judge_silence(reactor, session))",
         "A peer that is not listened to is not silent",
         ("tests/test_liveness.py::test_a_peer_that_is_not_listened_to_is_not_silent",),

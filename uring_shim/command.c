@@ -282,8 +282,7 @@ int urs_command_pause(struct urs_reactor *reactor, uint64_t id)
         return refused;
     if (!urs_session_is_open(session))
         return URS_ERROR_CLOSING;
-    session->paused = true;
-    urs_intake_receive(reactor, session);
+    urs_life_stop_input(reactor, session, URS_STOPPED_BY_PYTHON);
     return 0;
 }
 
@@ -295,13 +294,7 @@ int urs_command_resume(struct urs_reactor *reactor, uint64_t id)
         return refused;
     if (!urs_session_is_open(session))
         return URS_ERROR_CLOSING;
-    if (session->paused) {
-        session->paused = false;
-        urs_deadline_resumed(reactor, session);
-        if (session->held.block != NULL)
-            urs_work_queue_feed(reactor, session);
-        urs_intake_receive(reactor, session);
-    }
+    urs_life_resume_input(reactor, session, URS_STOPPED_BY_PYTHON);
     return 0;
 }
 

@@ -44,14 +44,14 @@ enum urs_lent {
     URS_LENT_BEYOND = 2                  /* lent, its turn is over: the kernel's notification releases it */
 };
 
-/* A list of session slots. A flag in the session keeps it on the list at most once. The array always has room for every
+/* A list of session slots. A bit in the session keeps it on the list at most once. The array always has room for every
  * session. */
 struct urs_slots {
     uint32_t *slots;
     uint32_t count;
 };
 
-/* A queue of session slots, linked by next_slot. A session is in at most one queue, and has a flag for it. */
+/* A queue of session slots, linked by next_slot. A session is in at most one queue (URS_LIST_BUFFERS). */
 struct urs_queue {
     uint32_t first;                      /* slot + 1; first and last are meaningless while the queue is empty */
     uint32_t last;
@@ -196,7 +196,12 @@ static inline const struct urs_rules *urs_core_rules(const struct urs_reactor *r
     return &reactor->rules.sets[session->rules];
 }
 
-static inline void urs_slots_push(struct urs_slots *slots, uint32_t slot) { slots->slots[slots->count++] = slot; }
+/* Adds a session to the end of the list that `list` stands for. It must not be on that list. */
+static inline void urs_slots_add(struct urs_slots *slots, struct urs_session *session, enum urs_list list)
+{
+    urs_session_join(session, list);
+    slots->slots[slots->count++] = session->slot;
+}
 
 /* The number of the calling thread; 0 until the thread has started a reactor. No two threads ever have the same number,
  * while the system reuses the pthread_t of a thread that has ended. */
@@ -224,7 +229,7 @@ static inline int urs_core_check(const struct urs_reactor *reactor)
 static inline bool urs_core_may_feed(const struct urs_session *session)
 {
     return session->state == URS_SESSION_AWAIT_CLOSE
-        || (session->state == URS_SESSION_OPEN && !session->paused && !session->echo_stopped);
+        || (session->state == URS_SESSION_OPEN && session->input_stopped_by == 0);
 }
 
 #endif

@@ -41,7 +41,7 @@ void urs_deadline_schedule(struct urs_reactor *reactor, struct urs_session *sess
     const struct urs_rules *rules = urs_core_rules(reactor, session);
     bool open = session->state == URS_SESSION_OPEN;
     uint32_t next = UINT32_MAX;
-    if (session->has_deadline && !(open && session->paused)) {
+    if (session->has_deadline && !(open && urs_session_is_paused(session))) {
         next = urs_deadline_until(reactor, session->deadline_ms);
         if (session->question_queued)
             next = (uint32_t)urs_min(next, urs_deadline_period_ms(reactor, session) / URS_LOOKS_PER_PERIOD);
@@ -49,7 +49,7 @@ void urs_deadline_schedule(struct urs_reactor *reactor, struct urs_session *sess
             next = 0;
     }
     if (open) {
-        if (rules->idle_ms != 0 && !session->paused)
+        if (rules->idle_ms != 0 && !urs_session_is_paused(session))
             next = (uint32_t)urs_min(next, urs_deadline_until(reactor, session->last_input_ms + rules->idle_ms));
         if (rules->session_ms != 0)
             next = (uint32_t)urs_min(next, urs_deadline_until(reactor, session->opened_ms + rules->session_ms));
@@ -114,7 +114,7 @@ void urs_deadline_ping_answered(struct urs_session *session)
 
 void urs_deadline_open(struct urs_reactor *reactor, struct urs_session *session)
 {
-    URS_ASSERT(session->state == URS_SESSION_OPEN && !session->silent);
+    URS_ASSERT(session->state == URS_SESSION_OPEN && !urs_session_is_on(session, URS_LIST_SILENT));
     urs_work_clock(reactor);
     urs_deadline_ping_answered(session);
     session->reprieved = false;

@@ -188,7 +188,7 @@ void urs_feed_held(struct urs_reactor *reactor)
         return;
     while (done < count && reactor->event_count < URS_MESSAGES_MAX / 2) {
         struct urs_session *session = urs_core_session(reactor, reactor->feed_list.slots[done++]);
-        session->feed_queued = false;
+        urs_session_leave(session, URS_LIST_FEED);
         struct urs_slice *held = &session->held;
         if (held->block == NULL || !urs_core_may_feed(session))
             continue;

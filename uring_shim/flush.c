@@ -20,23 +20,15 @@ static void note_backlog(struct urs_reactor *reactor, struct urs_session *sessio
     if (session->backlog.bytes >= rules->backlog_high_bytes) {
         session->drain_due = true;
         /* In run_echo, a peer that does not read its replies is not read from either. */
-        if (reactor->echo && !session->echo_stopped) {
-            session->echo_stopped = true;
-            urs_intake_receive(reactor, session);
-        }
+        if (reactor->echo)
+            urs_life_stop_input(reactor, session, URS_STOPPED_BY_BACKLOG);
     } else if (session->drain_due && session->backlog.bytes <= rules->backlog_low_bytes) {
         session->drain_due = false;
         if (session->state == URS_SESSION_OPEN && !session->drain_event_queued) {
             session->drain_event_queued = true;
             urs_work_event(reactor, session->slot, &(struct urs_item){.kind = URS_EVENT_DRAIN});
         }
-        if (session->echo_stopped) {
-            session->echo_stopped = false;
-            urs_deadline_resumed(reactor, session);
-            if (session->held.block != NULL)
-                urs_work_queue_feed(reactor, session);
-            urs_intake_receive(reactor, session);
-        }
+        urs_life_resume_input(reactor, session, URS_STOPPED_BY_BACKLOG);
     }
 }
 
@@ -241,7 +233,7 @@ int urs_flush_sessions(struct urs_reactor *reactor)
         uint32_t count = reactor->dirty.count;
         for (uint32_t index = 0; index < count && error == 0; index++) {
             struct urs_session *session = urs_core_session(reactor, reactor->dirty.slots[index]);
-            session->dirty = false;
+            urs_session_leave(session, URS_LIST_DIRTY);
             while ((error = send_one(reactor, session)) == -EBUSY && (error = submit(reactor)) == 0)
                 ;
         }

@@ -69,6 +69,7 @@ static void enqueue(struct urs_reactor *reactor, struct urs_session *session)
     URS_ASSERT(session->receive_state == URS_RECEIVE_IDLE);
     struct urs_queue *queue = session->heavy ? &reactor->heavy : &reactor->lively;
     urs_session_set_receive(session, URS_RECEIVE_AWAITS_BUFFER);
+    urs_session_join(session, URS_LIST_BUFFERS);
     session->next_slot = 0;
     if (queue->count == 0)
         queue->first = session->slot + 1;
@@ -111,6 +112,7 @@ static uint32_t serve(struct urs_reactor *reactor, struct urs_queue *queue, uint
         queue->first = session->next_slot;
         queue->count--;
         urs_session_set_receive(session, URS_RECEIVE_IDLE);
+        urs_session_leave(session, URS_LIST_BUFFERS);
         armed += receive_once(reactor, session);
     }
     return armed;

@@ -45,9 +45,19 @@ static void check_free(const struct urs_session *session)
     URS_ASSERT(session->fd < 0 && session->backlog.bytes == 0 && session->held.block == NULL);
     URS_ASSERT(session->engine.partial == NULL && session->engine.control == NULL);
     URS_ASSERT(session->outbound.first == 0 && session->late_events == 0);
-    URS_ASSERT(!session->dirty && !session->feed_queued);
+    URS_ASSERT(session->lists == 0);
     URS_ASSERT(session->receive_state == URS_RECEIVE_IDLE && session->send_state == URS_SEND_IDLE);
     URS_ASSERT((session->generation & 1) == 0);
+}
+
+/* The states of a session agree with the lists that it is on. */
+static void check_lists_of(const struct urs_session *session)
+{
+    bool retries = session->receive_state == URS_RECEIVE_AWAITS_RETRY || session->send_state == URS_SEND_AWAITS_RETRY;
+    bool waits = session->receive_state == URS_RECEIVE_AWAITS_BUFFER;
+    URS_ASSERT(urs_session_is_on(session, URS_LIST_RETRIES) == retries);
+    URS_ASSERT(urs_session_is_on(session, URS_LIST_BUFFERS) == waits);
+    URS_ASSERT(urs_session_is_on(session, URS_LIST_DEAD) == (session->fd < 0));
 }
 
 static void check_session(const struct urs_session *session)
@@ -62,13 +72,17 @@ static void check_session(const struct urs_session *session)
     /* After submit no send is in flight, and every session with bytes left to send is on a list or awaits a
      * completion. */
     URS_ASSERT(!urs_session_is_sending(session));
-    URS_ASSERT(session->outbound.first == 0 || session->dirty || urs_session_is_lost(session));
-    URS_ASSERT(session->backlog.bytes == 0 || session->dirty || session->send_state != URS_SEND_IDLE);
+    URS_ASSERT(session->outbound.first == 0 || urs_session_is_on(session, URS_LIST_DIRTY)
+               || urs_session_is_lost(session));
+    URS_ASSERT(session->backlog.bytes == 0 || urs_session_is_on(session, URS_LIST_DIRTY)
+               || session->send_state != URS_SEND_IDLE);
     /* A descriptor is closed only when no completion for it can come any more. */
     URS_ASSERT(session->fd >= 0 || session->state == URS_SESSION_AWAIT_REQUESTS);
     URS_ASSERT(session->fd >= 0 || (!urs_session_is_receiving(session) && session->send_state != URS_SEND_AWAITS_WRITABLE));
     URS_ASSERT(session->state != URS_SESSION_AWAIT_REQUESTS || urs_session_is_lost(session));
-    URS_ASSERT(!session->silent || (session->state == URS_SESSION_AWAIT_HEAD && session->held.block == NULL));
+    URS_ASSERT(!urs_session_is_on(session, URS_LIST_SILENT)
+               || (session->state == URS_SESSION_AWAIT_HEAD && session->held.block == NULL));
+    check_lists_of(session);
     /* A mark that is set and cleared while deadlines are judged. */
     URS_ASSERT(!session->unread);
     /* The deadline of an open session is the deadline of its pong. */
@@ -78,9 +92,10 @@ static void check_session(const struct urs_session *session)
 /* The sums of the flags and counts of all sessions. */
 struct sums {
     uint32_t dirty;
-    uint32_t feed_queued;
+    uint32_t feed_list;
     uint32_t await_buffers;
     uint32_t retries;
+    uint32_t dead;
     uint32_t in_use;
     uint32_t handshakes;
     uint32_t late_events;
@@ -101,18 +116,20 @@ static void check_sessions(const struct urs_reactor *reactor)
         const struct urs_session *session = urs_core_session(reactor, slot);
         URS_ASSERT(session->slot == slot);
         check_session(session);
-        sums.dirty += session->dirty;
-        sums.feed_queued += session->feed_queued;
-        sums.await_buffers += session->receive_state == URS_RECEIVE_AWAITS_BUFFER;
-        sums.retries += urs_session_awaits_retry(session);
+        sums.dirty += urs_session_is_on(session, URS_LIST_DIRTY);
+        sums.feed_list += urs_session_is_on(session, URS_LIST_FEED);
+        sums.await_buffers += urs_session_is_on(session, URS_LIST_BUFFERS);
+        sums.retries += urs_session_is_on(session, URS_LIST_RETRIES);
+        sums.dead += urs_session_is_on(session, URS_LIST_DEAD);
         sums.in_use += session->state != URS_SESSION_FREE;
         sums.handshakes += session->state == URS_SESSION_AWAIT_HEAD || session->state == URS_SESSION_AWAIT_DECISION;
         sums.late_events += session->late_events;
     }
     URS_ASSERT(sums.dirty == reactor->dirty.count);
-    URS_ASSERT(sums.feed_queued == reactor->feed_list.count);
+    URS_ASSERT(sums.feed_list == reactor->feed_list.count);
     URS_ASSERT(sums.await_buffers == urs_intake_waiting(reactor));
     URS_ASSERT(sums.retries == reactor->retries.count);
+    URS_ASSERT(sums.dead == reactor->dead.count);
     URS_ASSERT(sums.in_use == reactor->sessions.in_use);
     URS_ASSERT(sums.handshakes == reactor->handshakes);
     URS_ASSERT(sums.handshakes == requests_of_listeners(reactor));
@@ -132,17 +149,11 @@ static void check_queue(const struct urs_reactor *reactor, const struct urs_queu
     URS_ASSERT(next == 0);
 }
 
-/* A slot on a list has the flag of that list. With the equal counts above, it is on the list once. */
-static void check_lists(const struct urs_reactor *reactor)
+/* A slot on a list has the bit of that list. With the equal counts above, it is on the list once. */
+static void check_list(const struct urs_reactor *reactor, const struct urs_slots *slots, enum urs_list list)
 {
-    for (uint32_t index = 0; index < reactor->dirty.count; index++)
-        URS_ASSERT(urs_core_session(reactor, reactor->dirty.slots[index])->dirty);
-    for (uint32_t index = 0; index < reactor->feed_list.count; index++)
-        URS_ASSERT(urs_core_session(reactor, reactor->feed_list.slots[index])->feed_queued);
-    for (uint32_t index = 0; index < reactor->retries.count; index++)
-        URS_ASSERT(urs_session_awaits_retry(urs_core_session(reactor, reactor->retries.slots[index])));
-    for (uint32_t index = 0; index < reactor->dead.count; index++)
-        URS_ASSERT(urs_core_session(reactor, reactor->dead.slots[index])->state == URS_SESSION_AWAIT_REQUESTS);
+    for (uint32_t index = 0; index < slots->count; index++)
+        URS_ASSERT(urs_session_is_on(urs_core_session(reactor, slots->slots[index]), list));
 }
 
 /* A ready watch is on the list once, and a watch that is in use has a descriptor. */
@@ -176,7 +187,10 @@ void urs_invariants_check(const struct urs_reactor *reactor)
         return;
     check_sessions(reactor);
     check_watches(&reactor->watches);
-    check_lists(reactor);
+    check_list(reactor, &reactor->dirty, URS_LIST_DIRTY);
+    check_list(reactor, &reactor->feed_list, URS_LIST_FEED);
+    check_list(reactor, &reactor->retries, URS_LIST_RETRIES);
+    check_list(reactor, &reactor->dead, URS_LIST_DEAD);
     check_queue(reactor, &reactor->lively);
     check_queue(reactor, &reactor->heavy);
 }

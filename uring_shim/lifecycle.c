@@ -90,6 +90,27 @@ void urs_life_open(struct urs_reactor *reactor, struct urs_session *session)
     urs_intake_receive(reactor, session);
 }
 
+/* ---- reading ------------------------------------------------------------------------------------------------- */
+
+void urs_life_stop_input(struct urs_reactor *reactor, struct urs_session *session, enum urs_input_stop reason)
+{
+    if ((session->input_stopped_by & reason) != 0)
+        return;
+    session->input_stopped_by = (uint8_t)(session->input_stopped_by | reason);
+    urs_intake_receive(reactor, session);  /* this stops the armed receive */
+}
+
+void urs_life_resume_input(struct urs_reactor *reactor, struct urs_session *session, enum urs_input_stop reason)
+{
+    if ((session->input_stopped_by & reason) == 0)
+        return;
+    session->input_stopped_by = (uint8_t)(session->input_stopped_by & ~(unsigned)reason);
+    urs_deadline_resumed(reactor, session);
+    if (session->held.block != NULL)
+        urs_work_queue_feed(reactor, session);
+    urs_intake_receive(reactor, session);
+}
+
 /* ---- ending -------------------------------------------------------------------------------------------------- */
 
 /* A session that is not open any more is a member of no topic. Its slot may then be used again at any time. */
@@ -221,5 +242,5 @@ void urs_life_try_free(struct urs_reactor *reactor, struct urs_session *session)
     session->fd = -1;
     urs_wheel_cancel(&reactor->wheel, session->slot);
     urs_peers_leave(reactor, session->peer_hash);
-    urs_slots_push(&reactor->dead, session->slot);
+    urs_slots_add(&reactor->dead, session, URS_LIST_DEAD);
 }

@@ -11,6 +11,12 @@ struct urs_session *urs_life_new(struct urs_reactor *reactor, int fd, bool is_un
 /* Opens a session whose upgrade is done. */
 void urs_life_open(struct urs_reactor *reactor, struct urs_session *session);
 
+/* Stops reading from an open session for one more reason. */
+void urs_life_stop_input(struct urs_reactor *reactor, struct urs_session *session, enum urs_input_stop reason);
+
+/* Removes a reason for which reading stopped, if there was that reason. Without any other one, reading goes on. */
+void urs_life_resume_input(struct urs_reactor *reactor, struct urs_session *session, enum urs_input_stop reason);
+
 /* Sends our close frame; the session then awaits the close frame of the peer. Returns 0 or -ENOMEM. */
 int urs_life_close(struct urs_reactor *reactor, struct urs_session *session, unsigned code, const uint8_t *reason,
                    size_t bytes);

@@ -176,9 +176,9 @@ bool urs_peers_count(struct urs_reactor *reactor, struct urs_session *session)
 
 void urs_peers_silent(struct urs_reactor *reactor, struct urs_session *session)
 {
-    URS_ASSERT(!session->silent && session->state == URS_SESSION_AWAIT_HEAD);
+    URS_ASSERT(session->state == URS_SESSION_AWAIT_HEAD);
     URS_ASSERT((reactor->silent_first == 0) == (reactor->silent_last == 0));
-    session->silent = true;
+    urs_session_join(session, URS_LIST_SILENT);
     session->silent_next = 0;
     session->silent_previous = reactor->silent_last;
     if (reactor->silent_last != 0)
@@ -190,7 +190,7 @@ void urs_peers_silent(struct urs_reactor *reactor, struct urs_session *session)
 
 void urs_peers_spoke(struct urs_reactor *reactor, struct urs_session *session)
 {
-    if (!session->silent)
+    if (!urs_session_is_on(session, URS_LIST_SILENT))
         return;
     URS_ASSERT(session->state == URS_SESSION_AWAIT_HEAD);
     if (session->silent_previous != 0)
@@ -201,6 +201,6 @@ void urs_peers_spoke(struct urs_reactor *reactor, struct urs_session *session)
         urs_core_session(reactor, session->silent_next - 1)->silent_previous = session->silent_previous;
     else
         reactor->silent_last = session->silent_previous;
-    session->silent = false;
+    urs_session_leave(session, URS_LIST_SILENT);
     session->silent_next = session->silent_previous = 0;
 }

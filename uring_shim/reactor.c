@@ -354,7 +354,8 @@ void urs_reactor_drain(struct urs_reactor *reactor, uint32_t index, unsigned cod
         struct urs_session *session = urs_core_session(reactor, slot);
         if (session->state == URS_SESSION_OPEN) {
             urs_life_close(reactor, session, code, NULL, 0);
-        } else if (session->silent && urs_io_input_waiting(session->fd) != URS_INPUT_WAITS) {
+        } else if (urs_session_is_on(session, URS_LIST_SILENT)
+                   && urs_io_input_waiting(session->fd) != URS_INPUT_WAITS) {
             /* It has asked for nothing, so it would not read an answer and would not close. Browsers open such
              * connections in advance. */
             reactor->stats.refused[URS_REFUSED_DRAINING]++;

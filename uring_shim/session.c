@@ -132,7 +132,7 @@ struct urs_session *urs_session_new(struct urs_sessions *sessions, int fd)
 void urs_session_free(struct urs_sessions *sessions, struct urs_session *session)
 {
     URS_ASSERT(session->receive_state == URS_RECEIVE_IDLE && session->send_state == URS_SEND_IDLE);
-    URS_ASSERT(session->late_events == 0 && session->memberships == NULL);
+    URS_ASSERT(session->late_events == 0 && session->lists == 0 && session->memberships == NULL);
     URS_ASSERT(sessions->in_use > 0);
     urs_session_drop_memory(session);
     session->fd = -1;

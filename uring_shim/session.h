@@ -80,6 +80,22 @@ enum urs_socket_state {
                                             session ended without it */
 };
 
+/* The lists of the reactor, one bit each. A session is on each list at most once. */
+enum urs_list {
+    URS_LIST_DIRTY = 1,                  /* it has something to flush */
+    URS_LIST_FEED = 2,                   /* it has held input to feed */
+    URS_LIST_RETRIES = 4,                /* its receive or its send awaits a retry */
+    URS_LIST_BUFFERS = 8,                /* it waits for a receive buffer, in one of the two queues of intake.c */
+    URS_LIST_SILENT = 16,                /* it has not sent a byte yet */
+    URS_LIST_DEAD = 32                   /* it has ended, and is freed once it is on no other list */
+};
+
+/* The reasons for which the engine takes no input of an open session, one bit each. */
+enum urs_input_stop {
+    URS_STOPPED_BY_PYTHON = 1,           /* Python paused reading */
+    URS_STOPPED_BY_BACKLOG = 2           /* run_echo stopped reading because the backlog reached the high mark */
+};
+
 struct urs_session {
     struct urs_engine engine;
     struct urs_outbound outbound;        /* the segments of this turn */
@@ -91,8 +107,7 @@ struct urs_session {
     float latency_seconds;               /* of the last pong; negative: none yet */
     union {
         uint64_t ping_sent_us;           /* open: when the ping that awaits its pong was made; 0: no ping does */
-        struct {                         /* silent: slot + 1 of the neighbours on the reactor's list; 0 at the ends of
-                                            the list */
+        struct {                         /* on URS_LIST_SILENT: slot + 1 of the neighbours on the list; 0 at its ends */
             uint32_t silent_next;
             uint32_t silent_previous;
         };
@@ -133,27 +148,24 @@ struct urs_session {
     bool unread : 1;                     /* set while deadlines are judged: a completion with its input is not handled
                                             yet */
     bool unsure : 1;                     /* data came and nothing was sent since: a receive may have missed a reset */
-    bool silent : 1;                     /* on the reactor's list of sessions that have not sent a byte yet */
     bool pong_waits : 1;
     bool reset : 1;                      /* bytes were discarded: end with a reset, so that the stream does not look
                                             complete */
+    bool zero_copy_failed : 1;           /* the kernel copied a zero-copy send (counts with zero_copy "auto"), or
+                                            refused one: send plainly from now on */
+    bool drain_due : 1;                  /* the high mark was reached when the backlog was last checked: on_drain must
+                                            follow */
+    bool drain_event_queued : 1;         /* the event for on_drain is queued */
+    bool drop_event_queued : 1;          /* the event for on_drop is queued */
+    bool input_ended : 1;                /* the peer's end of stream has arrived */
+    bool is_unix : 1;                    /* receive one completion at a time (a multishot receive loses the end of the
+                                            stream of a Unix socket) */
     uint8_t receive_state;               /* enum urs_receive_state */
     uint8_t send_state;                  /* enum urs_send_state */
     uint8_t socket_state;                /* enum urs_socket_state */
-    bool zero_copy_failed;               /* the kernel copied a zero-copy send (counts with zero_copy "auto"), or
-                                            refused one: send plainly from now on */
-    bool dirty;                          /* on the reactor's list of sessions to flush */
-    bool feed_queued;                    /* on the reactor's list of sessions with held input to feed */
+    uint8_t lists;                       /* enum urs_list, or-ed: the lists that the session is on */
+    uint8_t input_stopped_by;            /* enum urs_input_stop, or-ed; 0: the engine may take the input */
     bool heavy;                          /* the last receive brought many bytes, see intake.c */
-    bool paused;                         /* Python paused reading */
-    bool echo_stopped;                   /* run_echo stopped reading because the backlog reached the high mark */
-    bool drain_due;                      /* the high mark was reached when the backlog was last checked: on_drain must
-                                            follow */
-    bool drain_event_queued;             /* the event for on_drain is queued */
-    bool drop_event_queued;              /* the event for on_drop is queued */
-    bool input_ended;                    /* the peer's end of stream has arrived */
-    bool is_unix;                        /* receive one completion at a time (a multishot receive loses the end of the
-                                            stream of a Unix socket) */
 };
 
 struct urs_sessions {
@@ -239,10 +251,27 @@ static inline bool urs_session_is_sending(const struct urs_session *session)
     return session->send_state == URS_SEND_SEGMENTS || session->send_state == URS_SEND_BACKLOG;
 }
 
-/* Returns true if the session is on the list of retries. */
-static inline bool urs_session_awaits_retry(const struct urs_session *session)
+static inline bool urs_session_is_on(const struct urs_session *session, enum urs_list list)
 {
-    return session->receive_state == URS_RECEIVE_AWAITS_RETRY || session->send_state == URS_SEND_AWAITS_RETRY;
+    return (session->lists & list) != 0;
+}
+
+/* Marks the session as added to a list, or as removed from it. The caller changes the list itself. */
+static inline void urs_session_join(struct urs_session *session, enum urs_list list)
+{
+    URS_ASSERT(session->state != URS_SESSION_FREE && !urs_session_is_on(session, list));
+    session->lists = (uint8_t)(session->lists | list);
+}
+
+static inline void urs_session_leave(struct urs_session *session, enum urs_list list)
+{
+    URS_ASSERT(urs_session_is_on(session, list));
+    session->lists = (uint8_t)(session->lists & ~(unsigned)list);
+}
+
+static inline bool urs_session_is_paused(const struct urs_session *session)
+{
+    return (session->input_stopped_by & URS_STOPPED_BY_PYTHON) != 0;
 }
 
 /* Appends input that cannot be fed now. Returns 0, URS_ERROR_MEMORY_BUDGET or -ENOMEM. */

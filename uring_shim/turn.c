@@ -88,6 +88,7 @@ static void rearm(struct urs_reactor *reactor)
     reactor->retry_at_ms = 0;
     for (uint32_t index = 0; index < count; index++) {
         struct urs_session *session = urs_core_session(reactor, reactor->retries.slots[index]);
+        urs_session_leave(session, URS_LIST_RETRIES);
         if (session->receive_state == URS_RECEIVE_AWAITS_RETRY)
             urs_session_set_receive(session, URS_RECEIVE_IDLE);
         if (session->send_state == URS_SEND_AWAITS_RETRY)
@@ -106,11 +107,10 @@ static void free_dead(struct urs_reactor *reactor)
     uint32_t count = reactor->dead.count;
     reactor->dead.count = 0;
     for (uint32_t index = 0; index < count; index++) {
-        uint32_t slot = reactor->dead.slots[index];
-        struct urs_session *session = urs_core_session(reactor, slot);
-        bool queued = session->receive_state == URS_RECEIVE_AWAITS_BUFFER || urs_session_awaits_retry(session);
-        if (session->dirty || session->feed_queued || queued || session->late_events > 0)
-            urs_slots_push(&reactor->dead, slot);
+        struct urs_session *session = urs_core_session(reactor, reactor->dead.slots[index]);
+        urs_session_leave(session, URS_LIST_DEAD);
+        if (session->lists != 0 || session->late_events > 0)
+            urs_slots_add(&reactor->dead, session, URS_LIST_DEAD);
         else
             urs_session_free(&reactor->sessions, session);
     }

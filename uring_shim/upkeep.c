@@ -137,7 +137,7 @@ static bool judge_silence(struct urs_reactor *reactor, struct urs_session *sessi
 static void judge_open(struct urs_reactor *reactor, struct urs_session *session)
 {
     const struct urs_rules *rules = urs_core_rules(reactor, session);
-    if (!session->paused && judge_silence(reactor, session))
+    if (!urs_session_is_paused(session) && judge_silence(reactor, session))
         return;
     if (rules->session_ms != 0 && urs_deadline_until(reactor, session->opened_ms + rules->session_ms) == 0) {
         expire(reactor, session, URS_FAILURE_AGE);
@@ -159,7 +159,7 @@ static void deadline_passed(struct urs_reactor *reactor, struct urs_session *ses
     switch ((enum urs_session_state)session->state) {
     case URS_SESSION_AWAIT_HEAD:
     case URS_SESSION_AWAIT_DECISION:
-        if (session->silent) {
+        if (urs_session_is_on(session, URS_LIST_SILENT)) {
             reactor->stats.refused[URS_REFUSED_TIMEOUT]++;
             urs_life_end(reactor, session);  /* the peer has asked for nothing, so it gets no answer */
         } else {

@@ -13,11 +13,11 @@ void urs_work_clock(struct urs_reactor *reactor)
 
 /* Puts a session on the list of retries. A lack of memory for its receives does not stop its sends, nor the other way
  * round. */
-static void list_retry(struct urs_reactor *reactor, const struct urs_session *session)
+static void list_retry(struct urs_reactor *reactor, struct urs_session *session)
 {
-    if (urs_session_awaits_retry(session))
+    if (urs_session_is_on(session, URS_LIST_RETRIES))
         return;
-    urs_slots_push(&reactor->retries, session->slot);
+    urs_slots_add(&reactor->retries, session, URS_LIST_RETRIES);
     urs_work_schedule_retry(reactor);
 }
 

@@ -21,19 +21,15 @@ void urs_work_retry_send(struct urs_reactor *reactor, struct urs_session *sessio
 /* Puts a session on the list of sessions that have something to send or to end. */
 static inline void urs_work_dirty(struct urs_reactor *reactor, struct urs_session *session)
 {
-    if (!session->dirty) {
-        session->dirty = true;
-        urs_slots_push(&reactor->dirty, session->slot);
-    }
+    if (!urs_session_is_on(session, URS_LIST_DIRTY))
+        urs_slots_add(&reactor->dirty, session, URS_LIST_DIRTY);
 }
 
 /* Gives held input to the engine as soon as the turn has room. */
 static inline void urs_work_queue_feed(struct urs_reactor *reactor, struct urs_session *session)
 {
-    if (!session->feed_queued) {
-        session->feed_queued = true;
-        urs_slots_push(&reactor->feed_list, session->slot);
-    }
+    if (!urs_session_is_on(session, URS_LIST_FEED))
+        urs_slots_add(&reactor->feed_list, session, URS_LIST_FEED);
 }
 
 /* Adds an event for Python. While Python handles the events of a turn, the new event belongs to the next turn. */
