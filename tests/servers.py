@@ -251,10 +251,10 @@ def tcp_pair() -> tuple[socket.socket, socket.socket]:
         return listener.accept()[0], theirs
 
 
-def connected(reactor: Reactor) -> Peer:
+def connected(reactor: Reactor, **settings: Any) -> Peer:
     """The peer of a session over TCP that the reactor, in the caller's thread, has just taken over."""
     ours, theirs = tcp_pair()
-    reactor.add_session(ours)
+    reactor.add_session(ours, **settings)
     return Peer(theirs)
 
 

@@ -157,9 +157,17 @@ class Acting(Recorder):
         self._act(conn, message)
 
 
-def echo_inside(conn: Connection, _: Any) -> None:
+def echo_inside(conn: Connection, message: Any) -> None:
     conn.send(TEXT, "begun", fin=False)
+    with pytest.raises(ValueError, match="fragmented message is unfinished"):
+        conn.echo()
+    conn.send(CONTINUATION, "ended")
     conn.echo()
+
+
+def echo_before(conn: Connection, _: Any) -> None:
+    conn.echo()
+    conn.send(TEXT, "begun", fin=False)
 
 
 def send_message_inside(conn: Connection, message: Any) -> None:
@@ -169,11 +177,28 @@ def send_message_inside(conn: Connection, message: Any) -> None:
     conn.send(CONTINUATION, "ended")
 
 
-def test_an_echo_inside_a_fragmented_message_closes_with_1011(
+def test_an_echo_inside_a_fragmented_message_raises(backend: Backend) -> None:
+    """Whatever it is that the connection has: the reactor's own handler, a subprotocol, a handler of its own."""
+    with Reactor(Acting(echo_inside), QUIET, backend=backend) as reactor:
+        kinds: tuple[dict[str, Any], ...] = ({}, {"subprotocol": "chat"}, {"handler": Acting(echo_inside)})
+        for settings in kinds:
+            with connected(reactor, **settings) as peer:
+                for _ in range(2):
+                    peer.send(TEXT, b"hello")
+                    for _ in range(3):
+                        reactor.run_once(0.1)
+                    assert peer.read_frames(3) == [
+                        Frame(TEXT, b"begun", fin=False),
+                        Frame(CONTINUATION, b"ended"),
+                        Frame(TEXT, b"hello"),
+                    ]
+
+
+def test_a_fragmented_message_that_begins_before_an_echo_leaves_closes_with_1011(
     backend: Backend, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It leaves after all that its handler sends, so that echo() cannot know: the connection must not lie about it."""
-    pair = Pair(backend, recorder=Acting(echo_inside))
+    """An echo leaves after all that its handler sends: the connection must not lie about it."""
+    pair = Pair(backend, recorder=Acting(echo_before))
     pair.peer.send(TEXT, b"hello")
     run_until(pair.reactor, lambda: pair.recorder.of("message"))
     assert pair.read(2) == [Frame(TEXT, b"begun", fin=False), Frame(CLOSE, b"\x03\xf3internal error")]
@@ -181,6 +206,22 @@ def test_an_echo_inside_a_fragmented_message_closes_with_1011(
     run_until(pair.reactor, lambda: pair.recorder.of("close"))
     pair.close()
     assert "echo() while a fragmented message was unfinished" in caplog.text
+
+
+def test_the_peers_fragments_may_end_a_message_of_ours(backend: Backend) -> None:
+    class Ending(Recorder):
+        def on_frame(self, conn: Connection, message: Any) -> None:
+            if message.opcode != CONTINUATION:
+                conn.send(TEXT, "mine ", fin=False)
+            else:
+                conn.echo()
+
+    pair = Pair(backend, recorder=Ending())
+    for _ in range(2):
+        pair.peer.write(frame(TEXT, b"a", fin=False), frame(CONTINUATION, b"b", fin=False), frame(CONTINUATION, b"c"))
+        frames = [Frame(TEXT, b"mine ", fin=False), Frame(CONTINUATION, b"b", fin=False), Frame(CONTINUATION, b"c")]
+        assert pair.read(3) == frames
+    pair.close()
 
 
 def test_the_message_that_is_handled_cannot_be_sent_inside_either(backend: Backend) -> None:

@@ -38,6 +38,7 @@ _SENT: Final = SendResult.SENT
 _NOT_EVENT: Final[int] = lib.URS_ERROR_STATE  # the payload is not, or no longer, that of the event being handled
 _OUT_OF_ORDER: Final = {lib.URS_ERROR_INTERLEAVED: UNFINISHED, lib.URS_ERROR_CONTINUATION: NOT_BEGUN}
 _OWN_OPCODE: Final = 0
+_CONTINUATION: Final = int(Opcode.CONTINUATION)
 _TEXT: Final = int(Opcode.TEXT)
 _BINARY: Final = int(Opcode.BINARY)
 _PING: Final = int(Opcode.PING)
@@ -133,7 +134,8 @@ class Connection:
         """Send the message that is being handled back, as it is now, without a copy.
 
         It leaves when the handler has returned, after what the handler sends. Raises RuntimeError outside of the
-        `on_message` (or `on_frame`) of this connection, ConnectionClosed after its close.
+        `on_message` (or `on_frame`) of this connection, ConnectionClosed after its close, ValueError for a whole
+        message while one that `send(fin=False)` has begun is unfinished.
         """
         turn = self._turn
         if turn._connection is not self:
@@ -160,7 +162,8 @@ class Connection:
         `send(opcode, payload, fin=False)` begins a message of several frames (RFC 6455 5.4). It goes on with
         `send(Opcode.CONTINUATION, payload, fin=False)` and ends with `send(Opcode.CONTINUATION, payload)`. Until then
         pings, pongs and `close` may be sent, but no other message: that raises ValueError, as a continuation of no
-        message does. An `echo` in between closes the connection with 1011.
+        message does; `echo` raises it at once. An echo that was called before, and still waits when the handler returns
+        with the message unfinished, closes the connection with 1011.
 
         `Options.on_full` says what happens if `Options.backlog_bytes_max` would be exceeded. Raises ValueError for
         another opcode or more than 125 bytes of ping or pong, TypeError for any other payload, BacklogFull with
@@ -202,7 +205,13 @@ class Connection:
             with ffi.from_buffer(_BYTES, data) as buffer:
                 send = lib.urs_command_send if fin else lib.urs_command_send_fragment
                 result = send(turn._handle, self.id, turn._index, opcode, buffer, len(buffer))
+        if (not fin or opcode == _CONTINUATION) and result >= 0:
+            self._note_fragments(begun=not fin)
         return _SENT if result == 0 else self._result_or_raise(result)
+
+    def _note_fragments(self, *, begun: bool) -> None:
+        """Note that a message of several frames has begun, or has ended."""
+        self.__class__ = (_FRAGMENTING if begun else _USUAL).get(type(self), type(self))
 
     def send_text(self, text: str) -> SendResult:
         """Send a str as a text message. See `send`; raises TypeError for anything but a str."""
@@ -303,6 +312,41 @@ class _ConnectionWithSubprotocol(Connection):
 
 class _ConnectionOfService(_ConnectionWithSubprotocol):
     __slots__ = ("_service",)
+
+
+class _Fragmenting(Connection):
+    """A connection while a message that `send(fin=False)` has begun is unfinished.
+
+    The object changes its class for that time: a look in `echo` would cost every message.
+    """
+
+    __slots__ = ()
+
+    def echo(self) -> None:
+        """Send back a frame that continues the message. Raises ValueError for others, else as `Connection.echo`."""
+        turn = self._turn
+        if turn._connection is not self:
+            raise self._echo_error()
+        if turn._opcodes[turn._index] != _CONTINUATION:
+            raise ValueError(f"echo on connection {self.id}: {UNFINISHED}")
+        super().echo()
+        self._note_fragments(begun=not turn._fins[turn._index])
+
+
+class _FragmentingWithSubprotocol(_Fragmenting, _ConnectionWithSubprotocol):
+    __slots__ = ()
+
+
+class _FragmentingOfService(_Fragmenting, _ConnectionOfService):
+    __slots__ = ()
+
+
+_FRAGMENTING: Final[dict[type[Connection], type[Connection]]] = {
+    Connection: _Fragmenting,
+    _ConnectionWithSubprotocol: _FragmentingWithSubprotocol,
+    _ConnectionOfService: _FragmentingOfService,
+}
+_USUAL: Final = {fragmenting: usual for usual, fragmenting in _FRAGMENTING.items()}
 
 
 def make_connection(
