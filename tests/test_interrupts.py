@@ -23,7 +23,7 @@ import pytest
 
 import uringws
 from servers import Recorder, run_until
-from uringws import Accept, Connection, Handler, Message, Options, Reactor, Request
+from uringws import Accept, Batch, Connection, Handler, Message, Options, Reactor, Request
 from uringws.backend import Backend
 from wire import BINARY, TEXT, Frame, Peer, close_frame, frame, upgrade_request
 
@@ -54,6 +54,15 @@ class Books(Recorder):
         """How often each callback was called for the connection that asked for a path."""
         ids = {conn.id for conn in self.connections.values() if conn.data == path}
         return Counter(event[0] for event in self.events if event[1] == path or event[1] in ids)
+
+
+class BatchBooks(Books):
+    """The same, with the messages in batches."""
+
+    def on_batch(self, batch: Batch) -> None:
+        for conn, message in batch.each():
+            self.record("message", conn.id, message.opcode, bytes(message))
+        batch.echo()
 
 
 def in_callback(frame: FrameType | None) -> bool:
@@ -109,14 +118,14 @@ def is_settled(reactor: Reactor, count: int) -> bool:
     return stats.accepted + sum(stats.rejected.values()) == count and stats.sessions == stats.handshakes == 0
 
 
-@pytest.mark.parametrize("handlers", [1, 2])
-def test_an_exception_anywhere_loses_no_event(backend: Backend, handlers: int) -> None:
+@pytest.mark.parametrize("kinds", [(Books,), (Books, Books), (BatchBooks,)], ids=["one", "two", "batches"])
+def test_an_exception_anywhere_loses_no_event(backend: Backend, kinds: tuple[type[Books], ...]) -> None:
     """A whole session, and one that is cut: the request, messages, the close frame, the end of the stream.
 
     With two handlers each session has its own.
     """
     gc.collect()  # reactors of earlier tests: an exception in their __del__ would not propagate
-    books_of = [Books() for _ in range(handlers)] * (3 - handlers)
+    books_of = [kind() for kind in kinds] * (3 - len(kinds))
     places: list[str] = []
     with Reactor(books_of[0], QUIET, backend=backend) as reactor:
         addresses = [reactor.bind("127.0.0.1", 0, handler=books) for books in books_of]

@@ -47,7 +47,7 @@ C_LAYERS = (
     {"feed"},
     {"turn"},
     {"command", "fanout", "publish", "reactor.c"},
-    {"fast_send"},
+    {"batch", "fast_send"},
 )
 
 PYTHON_LAYERS = (
@@ -68,10 +68,10 @@ PYTHON_LAYERS = (
         "stats",
         "timers",
     },
-    {"backend", "engine", "handshake", "http", "metrics", "proxy_protocol", "refusals"},
+    {"backend", "engine", "handshake", "http", "losses", "metrics", "proxy_protocol", "refusals"},
     {"core"},
     {"commands", "draining", "listeners", "services", "sessions", "upgrade", "watches"},
-    {"connection", "deferred", "dispatch", "message", "socket_view", "topics", "turn"},
+    {"batch", "connection", "deferred", "dispatch", "message", "runs", "socket_view", "topics", "turn"},
     {"handler", "publisher", "sender"},
     {"driver", "reactor", "reactor_thread"},
     {"workers"},

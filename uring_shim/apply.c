@@ -56,6 +56,19 @@ static void apply_message(struct urs_reactor *reactor, struct urs_session *sessi
     }
 }
 
+void urs_apply_echo(struct urs_reactor *reactor, uint32_t index)
+{
+    struct urs_event *event = &reactor->events[index];
+    struct urs_block *block = event->item.block;
+    URS_ASSERT(index >= reactor->applied && index < reactor->event_count);
+    URS_ASSERT(reactor->options.echo_flags[index] != 0);
+    if (block != NULL)
+        urs_block_hold(block);  /* for the segment; the event keeps its own reference until it is applied */
+    apply_message(reactor, urs_core_session(reactor, event->slot), index, true);
+    event->item.block = block;
+    reactor->options.echo_flags[index] = 0;
+}
+
 /* Puts the pong in the place of the last one that waits: RFC 6455 5.5.3 allows answering only the latest ping, and a
  * peer that does not read pongs then costs no further memory. */
 static void replace_pong(struct urs_reactor *reactor, struct urs_session *session, const struct urs_item *item)

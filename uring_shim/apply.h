@@ -12,4 +12,8 @@
  * none. */
 void urs_apply_events(struct urs_reactor *reactor, uint32_t until, uint32_t in_hand);
 
+/* Queues the echo of one message, whose flag is set, before its turn comes: its handler is still reading the payloads of
+ * several messages. The payload keeps its place and its bytes, and the flag is cleared. */
+void urs_apply_echo(struct urs_reactor *reactor, uint32_t index);
+
 #endif

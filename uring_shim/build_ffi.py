@@ -43,6 +43,7 @@ HEADERS = (
     "io.h",
     "reactor.h",
     "command.h",
+    "batch.h",
     "fanout.h",
     "publish.h",
     "fast_send.h",

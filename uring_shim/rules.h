@@ -51,6 +51,7 @@ struct urs_rules {
     bool deliver_pongs;                  /* each pong is an event, also one that answers our own ping */
     bool deliver_while_closing;          /* messages that come between our close frame and the peer's are events; with
                                             deliver_pongs, pongs too */
+    uint8_t batch;                       /* which batch handler is given the messages; 0: they are handled one by one */
     bool tcp_nodelay;                    /* for adopted sockets; accepted ones inherit it from their listener */
     struct urs_answer refusals[6];       /* by enum urs_refusal; their memory is the caller's and must stay until the
                                             reactor is closed */

@@ -11,6 +11,7 @@ with Reactor(Echo()) as reactor:
     reactor.run()
 """
 
+from uringws.batch import Batch, BatchMessage, BatchSent
 from uringws.closing import Close, Closing
 from uringws.connection import Connection, SendResult
 from uringws.engine import EngineColumns, EngineMessage, OutboundSegment, ServerEngine
@@ -29,7 +30,7 @@ from uringws.errors import (
     WrongThread,
 )
 from uringws.frames import CloseCode, FrameHeader, Incomplete, Opcode, parse_header, unmask
-from uringws.handler import Handler, HandlerProtocol, handler_fn
+from uringws.handler import BatchHandler, Handler, HandlerProtocol, handler_fn
 from uringws.handshake import LATER, Accept, Later, RawAnswer, Reject, RequestHead, check_upgrade, encode_accept
 from uringws.http import Headers, Request, Response, encode_refusal, encode_response, parse_request
 from uringws.message import Message
@@ -47,6 +48,10 @@ __all__ = [
     "LATER",
     "Accept",
     "BacklogFull",
+    "Batch",
+    "BatchHandler",
+    "BatchMessage",
+    "BatchSent",
     "Close",
     "CloseCode",
     "Closing",

@@ -25,6 +25,7 @@ class Callbacks(NamedTuple):
     on_open: Callable[..., object] | None
     on_message: Callable[..., object] | None
     on_frame: Callable[..., object] | None
+    on_batch: Callable[..., object] | None
     on_drain: Callable[..., object] | None
     on_drop: Callable[..., object] | None
     on_pong: Callable[..., object] | None
@@ -39,6 +40,7 @@ _ARGUMENTS: Final = {
     "on_open": ("conn",),
     "on_message": ("conn", "message"),
     "on_frame": ("conn", "frame"),
+    "on_batch": ("batch",),
     "on_drain": ("conn",),
     "on_drop": ("conn", "topic", "count"),
     "on_pong": ("conn", "payload"),
@@ -61,7 +63,8 @@ def look_up(handler: object) -> Callbacks:
     """Return the callbacks of a handler.
 
     Raises TypeError for anything but a handler: a class in place of its instance, a bare function, a value such as
-    None, or callbacks that are coroutine or generator functions, cannot be called, or do not take their arguments.
+    None, or callbacks that are coroutine or generator functions, cannot be called, do not take their arguments, or
+    exclude each other; ImportError for `on_batch` without numpy.
     Warns (RuntimeWarning) of a callable attribute whose name begins with "on_" but is not a callback's name.
     """
     if inspect.isclass(handler):
@@ -69,6 +72,11 @@ def look_up(handler: object) -> Callbacks:
     callbacks = Callbacks(*(_callback(handler, name) for name in Callbacks._fields))
     if callbacks == (None,) * len(callbacks):
         _refuse_without_callbacks(handler)
+    if callbacks.on_batch is not None and callbacks.on_frame is not None:
+        raise TypeError(
+            f"{type(handler).__name__} defines on_batch, which is given whole messages, and on_frame, which is given "
+            "their fragments: define one of them"
+        )
     _warn_of_unknown(handler)
     return callbacks
 

@@ -7,6 +7,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Final, overload
 
 from uringws.closing import Close, Closing, begin, lost
+from uringws.core import slot_of
 from uringws.errors import ConnectionClosed, UringWSError, WrongThread, check
 from uringws.frames import CloseCode, Opcode
 from uringws.sending import ABSENT, NOT_BEGUN, UNFINISHED, check_close, check_send, name_opcode
@@ -75,6 +76,15 @@ class Connection:
         self.data = data
 
     @property
+    def slot(self) -> int:
+        """Its place in the reactor's table, from 0 on: an index for arrays of your own, as in `Batch.slots`.
+
+        No two connections have the same slot at a time. Another one may have it after this one's `on_close`: reset
+        your arrays in `on_open`, and lengthen them there if they are too short.
+        """
+        return slot_of(self.id)
+
+    @property
     def peer(self) -> Peer:
         """(host, port) of the other end, as a trusted PROXY header named it; None for a Unix socket, or once gone."""
         return self._turn._core.peer(self.id)
@@ -139,7 +149,9 @@ class Connection:
         """
         turn = self._turn
         if turn._connection is not self:
-            raise self._echo_error()
+            if turn._batch is None or not turn._batch._echo_row(self):
+                raise self._echo_error()
+            return
         turn._echo_flags[turn._index] = 1
 
     @overload

@@ -45,8 +45,10 @@ def slot_of(identity: int) -> int:
 class Core:
     """The shim's reactor. Any thread may wake it and read its state; the rest is for the thread that owns it."""
 
-    def __init__(self, backend: Backend, options: Options, *, frames: bool, pongs: bool) -> None:
+    def __init__(self, backend: Backend, options: Options, *, frames: bool, pongs: bool, batch: int = 0) -> None:
         """Open it; `frames` asks for frames in place of whole messages, `pongs` for pongs as events.
+
+        `batch` is the number of a batch handler, which is given runs of messages; 0 for any other handler.
 
         Raises as `Reactor` says.
         """
@@ -62,9 +64,10 @@ class Core:
         shim.handled = self.handled
         copy_options(options, shim, pool_bytes)
         self._refusals: dict[str | None, Refusals] = {}
-        rules = self._encode_rules(options, frames=frames, pongs=pongs)
+        rules = self._encode_rules(options, frames=frames, pongs=pongs, batch=batch)
         self._rules = {bytes(ffi.buffer(rules)): 0}
         self._sessions_max = options.sessions_max
+        self.batch_messages_max = options.batch_messages_max
         self.state = RunState.NEW
         self.on_failure: Callable[[str, Exception, Connection | None], object] | None = None
         """Gets what callbacks raise, with a sentence about it, in place of the log."""
@@ -73,25 +76,28 @@ class Core:
         self.opened: Final = open_core(backend, shim, rules)
         self.handle: CData = self.opened.core
 
-    def _encode_rules(self, options: Options, *, frames: bool, pongs: bool) -> CData:
+    def _encode_rules(self, options: Options, *, frames: bool, pongs: bool, batch: int) -> CData:
         rules = ffi.new("struct urs_rules *")
         if options.server_header not in self._refusals:
             self._refusals[options.server_header] = encode_refusals(options.server_header)
         self._refusals[options.server_header].copy_to(rules, silently=options.refuse_silently)
         rules.engine.frames = frames
         rules.deliver_pongs = pongs
+        rules.batch = batch
         copy_rules(options, rules)
         return rules
 
-    def add_rules(self, options: Options, *, frames: bool, pongs: bool) -> int:
+    def add_rules(self, options: Options, *, frames: bool, pongs: bool, batch: int = 0) -> int:
         """Return the index under which the shim knows the options of some connections. Equal ones have one index.
+
+        `frames`, `pongs` and `batch` as for the core.
 
         Raises LimitReached for more than URS_RULES_MAX different ones, WrongThread, ReactorStateError.
         """
         with self.lock:
             self.check_lasting()
             self.check_thread()
-            rules = self._encode_rules(options, frames=frames, pongs=pongs)
+            rules = self._encode_rules(options, frames=frames, pongs=pongs, batch=batch)
             key = bytes(ffi.buffer(rules))
             if key not in self._rules:
                 if len(self._rules) == lib.URS_RULES_MAX:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
-import os
 import time
-from enum import IntEnum
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -15,11 +13,14 @@ from uringws.callbacks import came_out_of, ignore
 from uringws.closing import Close, Closing, begin, lost, peer_closed, peer_violated
 from uringws.connection import make_connection
 from uringws.core import EVENTS_MAX, slot_of
-from uringws.errors import ConnectionClosed, ReactorStateError, check, error_of
+from uringws.errors import ConnectionClosed, ReactorStateError, check
 from uringws.frames import CloseCode
 from uringws.handshake import LATER
+from uringws.losses import loss_of, lost_reason
 from uringws.run_state import RunState
+from uringws.runs import Runs
 from uringws.shim import CData, ffi, lib
+from uringws.turn import TurnOutcome
 from uringws.upgrade import Decision, Upgrade
 
 if TYPE_CHECKING:
@@ -36,34 +37,18 @@ if TYPE_CHECKING:
     from uringws.sessions import Sessions
     from uringws.watches import Watches
 
-__all__ = ["Dispatcher", "TurnOutcome"]
+__all__ = ["Dispatcher"]
 
 logger = logging.getLogger("uringws")
 
 # Looked up once: an attribute of the module costs as much as a small call.
 _turn_shim: Final = lib.urs_reactor_turn
 _EINTR: Final = 4
-_MEMORY_CLOSE: Final = lib.urs_failure_close(lib.URS_FAILURE_MEMORY)
-_OUT_OF_MEMORY: Final = Close(int(_MEMORY_CLOSE.code), ffi.string(_MEMORY_CLOSE.reason).decode())
-_LOST_REASONS: Final = {0: "the peer closed the TCP connection without a close frame"}
 
 
 _PART_EVENTS_MIN: Final = 4
 _PART_EVENTS_MAX: Final = 64
 """How many events a bounded turn hands out between two looks at the clock: twice as many each time."""
-
-
-class TurnOutcome(IntEnum):
-    """The result of a bounded turn."""
-
-    INTERRUPTED = 0
-    """A signal came first; its handler has run, and raised nothing."""
-    IDLE = 1
-    """The time was over, or a watched descriptor became ready."""
-    BUSY = 2
-    """It called callbacks, and no event is left."""
-    CUT_SHORT = 3
-    """It called callbacks until its time was over: the next turn hands out the events that are left."""
 
 
 class Dispatcher:
@@ -94,6 +79,7 @@ class Dispatcher:
         self._deferred = deferred
         self._first: Service | None = None
         self._on_message: Callable[..., object] | None = ignore  # None: that of each connection's service
+        self._runs: Runs | None = None  # once a handler has on_batch
         self._decided: tuple[int, Decision] | None = (
             None  # the decision that is being carried out, with its session's id
         )
@@ -110,6 +96,11 @@ class Dispatcher:
             self._on_message = service.on_message
         elif service is not self._first:
             self._on_message = None
+        if service.on_batch is not None:
+            self._on_message = None
+            if self._runs is None:
+                self._runs = Runs(self._message, self._dispatch_by_service)
+            self._runs.add(service)
         self.attention = True  # `take_turns` goes on with what it began with
 
     def _service_of(self, connection: Connection) -> Service:
@@ -129,11 +120,10 @@ class Dispatcher:
             count: int = _turn_shim(handle, milliseconds, echo)
             if count > 0:
                 first = handled[0]
-                batch = enumerate(targets[first:count].tolist(), first)
-                if on_message is None:
-                    self._dispatch_by_service(batch)
+                if on_message is not None:
+                    self._dispatch(enumerate(targets[first:count].tolist(), first), on_message)
                 else:
-                    self._dispatch(batch, on_message)
+                    self._dispatch_mixed(first, count)
                 handled[0] = count
                 message._index = EVENTS_MAX
             elif count < 0:
@@ -166,14 +156,8 @@ class Dispatcher:
             outcome = TurnOutcome.BUSY
             first, part, until = handled[0], _PART_EVENTS_MIN, time.monotonic() + seconds
             while first < count:
-                last = min(count, first + part)
+                first = handled[0] = self._hand_out(first, count, part)
                 part = min(2 * part, _PART_EVENTS_MAX)
-                batch = enumerate(self._targets[first:last].tolist(), first)
-                if self._on_message is None:
-                    self._dispatch_by_service(batch)
-                else:
-                    self._dispatch(batch, self._on_message)
-                first = handled[0] = last
                 message._index = EVENTS_MAX
                 if first < count and time.monotonic() >= until:
                     check(lib.urs_reactor_flush_handled(handle), f"{self._core.opened.name} flush")
@@ -185,6 +169,18 @@ class Dispatcher:
         if self.watches is not None and self.watches:
             self.watches.run_ready()
         return outcome
+
+    def _hand_out(self, first: int, count: int, part: int) -> int:
+        """Hand out the events from `first` on: at most `part` of them, or one run for `on_batch`. Return the next."""
+        if self._runs is not None:
+            return self._runs.dispatch_next(first, count, part)
+        last = min(count, first + part)
+        batch = enumerate(self._targets[first:last].tolist(), first)
+        if self._on_message is None:
+            self._dispatch_by_service(batch)
+        else:
+            self._dispatch(batch, self._on_message)
+        return last
 
     def _note_handled(self) -> None:
         """Tell the shim where an exception got out of the dispatch: it returns the rest of the turn's events again.
@@ -233,6 +229,13 @@ class Dispatcher:
                 message._connection = None
                 if message._view is not None:
                     message._release()
+
+    def _dispatch_mixed(self, first: int, count: int) -> None:
+        """Hand out events whose callbacks are not all those of one service, or in runs."""
+        if self._runs is not None:
+            self._runs.dispatch(first, count)
+        else:
+            self._dispatch_by_service(enumerate(self._targets[first:count].tolist(), first))
 
     def _dispatch_by_service(self, batch: Iterator[tuple[int, int]]) -> None:
         """Do as `_dispatch`, with the callback of each connection's own handler.
@@ -363,8 +366,8 @@ class Dispatcher:
             if self._deferred.waiting:
                 self._abandon(slot)
             number = int(item.error)
-            close = Close(int(item.close_code), _lost_reason(number))
-            self._end(slot, close, lambda closing, _: lost(closing, _error_of(number, closing)))
+            close = Close(int(item.close_code), lost_reason(number))
+            self._end(slot, close, lambda closing, _: lost(closing, loss_of(number, closing)))
 
     def _end(self, slot: int, close: Close, complete: Callable[[Closing, Close], Closing]) -> None:
         """Call on_close, once. For a session that never opened, or has ended, there is no connection: do nothing.
@@ -577,21 +580,3 @@ class Dispatcher:
         if connection.is_open:
             with contextlib.suppress(Exception):
                 connection.close(CloseCode.INTERNAL_ERROR, "internal error")
-
-
-def _lost_reason(error: int) -> str:
-    if error in _LOST_REASONS:
-        return _LOST_REASONS[error]
-    if error > -4096:
-        return os.strerror(-error)
-    return str(ffi.string(lib.urs_engine_error_text(error)).decode())
-
-
-def _error_of(number: int, closing: Closing) -> Exception | None:
-    """Return the error that lost a connection; None if its peer ended the stream, or the shim has told it why."""
-    if number == 0 or (number == lib.URS_ERROR_MEMORY_BUDGET and closing.sent == _OUT_OF_MEMORY):
-        return None
-    if number == -errno.ETIMEDOUT:
-        missing = "a ping" if closing.sent is None else "our close frame"
-        return TimeoutError(errno.ETIMEDOUT, f"the peer did not answer {missing} in time")
-    return error_of(number, "connection")

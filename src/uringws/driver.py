@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
-from uringws.dispatch import TurnOutcome
 from uringws.seconds import sooner
+from uringws.turn import TurnOutcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

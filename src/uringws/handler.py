@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 from uringws.handshake import Accept, Later, Reject, RequestHead
 from uringws.http import Request, Response
@@ -10,11 +10,12 @@ from uringws.http import Request, Response
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from uringws.batch import Batch
     from uringws.connection import Connection
     from uringws.message import Message
     from uringws.topics import Topic
 
-__all__ = ["Handler", "HandlerProtocol", "handler_fn"]
+__all__ = ["BatchHandler", "Handler", "HandlerProtocol", "handler_fn"]
 
 
 class HandlerProtocol(Protocol):
@@ -128,6 +129,28 @@ class Handler:
         if we failed the connection (7.1.7). 1006 is a connection lost without a close frame, with the cause in
         `reason`.
         """
+
+
+class BatchHandler(Handler):
+    """A handler whose messages come in batches: `on_batch` is called in place of `on_message`. It needs numpy.
+
+    A batch is a run: all messages of a turn, of all connections of this handler, that come between two other callbacks
+    of the reactor. So for one connection the order is that of `Handler`, and all in it holds, except for this:
+
+    If `on_batch` raises an Exception, every connection that has a message in the batch is closed with 1011, because it
+    is unknown which messages were handled; that is logged once. If a KeyboardInterrupt or another exception that is not
+    an Exception leaves it, `run`, called again, gives it the same batch again: no message is lost, echoes that it had
+    marked are not sent, and what it had sent is sent a second time if it sends it again.
+    """
+
+    def on_batch(self, batch: Batch, /) -> None:
+        """Take a batch: `Options.batch_messages_max` whole messages at most, and never none.
+
+        `batch` is valid until the return. The default calls `on_message` for each message: a handler that treats some
+        of its messages in bulk calls `batch.each(where)` for the others.
+        """
+        for conn, message in batch.each():
+            self.on_message(conn, cast("Message", message))
 
 
 class _FunctionHandler(Handler):

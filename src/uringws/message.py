@@ -60,7 +60,8 @@ class Message(Turn):
             except IndexError:
                 raise RuntimeError(INVALID) from None
             in_pool = offset != IN_BLOCK
-            view = self._pool[offset : offset + self._lengths[index]] if in_pool else self._block_view()
+            length = self._lengths[index]
+            view = self._pool[offset : offset + length] if in_pool else self._view_block(index, length)
             self._view = view
         return view
 

@@ -44,6 +44,7 @@ _SHARED: Final = (
     "zero_copy",
     "zero_copy_bytes_min",
     "sender_commands_max",
+    "batch_messages_max",
 )
 """The fields that hold for a reactor with all its connections."""
 
@@ -80,7 +81,8 @@ class Options:
     made with `dataclasses.replace(reactor.options, ...)`, because all connections of a reactor share the limits on
     their number (`sessions_max`, `sessions_per_ip_max`, `handshakes_max`, `silent_seconds_max`), its memory
     (`memory_bytes_max`, `receive_buffers`, `receive_buffer_bytes`), its ring (`ring_entries`, `zero_copy`,
-    `zero_copy_bytes_min`, `busy_poll_microseconds`), `sender_commands_max` and `drain_seconds_max`.
+    `zero_copy_bytes_min`, `busy_poll_microseconds`), `sender_commands_max`, `batch_messages_max` and
+    `drain_seconds_max`.
     """
 
     # Messages
@@ -236,6 +238,11 @@ class Options:
 
     sender_commands_max: Annotated[int, _Count] = 65_536
     """Commands of Senders of other threads that may wait for the reactor."""
+
+    # Batches
+
+    batch_messages_max: Annotated[int, _Range(1, 4096)] = 4096
+    """The most messages that one call of `BatchHandler.on_batch` is given."""
 
     # Plain HTTP
 

@@ -15,6 +15,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from uringws.backend import Backend
+from uringws.batch import load_numpy
 from uringws.callbacks import look_up
 from uringws.commands import Commands
 from uringws.core import Core
@@ -32,7 +33,7 @@ from uringws.run_state import RunState
 from uringws.seconds import check_seconds, sooner
 from uringws.sender import Sender
 from uringws.sending import check_close
-from uringws.services import Service, Services
+from uringws.services import Service, Services, own_batch
 from uringws.sessions import Sessions
 from uringws.shim import ffi, lib
 from uringws.signals import handled_by
@@ -77,13 +78,19 @@ class Reactor(Publisher):
         if not isinstance(self.options, Options):
             raise TypeError(f"options must be Options, not {type(options).__name__}")
         callbacks = look_up(handler)
+        if callbacks.on_batch is not None:
+            load_numpy()
         self._is_running = False  # a call of run, run_once or drain is in progress
         self._stop_requested = False
         self._signal: int | None = None  # one that came, and was not acted on yet
 
         # Here, so that __del__ finds it as soon as there is something to free.
         self._core = Core(
-            backend, self.options, frames=callbacks.on_frame is not None, pongs=callbacks.on_pong is not None
+            backend,
+            self.options,
+            frames=callbacks.on_frame is not None,
+            pongs=callbacks.on_pong is not None,
+            batch=own_batch(callbacks),
         )
         self._services: Final = Services(self._core, handler, callbacks, self.options, self.stats)
         self._listeners: Final = Listeners(self._core)

@@ -6,6 +6,7 @@ import weakref
 from typing import TYPE_CHECKING, Final
 
 from uringws.callbacks import ignore, look_up
+from uringws.errors import LimitReached
 from uringws.options import Options, check_shared
 from uringws.upgrade import Upgrader
 
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
     from uringws.handler import HandlerProtocol
     from uringws.stats import Stats
 
-__all__ = ["Service", "Services"]
+__all__ = ["Service", "Services", "own_batch"]
+
+_BATCHES_MAX: Final = 255
+"""Handlers with `on_batch` at a time: rules have 8 bits for their number, and 0 stands for none."""
 
 
 class Service:
@@ -25,7 +29,9 @@ class Service:
 
     __slots__ = (
         "__weakref__",
+        "batch",
         "handler",
+        "on_batch",
         "on_close",
         "on_drain",
         "on_drop",
@@ -38,13 +44,23 @@ class Service:
     )
 
     def __init__(
-        self, handler: HandlerProtocol, callbacks: Callbacks, options: Options, rules: int, upgrader: Upgrader
+        self,
+        handler: HandlerProtocol,
+        callbacks: Callbacks,
+        options: Options,
+        rules: int,
+        upgrader: Upgrader,
+        *,
+        batch: int,
     ) -> None:
         self.handler: Final = handler
         self.options: Final = options
         self.rules: Final = rules
         """The index of what the shim knows of the options."""
         self.upgrader: Final = upgrader
+        self.batch: Final = batch
+        """The number by which the shim knows the messages that `on_batch` is given; 0 without it."""
+        self.on_batch: Final = callbacks.on_batch
         self.on_open: Final = callbacks.on_open or ignore
         self.on_message: Final = callbacks.on_frame or callbacks.on_message or ignore
         self.on_drain: Final = callbacks.on_drain or ignore
@@ -67,7 +83,8 @@ class Services:
         """Make the reactor's own service, which goes by the rules that its core was opened with."""
         self._core = core
         self._read_stats = read_stats
-        self.own: Final = Service(handler, callbacks, options, 0, Upgrader(core, options, callbacks, read_stats))
+        upgrader = Upgrader(core, options, callbacks, read_stats)
+        self.own: Final = Service(handler, callbacks, options, 0, upgrader, batch=own_batch(callbacks))
         # A service keeps its handler, so an id in a key names no other object while the service is here.
         self._others: weakref.WeakValueDictionary[tuple[int, Options], Service] = weakref.WeakValueDictionary()
 
@@ -97,6 +114,26 @@ class Services:
     def _make(self, handler: HandlerProtocol, options: Options) -> Service:
         callbacks = look_up(handler)
         frames, pongs = callbacks.on_frame is not None, callbacks.on_pong is not None
-        rules = self._core.add_rules(options, frames=frames, pongs=pongs)
+        batch = 0 if callbacks.on_batch is None else self._batch_number(handler)
+        rules = self._core.add_rules(options, frames=frames, pongs=pongs, batch=batch)
         upgrader = Upgrader(self._core, options, callbacks, self._read_stats)
-        return Service(handler, callbacks, options, rules, upgrader)
+        return Service(handler, callbacks, options, rules, upgrader, batch=batch)
+
+    def _batch_number(self, handler: HandlerProtocol) -> int:
+        """Return the number of a handler with `on_batch`: that of its other services, or one that no service has.
+
+        Raises LimitReached if there is none left.
+        """
+        services = [self.own, *self._others.values()]
+        for service in services:
+            if service.handler is handler:
+                return service.batch
+        free = set(range(1, _BATCHES_MAX + 1)).difference(service.batch for service in services)
+        if not free:
+            raise LimitReached(f"a reactor has at most {_BATCHES_MAX} handlers with on_batch at a time")
+        return min(free)
+
+
+def own_batch(callbacks: Callbacks) -> int:
+    """Return the number of the reactor's own handler: 1 if it has `on_batch`, else 0."""
+    return int(callbacks.on_batch is not None)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from enum import IntEnum
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -14,6 +15,7 @@ from uringws.errors import check
 from uringws.shim import ffi, lib
 
 if TYPE_CHECKING:
+    from uringws.batch import Batch
     from uringws.closing import Closing
     from uringws.connection import Connection
     from uringws.core import Core
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from uringws.shim import CData
     from uringws.topics import Topics
 
-__all__ = ["INVALID", "IN_BLOCK", "Turn"]
+__all__ = ["INVALID", "IN_BLOCK", "Turn", "TurnOutcome"]
 
 IN_BLOCK: Final = 0xFFFFFFFF
 """The offset of a payload that lies in a block of its own, not in the receive pool."""
@@ -29,6 +31,19 @@ INVALID: Final = "a message is valid until its handler returns: copy what is to 
 
 _FIN_OFFSET: Final = ffi.offsetof("struct urs_event", "item") + ffi.offsetof("struct urs_item", "fin")
 _NO_COLUMN: Final = memoryview(b"")
+
+
+class TurnOutcome(IntEnum):
+    """The result of a bounded turn."""
+
+    INTERRUPTED = 0
+    """A signal came first; its handler has run, and raised nothing."""
+    IDLE = 1
+    """The time was over, or a watched descriptor became ready."""
+    BUSY = 2
+    """It called callbacks, and no event is left."""
+    CUT_SHORT = 3
+    """It called callbacks until its time was over: the next turn hands out the events that are left."""
 
 
 class Turn:
@@ -41,6 +56,7 @@ class Turn:
 
     __slots__ = (
         "_address",
+        "_batch",
         "_columns",
         "_connection",
         "_core",
@@ -85,6 +101,8 @@ class Turn:
         """The one whose message is being handled, while it can be echoed."""
         self._view: memoryview | None = None
         """Of the current payload, once a handler has asked for it."""
+        self._batch: Batch | None = None
+        """The run that `on_batch` is handling. The index is then that of its first event."""
 
     def _show(self) -> None:
         """Let the payload at the index be read."""
@@ -103,15 +121,15 @@ class Turn:
             except BufferError:
                 pass  # The handler keeps a slice. It will show later bytes of the pool, never freed memory.
 
-    def _block_view(self) -> memoryview:
+    def _view_block(self, index: int, length: int) -> memoryview:
         """View a payload that lies in a block. The view holds a reference, so that the block may outlive the turn."""
-        item = self._events[self._index].item
+        item = self._events[index].item
         block = item.block
         if block == ffi.NULL:
             raise RuntimeError(INVALID)
         lib.urs_block_share(block)
         # ffi.buffer keeps the pointer alive, the pointer its share of the block.
-        payload = ffi.gc(item.payload, partial(lib.urs_block_drop_for, block), self._lengths[self._index])
+        payload = ffi.gc(item.payload, partial(lib.urs_block_drop_for, block), length)
         return memoryview(ffi.buffer(payload, item.bytes))
 
     def _events_before_close(self, connection: Connection | None) -> int:
@@ -121,11 +139,14 @@ class Turn:
         included.
         """
         index = self._index
+        if self._batch is not None:
+            self._batch._echo_now(connection)
         is_concerned = self._connection is not None and (connection is None or connection is self._connection)
         if not is_concerned or not self._echo_flags[index]:
             return index
         if self._view is None and self._offsets[index] == IN_BLOCK:
-            self._view = self._block_view()  # applying the echo drops the block, and the handler may still read it
+            # Applying the echo drops the block, and the handler may still read it.
+            self._view = self._view_block(index, self._lengths[index])
         return index + 1
 
     def _closing(self, connection: Connection) -> Closing | None:

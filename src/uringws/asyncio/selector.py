@@ -6,7 +6,7 @@ import selectors
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from uringws.dispatch import TurnOutcome
+from uringws.turn import TurnOutcome
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
