@@ -109,6 +109,16 @@ def bytes_per_session(server: str) -> Measure:
     return measure
 
 
+def backlog_megabytes(server: str) -> Measure:
+    """How much resident memory the backlogs of stalled members add."""
+
+    def measure(results: Results) -> Reading | None:
+        found = results.measurements.value(server, "backlog-memory", "throughput")
+        return None if found is None else Reading(found.median / 1e6, f"{found.low / 1e6:.1f}-{found.high / 1e6:.1f}")
+
+    return measure
+
+
 def elsewhere(results: Results) -> None:
     """Not of a server: the microbenchmarks measure it."""
 
@@ -125,6 +135,7 @@ def bars() -> Iterator[Bar]:
     yield from counts()
     for mode in MODES:
         yield from large_messages(mode)
+    yield from fan_out()
 
 
 def shapes(mode: Mode) -> Iterator[Bar]:
@@ -314,6 +325,70 @@ def large_messages(mode: Mode) -> Iterator[Bar]:
         required=1.0,
         aim=1.1,
         measure=worst("uringws_echo", BASELINE, ["64KiB", "1MiB"], mode),
+    )
+
+
+def fan_out() -> Iterator[Bar]:
+    """One message to many sessions; the baseline is C++ uWebSockets, with a server that publishes (README.md)."""
+
+    def each(what: str, case: str, *opponents: tuple[str, float, float]) -> Iterator[Bar]:
+        for against, required, aim in opponents:
+            yield Bar(
+                what=f"publish, {what}, capacity",
+                against=against,
+                required=required,
+                aim=aim,
+                measure=worst("uringws_publish", against, [case], "capacity"),
+            )
+
+    yield from each(
+        "1,000 members x 64 bytes, 1 per turn",
+        "fanout-1000x1",
+        (BASELINE, 1.03, 1.12),
+        ("bare_fanout", 0.93, 0.97),
+        ("picows_send_loop", 1.3, 1.5),
+        ("websockets_broadcast", 2.3, 3),
+    )
+    yield from each(
+        "the same, 16 per turn",
+        "fanout-1000x16",
+        (BASELINE, 1.05, 1.2),
+        ("picows_send_loop", 10, 20),
+        ("websockets_broadcast", 20, 35),
+    )
+    yield from each("the same, 64 per turn", "fanout-1000x64", (BASELINE, 6, 10))
+    yield from each("320 clients, all to all", "chat-320", (BASELINE, 4, 8))
+    yield from each(
+        "200 members x 16 KiB, 1 per turn", "fanout-200x16KiB", (BASELINE, 1.15, 1.25), ("picows_send_loop", 1.0, 1.1)
+    )
+    yield from slow_readers()
+
+
+def slow_readers() -> Iterator[Bar]:
+    """The cost of a room for its server, and for sessions that are not in it."""
+    case = "backlog-memory"
+    yield Bar(
+        what="resident memory of 100 stalled members, 10,000 messages of 1 KiB each",
+        against=BASELINE,
+        required=10,
+        aim=15,
+        measure=worst("uringws_publish", BASELINE, [case], "throughput"),
+    )
+    yield Bar(
+        what="the same",
+        against="",
+        required=64,
+        unit=" MB",
+        at_most=True,
+        measure=backlog_megabytes("uringws_publish"),
+    )
+    yield Bar(
+        what="p99 of 100 echoing connections beside 10,000 members, 10 messages per second",
+        against=BASELINE,
+        required=1.0,
+        aim=0.8,
+        at_most=True,
+        measure=times("uringws_publish", BASELINE, "echo-beside"),
     )
 
 

@@ -12,7 +12,7 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TypeVar, get_args
@@ -132,6 +132,14 @@ def chosen_cores(parser: argparse.ArgumentParser, text: str) -> tuple[int, int]:
     return server, client
 
 
+def usual_cases(contenders: Sequence[Contender], *, quick: bool) -> str:
+    """The cases where none are named: those for which a contender of the bench is; a peer may take part in all."""
+    if quick:
+        return "shapes"
+    services = {service for one in contenders if one.name in CONTENDERS for service in one.services}
+    return ",".join(name for name, case in CASES.items() if case.service in (services or {"echo"}))
+
+
 def plan(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Plan:
     """The plan of the command line; ends the program if the arguments are wrong."""
     contenders, baseline = chosen_contenders(parser, options)
@@ -147,7 +155,7 @@ def plan(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Plan:
     return Plan(
         contenders=contenders,
         baseline=baseline,
-        cases=chosen(parser, options.cases or ("shapes" if options.quick else ",".join(CASES)), "case", known_cases),
+        cases=chosen(parser, options.cases or usual_cases(contenders, quick=options.quick), "case", known_cases),
         modes=chosen(parser, options.modes or ",".join(MODES), "mode", known_modes),
         **vars(pace),
         server_core=server_core,

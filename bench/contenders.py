@@ -6,6 +6,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from cases import CASES, Service
 from load import Protocol
 
 SERVERS = Path(__file__).resolve().parent / "servers"
@@ -21,6 +22,8 @@ class Contender:
     protocol: Protocol = "websocket"
     cases: tuple[str, ...] | None = None
     """The only cases it is for; None: all."""
+    services: tuple[Service, ...] = ("echo",)
+    """What it offers; a peer may offer both."""
     group: str = "usual"
     """Which contenders it is named with; only the usual ones take part where none is named."""
 
@@ -34,6 +37,28 @@ class Contender:
 def script(name: str, file: str, *options: str, group: str = "usual") -> Contender:
     """A contender that is a script in servers/, with the command line they all have."""
     return Contender(name=name, command=(sys.executable, str(SERVERS / f"{file}.py"), *options), group=group)
+
+
+def publishing(
+    name: str,
+    *options: str,
+    file: str | None = None,
+    cases: tuple[str, ...] | None = None,
+    protocol: Protocol = "websocket",
+) -> Contender:
+    """A script in servers/ that publishes to the members of rooms."""
+    return Contender(
+        name=name,
+        command=(sys.executable, str(SERVERS / f"{file or name}.py"), *options),
+        group="fan-out",
+        services=("fan-out",),
+        cases=cases,
+        protocol=protocol,
+    )
+
+
+LIVELY = tuple(case.name for case in CASES.values() if case.kind == "fan-out" and not case.stalled)
+"""The cases for servers that cannot keep messages for slow readers."""
 
 
 CONTENDERS = {
@@ -71,6 +96,15 @@ CONTENDERS = {
         script("fastapi_uringws", "fastapi_echo", "--ws", "uringws", "--loop", "uringws", group="frameworks"),
         script("fastapi_uringws_uvloop", "fastapi_echo", "--ws", "uringws", group="frameworks"),
         script("aiohttp_uringws", "aiohttp_echo", "--uringws", group="frameworks"),
+        publishing("uringws_publish"),
+        publishing("uringws_publish_epoll", "--backend", "epoll", file="uringws_publish"),
+        publishing("uringws_send_loop"),
+        publishing("picows_send_loop"),
+        publishing("picows_websockets_broadcast"),
+        publishing("websockets_broadcast"),
+        publishing("socketify_publish"),
+        publishing("nchan_publish", cases=(*LIVELY, "chat-320")),
+        publishing("bare_fanout", cases=LIVELY, protocol="tcp"),
     )
 }
 CONTENDER_GROUPS = tuple(dict.fromkeys(contender.group for contender in CONTENDERS.values()))
@@ -88,4 +122,6 @@ def peer(text: str) -> Contender:
         raise ValueError(f"{port} is not a port, in {text!r}")
     if match["name"] in {*CONTENDERS, *CONTENDER_GROUPS}:
         raise ValueError(f"{match['name']} is a contender or a group of the bench already; give the peer another name")
-    return Contender(name=match["name"], command=tuple(shlex.split(match["command"])), port=port)
+    return Contender(
+        name=match["name"], command=tuple(shlex.split(match["command"])), port=port, services=("echo", "fan-out")
+    )

@@ -9,7 +9,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -22,6 +22,10 @@ GRACE_SECONDS = 30
 """How much longer than its windows a run may take: opening, the last answers, and a machine that is busy."""
 
 
+OFF_BY_DEFAULT = {"connections", "rate", "members", "stalled", "publishes", "publish_rate"}
+"""Settings whose 0 is said by leaving the option out."""
+
+
 class LoadError(Exception):
     """The generator gave up; the message is what it said."""
 
@@ -30,10 +34,14 @@ class LoadError(Exception):
 class Load:
     """The settings of the generator; the fields are its options, see `python bench/load.py --help`."""
 
-    connections: int
+    connections: int = 1
     payload_bytes: int = 20
     in_flight: int = 1
-    mode: Literal["echo", "upgrade"] = "echo"
+    mode: Literal["echo", "upgrade", "fanout", "chat", "backlog"] = "echo"
+    members: int = 0
+    stalled: int = 0
+    publishes: int = 0
+    publish_rate: float = 0
     protocol: Protocol = "websocket"
     text: bool = False
     verify: bool = False
@@ -49,14 +57,16 @@ class Load:
             option = "--" + name.replace("_", "-")
             if value is True:
                 words.append(option)
-            elif value is not False and (name, value) != ("rate", 0):
+            elif value is not False and not (value == 0 and name in OFF_BY_DEFAULT):
                 words += [option, str(value)]
         return words
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """The counts of the measured window. A message is an answered message, or a finished upgrade."""
+    """The counts of the measured window. A message is an answered message, a finished upgrade, or a message that a
+    member received.
+    """
 
     messages: int
     seconds: float
@@ -140,6 +150,38 @@ def hold(connections: int, port: int, *, protocol: Protocol = "websocket", core:
             yield
         finally:
             process.stdin.close()
+
+
+def talk(process: subprocess.Popen[str], line: str | None = None) -> None:
+    """Says the line, if there is one, and waits for the answer. Raises LoadError if the generator has given up."""
+    if process.stdin is None or process.stdout is None or process.stderr is None:
+        raise AssertionError("pipes were asked for")
+    if line is not None:
+        process.stdin.write(f"{line}\n")
+        process.stdin.flush()
+    if not process.stdout.readline():
+        raise LoadError(process.stderr.read().strip())
+
+
+@contextmanager
+def backlogs(load: Load, port: int, *, core: int | None = None) -> Iterator[Callable[[], None]]:
+    """Within it, members are connected; the yielded function publishes to them all that `load` asks for.
+
+    At the end the stalled members read all of it, and every byte is compared: a server that has dropped a message is
+    a LoadError.
+    """
+    command = [str(build("load")), "--port", str(port), *load.arguments()]
+    if core is not None:
+        command += ["--core", str(core)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
+        try:
+            talk(process)
+            yield lambda: talk(process, "publish")
+            talk(process, "read")
+        except BaseException:
+            process.kill()
+            raise
 
 
 if __name__ == "__main__":

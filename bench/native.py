@@ -12,6 +12,7 @@ BUILD = BENCH.parent / "build" / "bench"
 SOURCES = {
     "load": sorted((BENCH / "load").glob("*.c")),
     "bare_uring": [BENCH / "servers" / "bare_uring.c", BENCH / "load" / "ring.c"],
+    "bare_fanout": [BENCH / "servers" / "bare_fanout.c", BENCH / "load" / "ring.c"],
 }
 
 # The package's own rule against -march=native does not hold here: these programs run where they are compiled.

@@ -1,4 +1,4 @@
-"""The picture of a run: each server beside the baseline, for every shape, in each mode."""
+"""The picture of a run: each server beside the baseline, for every shape and case of fan-out, in each mode."""
 
 from pathlib import Path
 
@@ -11,6 +11,10 @@ from results import Results
 mpl.use("Agg")  # draw to files, wherever there is no screen
 
 SERVERS_MAX = 12
+GROUPS_SHOWN = {
+    "shapes": "by connections / payload bytes",
+    "fan-out": "by members x messages per round",
+}
 SUBJECT = {
     "throughput": "messages per second",
     "capacity": "messages per second of the server's CPU time",
@@ -20,21 +24,22 @@ SUBJECT = {
 def save(results: Results, path: Path) -> bool:
     """Writes a PNG. False if the run has nothing that is shown."""
     measurements = results.measurements
-    panels: list[tuple[Mode, list[str]]] = []
-    for mode in MODES:
-        shapes = [name for name in measurements.cases(mode) if CASES[name].group == "shapes"]
-        if shapes:
-            panels.append((mode, shapes))
+    panels: list[tuple[Mode, str, list[str]]] = []
+    for group in GROUPS_SHOWN:
+        for mode in MODES:
+            cases = [name for name in measurements.cases(mode) if CASES[name].group == group]
+            if cases:
+                panels.append((mode, group, cases))
     servers = measurements.servers()[:SERVERS_MAX]
     if not panels or not servers:
         return False
 
     figure, all_axes = plt.subplots(len(panels), 1, figsize=(12, 4.5 * len(panels)), squeeze=False)
-    for (mode, shapes), axes in zip(panels, all_axes[:, 0], strict=True):
+    for (mode, group, cases), axes in zip(panels, all_axes[:, 0], strict=True):
         for index, server in enumerate(servers):
             found = [
                 (position, ratio)
-                for position, shape in enumerate(shapes)
+                for position, shape in enumerate(cases)
                 if (ratio := measurements.ratio(server, results.baseline, shape, mode))
             ]
             width = 0.85 / len(servers)
@@ -51,9 +56,11 @@ def save(results: Results, path: Path) -> bool:
                 error_kw={"elinewidth": 0.8},
             )
         axes.axhline(1, color="black", linewidth=0.8)
-        axes.set_xticks(range(len(shapes)), shapes)
+        axes.set_xticks(range(len(cases)), cases)
+        if group == "fan-out":
+            axes.set_yscale("log")  # servers differ by much more here
         axes.set_ylabel(f"{results.baseline} = 1")
-        axes.set_title(f"{mode}: {SUBJECT[mode]}, by connections / payload bytes")
+        axes.set_title(f"{mode}: {SUBJECT[mode]}, {GROUPS_SHOWN[group]}")
     figure.legend(*all_axes[0, 0].get_legend_handles_labels(), ncols=6, fontsize="small", loc="upper center")
     machine = results.machine
     footer = (

@@ -5,10 +5,11 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from typing import Literal
 
 import load
 import processes
-from cases import MESSAGES_PER_SECOND, Case, Mode
+from cases import MESSAGES_PER_SECOND, Case, Kind, Mode
 from contenders import Contender
 from load import Load, LoadError, Outcome
 from processes import Server, ServerError
@@ -19,6 +20,13 @@ IDLE_SESSIONS_BEFORE = 500
 
 DISTURBED_SHARE = 0.05
 """A process that waited for a CPU for this share of the time was disturbed by other programs."""
+
+LOAD_MODES: dict[Kind, Literal["upgrade", "fanout", "chat"]] = {
+    "upgrades": "upgrade",
+    "fan-out": "fanout",
+    "chat": "chat",
+}
+"""The generator's modes for the kinds of cases; "echo" for all others."""
 
 MEMORY_ROUNDS_MAX = 3
 START_SECONDS = 0.3
@@ -55,13 +63,14 @@ class Plan:
         return [
             contender
             for contender in self.contenders
-            if (contender.cases is None or case.name in contender.cases)
+            if case.service in contender.services
+            and (contender.cases is None or case.name in contender.cases)
             and not (case.kind == "upgrades" and contender.protocol == "tcp")
         ]
 
     def rounds_of(self, case: Case) -> int:
         """Memory needs a fresh server for each measurement, and hardly varies."""
-        return min(self.rounds, MEMORY_ROUNDS_MAX) if case.kind == "memory" else self.rounds
+        return min(self.rounds, MEMORY_ROUNDS_MAX) if case.takes_fresh_servers else self.rounds
 
     def steps(self) -> int:
         """How many measurements there will be, if no contender is skipped."""
@@ -111,7 +120,7 @@ class Runner:
         with processes.kept_awake(self.plan.server_core, self.plan.client_core):
             for case in self.plan.cases:
                 modes = [mode for mode in case.modes if mode in self.plan.modes]
-                if modes and case.kind == "memory":
+                if modes and case.takes_fresh_servers:
                     self.weigh_in_turn(case)
                 elif modes:
                     self.load_in_turn(case, modes)
@@ -139,8 +148,10 @@ class Runner:
                 self.on_step(f"{case.name} {contender.name}")
                 with ExitStack() as stack:
                     server = self.enter(stack, contender)
-                    if server is not None:
+                    if server is not None and case.kind == "memory":
                         self.weigh(server, case, turn)
+                    elif server is not None:
+                        self.weigh_backlogs(server, case, turn)
 
     def enter(self, stack: ExitStack, contender: Contender) -> Server | None:
         """Starts a server, unless it failed before; a failure is reported once."""
@@ -166,7 +177,7 @@ class Runner:
     def half_of_baseline(self, case: Case, servers: Sequence[Server]) -> float | None:
         """The rate of a case: 0 for as fast as possible, None if it cannot be known."""
         if case.half_of is None:
-            return 0
+            return case.rate
         key = MESSAGES_PER_SECOND.key
         known = self.measurements.value(self.plan.baseline, case.half_of, "throughput", key)
         if known is not None:
@@ -180,11 +191,14 @@ class Runner:
     def put(self, server: Server, case: Case, mode: Mode, rate: float) -> Outcome:
         """The load of a case, once."""
         asked = Load(
-            mode="upgrade" if case.kind == "upgrades" else "echo",
+            mode=LOAD_MODES.get(case.kind, "echo"),
             protocol=server.contender.protocol,
             connections=case.connections,
             payload_bytes=case.payload_bytes,
             in_flight=case.in_flight,
+            members=case.members,
+            stalled=case.stalled,
+            publish_rate=case.publish_rate,
             rate=round(rate),
             # At a fixed rate the client must not be late itself; where the server's CPU time counts, waking the client
             # must not be in it.
@@ -242,6 +256,26 @@ class Runner:
             return
         values = {"resident_bytes_per_session": (after - before) / case.connections}
         self.record(server, case, "throughput", turn, values)
+
+    def weigh_backlogs(self, server: Server, case: Case, turn: int) -> None:
+        """One measurement of the memory that stalled members take of a server that is fresh."""
+        asked = Load(
+            mode="backlog",
+            connections=case.connections,
+            payload_bytes=case.payload_bytes,
+            members=case.members,
+            stalled=case.stalled,
+            publishes=case.publishes,
+        )
+        try:
+            with load.backlogs(asked, server.port, core=self.plan.client_core) as publish:
+                before = processes.resident_bytes(server.pid)
+                publish()
+                after = processes.resident_bytes(server.pid)
+        except LoadError as error:
+            self.skip(server.name, f"in {case.name}: {error}")
+            return
+        self.record(server, case, "throughput", turn, {"resident_bytes_of_backlogs": float(after - before)})
 
     def record(self, server: Server, case: Case, mode: Mode, turn: int, values: dict[str, float]) -> None:
         """Keeps a measurement, and reports it."""

@@ -1,5 +1,6 @@
 /* The state of the client, and the task of each file: opening.c opens a connection (and closes it in upgrade mode),
- * traffic.c exchanges messages on it, load.c decides when and reports. */
+ * traffic.c exchanges messages on it, members.c takes what a server publishes, fanout.c publishes and waits for the
+ * members, report.c reads the clocks and prints, load.c decides when. */
 #ifndef LOAD_CLIENT_H
 #define LOAD_CLIENT_H
 
@@ -12,6 +13,16 @@
 #include "options.h"
 #include "ring.h"
 #include "script.h"
+
+/* The purpose of a connection. The server learns it from the path of the upgrade request, and over bare TCP from the
+ * first byte. */
+enum role {
+    ROLE_ECHO,      /* its messages come back */
+    ROLE_MEMBER,    /* receives every published message, sends none */
+    ROLE_CHATTER,   /* each of its messages is published to all chatters, itself included */
+    ROLE_PUBLISHER, /* each of its messages is published to all members; what it receives is ignored */
+    ROLES
+};
 
 /* The event that a connection waits for. */
 enum awaited {
@@ -48,6 +59,10 @@ struct connection {
     uint8_t *head;             /* while opening: the bytes received so far */
     size_t head_bytes;
     uint64_t opened_at;
+    /* Members and chatters only. */
+    uint64_t taken_bytes;      /* of the stream of published messages */
+    uint64_t heard;            /* the sum of marks (members.c) of the messages that a verified chatter received */
+    uint8_t *partial;          /* chatters: a message of which a part has arrived */
 };
 
 /* The counters that run while `recording`. */
@@ -67,9 +82,15 @@ struct client {
     struct pool read;    /* for connections whose answers are compared */
     struct pool discard; /* for connections whose answers are only counted */
     struct sockaddr_in address;
+    /* options.connections echo connections, then the members or chatters, then the publisher if there is one. */
     struct connection *connections;
-    char request[1024]; /* the upgrade request */
-    size_t request_bytes;
+    unsigned connection_count;
+    struct connection *members;
+    struct connection *publisher; /* NULL: none */
+    struct {
+        char bytes[1024]; /* the upgrade request, over TCP one letter */
+        size_t count;
+    } requests[ROLES];
     unsigned opening;   /* connections between AWAIT_TURN and AWAIT_ANSWERS */
     unsigned next;      /* the first connection still in AWAIT_TURN */
     unsigned open;      /* connections in AWAIT_ANSWERS */
@@ -83,6 +104,11 @@ struct client {
     uint64_t rate_start;
     uint64_t rate_released; /* messages that were due until now */
     uint64_t window_start, window_end;
+    /* Messages published so far (in chat: by all together), and the sum of their marks. A publisher with a rate sends
+     * message k when it is due at `rate_start` + k / rate. */
+    uint64_t published;
+    uint64_t said;
+    bool verify_all; /* now, whatever the options say */
     struct counts counts;
 };
 
@@ -92,6 +118,45 @@ struct client {
 void opening_continue(struct client *client);
 /* Handles a completion for a connection that is not in AWAIT_ANSWERS. */
 void opening_complete(struct client *client, struct connection *connection, enum request request, int result);
+
+/* members.c */
+
+/* Waits until every member that reads has taken `published` messages, and compares the bytes of the verified ones. Ends
+ * the program if a message is lost, wrong, or does not come. */
+void members_take(struct client *client);
+/* The same for the stalled members, with every byte compared. */
+void members_take_stalled(struct client *client);
+/* Ends the program if a member has received more than was published. */
+void members_expect_nothing(struct client *client);
+/* Ends the sessions of members and publisher; the server has noticed all of it when this returns. */
+void members_end(struct client *client);
+/* Chat: notes that `count` messages were sent, the first of which is number `position` of the script. */
+void members_said(struct client *client, uint64_t position, unsigned count);
+
+/* fanout.c */
+
+/* Publishes one message, which every member has to receive with the right bytes. */
+void fanout_prove(struct client *client);
+/* Publishes and waits for all members, round by round, until `deadline`; always ends with a whole round. */
+void fanout_run_until(struct client *client, uint64_t deadline);
+/* Publishes `count` messages, one round of options.in_flight after the other. */
+void fanout_publish(struct client *client, uint64_t count);
+/* A publisher with a rate: publishes what is due, and returns the nanoseconds until the next message is due. */
+uint64_t fanout_release(struct client *client);
+
+/* report.c */
+
+/* Values read at both ends of the window; the report shows their differences. */
+struct reading {
+    uint64_t at;
+    uint64_t own_cpu;
+    uint64_t own_waited; /* time in which the process was ready to run while the CPU did something else */
+    uint64_t watched_cpu;
+    uint64_t watched_waited;
+};
+struct reading report_read_clocks(const struct client *client);
+/* Prints the JSON object. */
+void report_print(const struct client *client, struct reading from, struct reading to);
 
 /* traffic.c */
 
@@ -114,11 +179,29 @@ static inline unsigned connection_index(const struct client *client, const struc
     return (unsigned)(connection - client->connections);
 }
 
+static inline enum role connection_role(const struct client *client, const struct connection *connection)
+{
+    if (connection == client->publisher)
+        return ROLE_PUBLISHER;
+    if (connection < client->members)
+        return ROLE_ECHO;
+    return client->options.mode == MODE_CHAT ? ROLE_CHATTER : ROLE_MEMBER;
+}
+
 /* Whether every byte that a connection receives is compared. With --verify this is true for all connections, otherwise
- * only for the first one, as a sample. (The first reply of each connection is always compared.) */
+ * only for the first one and the first member, as samples. (The first reply of each connection, and the first published
+ * message, are always compared.) */
 static inline bool connection_is_verified(const struct client *client, const struct connection *connection)
 {
-    return client->options.verify || connection == client->connections;
+    return client->options.verify || client->verify_all || connection == client->connections ||
+           connection == client->members;
+}
+
+/* Whether it is one of the members that do not read, the last ones. */
+static inline bool connection_is_stalled(const struct client *client, const struct connection *connection)
+{
+    return connection >= client->members + client->options.members - client->options.stalled &&
+           connection < client->members + client->options.members;
 }
 
 static inline struct pool *connection_pool(struct client *client, const struct connection *connection)

@@ -1,4 +1,4 @@
-/* The phases of the load generator: open, warm up, measure, wait for the last replies, report. */
+/* The phases of the load generator: open, warm up, measure, wait for the last replies, end. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
@@ -16,15 +16,6 @@
 #define DRAIN_NANOSECONDS (UINT64_C(1) * NANOSECONDS_PER_SECOND)  /* how long to wait for the last replies after the
                                                                      window */
 #define SLEEP_NANOSECONDS_MAX (UINT64_C(100) * NANOSECONDS_PER_MILLISECOND)
-
-/* Values read at both ends of the window; the report shows their differences. */
-struct reading {
-    uint64_t at;
-    uint64_t own_cpu;
-    uint64_t own_waited; /* time in which the process was ready to run while the CPU did something else */
-    uint64_t watched_cpu;
-    uint64_t watched_waited;
-};
 
 static void raise_descriptor_limit(void)
 {
@@ -61,10 +52,35 @@ static unsigned power_of_two_from(unsigned least)
 static void open_ring(struct client *client)
 {
     const unsigned buffer_bytes = (unsigned)clamp(client->script.answer_bytes, 17 << 10, 256 << 10);
-    const unsigned completions = power_of_two_from((unsigned)clamp(4u * client->options.connections, 512, 16384));
+    const unsigned completions = power_of_two_from((unsigned)clamp(4u * client->connection_count, 512, 16384));
     ring_open(&client->ring, 256, completions);
     pool_open(&client->read, &client->ring, 0, POOL_READ, client->options.verify ? 128 : 16, buffer_bytes);
     pool_open(&client->discard, &client->ring, 1, POOL_DISCARD, completions / 2, buffer_bytes);
+}
+
+/* Makes the connections and, for each role, the first bytes that a connection sends. */
+static void lay_out(struct client *client)
+{
+    const struct options *options = &client->options;
+    const bool publisher = options->members > 0 && options->mode != MODE_CHAT;
+    const char *const paths[ROLES] = {[ROLE_ECHO] = options->path, [ROLE_MEMBER] = "/member",
+                                      [ROLE_CHATTER] = "/chat", [ROLE_PUBLISHER] = "/publisher"};
+    static const char letters[ROLES] = {[ROLE_MEMBER] = 'm', [ROLE_CHATTER] = 'c', [ROLE_PUBLISHER] = 'p'};
+
+    client->connection_count = options->connections + options->members + publisher;
+    client->connections = allocate(client->connection_count, sizeof *client->connections);
+    client->members = client->connections + options->connections;
+    client->publisher = publisher ? client->members + options->members : NULL;
+    for (unsigned role = 0; role < ROLES; role++) {
+        if (options->protocol == PROTOCOL_TCP) {
+            client->requests[role].bytes[0] = letters[role];
+            client->requests[role].count = 1;
+        } else {
+            client->requests[role].count =
+                script_upgrade_request(client->requests[role].bytes, sizeof client->requests[role].bytes,
+                                       options->host, options->port, paths[role]);
+        }
+    }
 }
 
 static void prepare(struct client *client)
@@ -82,11 +98,9 @@ static void prepare(struct client *client)
     if (inet_pton(AF_INET, options->host, &client->address.sin_addr) != 1)
         fail("--host must be an IPv4 address, not \"%s\"", options->host);
     client->script = script_make(options->protocol, options->text, options->payload_bytes, burst, options->verify);
-    client->request_bytes =
-        script_upgrade_request(client->request, sizeof client->request, options->host, options->port, options->path);
+    lay_out(client);
     open_ring(client);
-    client->connections = allocate(options->connections, sizeof *client->connections);
-    if (options->messages_per_second == 0) {
+    if (options->messages_per_second == 0 && options->connections > 0) {
         struct burst *bursts = allocate((size_t)options->connections * options->in_flight, sizeof *bursts);
         for (unsigned i = 0; i < options->connections; i++)
             client->connections[i].bursts = bursts + (size_t)i * options->in_flight;
@@ -121,6 +135,10 @@ static void turn(struct client *client, uint64_t deadline)
         uint64_t until_due = traffic_release(client);
         wait = until_due < wait ? until_due : wait;
     }
+    if (client->rate_start != 0 && client->options.publishes_per_second > 0) {
+        uint64_t until_due = fanout_release(client);
+        wait = until_due < wait ? until_due : wait;
+    }
     if (wait > SLEEP_NANOSECONDS_MAX)
         wait = SLEEP_NANOSECONDS_MAX;
     ring_turn(&client->ring, client->options.spin ? 0 : wait);
@@ -128,7 +146,7 @@ static void turn(struct client *client, uint64_t deadline)
     handle_completions(client);
     if (client->now - client->last_progress > STALL_NANOSECONDS)
         fail("nothing came from the server for %d seconds: %u of %u connections are open, %llu messages wait for an "
-             "answer", (int)(STALL_NANOSECONDS / NANOSECONDS_PER_SECOND), client->open, client->options.connections,
+             "answer", (int)(STALL_NANOSECONDS / NANOSECONDS_PER_SECOND), client->open, client->connection_count,
              (unsigned long long)client->outstanding);
 }
 
@@ -138,135 +156,121 @@ static void run_until(struct client *client, uint64_t deadline)
         turn(client, deadline);
 }
 
-static uint64_t watched_cpu(const struct options *options)
-{
-    uint64_t sum = 0;
-    for (unsigned i = 0; i < options->watched_count; i++) {
-        clockid_t clock;
-        if (clock_getcpuclockid(options->watched[i], &clock) != 0)
-            fail("--watch: there is no process %d", (int)options->watched[i]);
-        sum += clock_nanoseconds(clock);
-    }
-    return sum;
-}
-
-/* Reads the waiting time of a process's first thread; 0 if the kernel does not record it. */
-static uint64_t waited(pid_t pid)
-{
-    char path[64];
-    unsigned long long ran = 0, nanoseconds = 0;
-    snprintf(path, sizeof path, "/proc/%d/schedstat", (int)pid);
-    FILE *file = fopen(path, "r");
-    if (file != NULL) {
-        if (fscanf(file, "%llu %llu", &ran, &nanoseconds) != 2)
-            nanoseconds = 0;
-        fclose(file);
-    }
-    return nanoseconds;
-}
-
-static struct reading read_clocks(const struct client *client)
-{
-    struct reading reading = {
-        .at = client->now,
-        .own_cpu = clock_nanoseconds(CLOCK_PROCESS_CPUTIME_ID),
-        .own_waited = waited(getpid()),
-        .watched_cpu = watched_cpu(&client->options),
-    };
-    for (unsigned i = 0; i < client->options.watched_count; i++)
-        reading.watched_waited += waited(client->options.watched[i]);
-    return reading;
-}
-
 static void open_all(struct client *client)
 {
-    while (client->open < client->options.connections) {
+    while (client->open < client->connection_count) {
         opening_continue(client);
         turn(client, UINT64_MAX);
     }
 }
 
-static void report_cpu(const char *who, uint64_t cpu, uint64_t waited_for_cpu, double seconds, uint64_t messages)
+/* Sends and receives until `deadline`. */
+static void exchange_until(struct client *client, uint64_t deadline)
 {
-    const double cpu_seconds = (double)cpu / NANOSECONDS_PER_SECOND;
-    printf(", \"%s_cpu_seconds\": %.6f, \"%s_cpu_share\": %.4f, \"%s_waited_seconds\": %.6f", who, cpu_seconds, who,
-           cpu_seconds / seconds, who, (double)waited_for_cpu / NANOSECONDS_PER_SECOND);
-    if (messages > 0)
-        printf(", \"%s_cpu_microseconds_per_message\": %.4f", who, cpu_seconds * 1e6 / (double)messages);
+    if (options_publish(&client->options))
+        fanout_run_until(client, deadline);
+    else
+        run_until(client, deadline);
 }
 
-static void report(const struct client *client, struct reading from, struct reading to)
+static void start(struct client *client)
 {
-    const struct options *options = &client->options;
-    const struct counts *counts = &client->counts;
-    const double seconds = (double)(to.at - from.at) / NANOSECONDS_PER_SECOND;
-    static const struct { const char *name; double fraction; } quantiles[] = {
-        {"p50", 0.5}, {"p90", 0.9}, {"p99", 0.99}, {"p99.9", 0.999}, {"max", 1}};
+    if (client->options.mode == MODE_UPGRADE) {
+        opening_continue(client);
+        return;
+    }
+    open_all(client);
+    if (client->options.members > 0)
+        fanout_prove(client);
+    traffic_start(client);
+}
 
-    printf("{\"mode\": \"%s\", \"connections\": %u, \"payload_bytes\": %zu, \"in_flight\": %u, \"text\": %s, "
-           "\"verified\": %s, \"rate\": %.0f",
-           options->mode == MODE_ECHO ? "echo" : "upgrade", options->connections, options->payload_bytes,
-           options->in_flight, options->text ? "true" : "false", options->verify ? "true" : "false",
-           options->messages_per_second);
-    printf(", \"messages\": %llu, \"seconds\": %.6f, \"messages_per_second\": %.1f",
-           (unsigned long long)counts->messages, seconds, (double)counts->messages / seconds);
-    printf(", \"latency_microseconds\": {");
-    for (unsigned i = 0; i < sizeof quantiles / sizeof *quantiles; i++)
-        printf("%s\"%s\": %.1f", i > 0 ? ", " : "", quantiles[i].name,
-               (double)histogram_quantile(&counts->latency, quantiles[i].fraction) / NANOSECONDS_PER_MICROSECOND);
-    printf("}");
-    report_cpu("client", to.own_cpu - from.own_cpu, to.own_waited - from.own_waited, seconds, counts->messages);
-    if (options->watched_count > 0)
-        report_cpu("server", to.watched_cpu - from.watched_cpu, to.watched_waited - from.watched_waited, seconds,
-                   counts->messages);
-    printf(", \"turns\": %llu, \"sends_short\": %llu, \"receives_ended\": %llu, \"unanswered\": %llu}\n",
-           (unsigned long long)counts->turns, (unsigned long long)counts->sends_short,
-           (unsigned long long)counts->receives_ended, (unsigned long long)counts->unanswered);
+/* Waits for the last replies; what is missing then was lost, or is counted as unanswered. */
+static void drain(struct client *client)
+{
+    client->stopping = true;
+    const uint64_t deadline = client->now + DRAIN_NANOSECONDS;
+    while (client->now < deadline && (client->outstanding > 0 || client->opening > 0))
+        turn(client, deadline);
+    if (client->options.messages_per_second > 0)
+        traffic_count_unanswered(client);
+    if (client->options.members > 0) {
+        members_take(client);
+        members_expect_nothing(client);
+    }
+}
+
+static void end(struct client *client)
+{
+    if (client->options.mode != MODE_UPGRADE)
+        traffic_end(client);
+    if (client->options.members > 0)
+        members_end(client);
+    client->now = now_nanoseconds();
+    const uint64_t deadline = client->now + DRAIN_NANOSECONDS;
+    while (client->now < deadline && client->open > 0)
+        turn(client, deadline);
 }
 
 static void measure(struct client *client)
 {
     const struct options *options = &client->options;
-    if (options->mode == MODE_ECHO) {
-        open_all(client);
-        traffic_start(client);
-    } else {
-        opening_continue(client);
-    }
+    start(client);
     client->window_start = client->now + (uint64_t)(options->warmup_seconds * NANOSECONDS_PER_SECOND);
     client->window_end = client->window_start + (uint64_t)(options->seconds * NANOSECONDS_PER_SECOND);
-    run_until(client, client->window_start);
+    exchange_until(client, client->window_start);
     /* If the machine was stopped meanwhile, the window keeps its length. */
     client->window_end += client->now - client->window_start;
     client->window_start = client->now;
 
     memset(&client->counts, 0, sizeof client->counts);
     client->recording = true;
-    const struct reading from = read_clocks(client);
-    run_until(client, client->window_end);
-    const struct reading to = read_clocks(client);
+    const struct reading from = report_read_clocks(client);
+    exchange_until(client, client->window_end);
+    const struct reading to = report_read_clocks(client);
     client->recording = false;
 
-    client->stopping = true;
-    uint64_t deadline = client->now + DRAIN_NANOSECONDS;
-    while (client->now < deadline && (client->outstanding > 0 || client->opening > 0))
-        turn(client, deadline);
-    if (options->messages_per_second > 0)
-        traffic_count_unanswered(client);
-    report(client, from, to);
+    drain(client);
+    report_print(client, from, to);
+    end(client);
+}
 
-    if (options->mode == MODE_ECHO)
-        traffic_end(client);
-    deadline = client->now + DRAIN_NANOSECONDS;
-    while (client->now < deadline && client->open > 0)
-        turn(client, deadline);
+/* Waits until standard input has a line or has ended. */
+static void read_line(void)
+{
+    char byte = '\0';
+    ssize_t count;
+    do
+        count = read(STDIN_FILENO, &byte, 1);
+    while ((count > 0 && byte != '\n') || (count < 0 && errno == EINTR));
+}
+
+static void say(const char *what, uint64_t count)
+{
+    printf("{\"%s\": %llu}\n", what, (unsigned long long)count);
+    fflush(stdout);
+}
+
+/* The caller reads the server's memory between the lines. */
+static void pile_up(struct client *client)
+{
+    open_all(client);
+    fanout_prove(client);
+    say("ready", client->open);
+    read_line();
+    fanout_publish(client, client->options.publishes);
+    say("published", client->published);
+    read_line();
+    members_take_stalled(client);
+    members_expect_nothing(client);
+    say("taken", client->published);
+    end(client);
 }
 
 static void hold(struct client *client)
 {
     open_all(client);
-    printf("{\"ready\": %u}\n", client->open);
-    fflush(stdout);
+    say("ready", client->open);
     char byte;
     ssize_t count;
     do
@@ -281,6 +285,8 @@ int main(int argc, char **argv)
     prepare(&client);
     if (client.options.mode == MODE_IDLE)
         hold(&client);
+    else if (client.options.mode == MODE_BACKLOG)
+        pile_up(&client);
     else
         measure(&client);
     return 0;

@@ -24,14 +24,27 @@ static size_t head_room(const struct client *client)
     return client->script.answer_bytes > HEAD_BYTES_MAX ? client->script.answer_bytes : HEAD_BYTES_MAX;
 }
 
+/* A socket that nothing is read from, and the one at its server's end, together take megabytes before the server
+ * notices: its kernel sizes the send buffer by the segments, and the receive buffer ends up full. With small segments
+ * and a small window it is tens of KiB. */
+static void keep_socket_small(int fd)
+{
+    const int segment_bytes = 536, receive_bytes = 4096;
+    if (setsockopt(fd, IPPROTO_TCP, TCP_MAXSEG, &segment_bytes, sizeof segment_bytes) != 0 ||
+        setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &receive_bytes, sizeof receive_bytes) != 0)
+        fail("cannot make a socket take little: %s", strerror(errno));
+}
+
 static void open_connection(struct client *client, struct connection *connection)
 {
     connection->fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (connection->fd < 0)
-        fail("socket %u of %u: %s%s", connection_index(client, connection), client->options.connections,
+        fail("socket %u of %u: %s%s", connection_index(client, connection), client->connection_count,
              strerror(errno), errno == EMFILE ? " (raise the limit: ulimit -n)" : "");
     const int yes = 1;
     setsockopt(connection->fd, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes);
+    if (connection_is_stalled(client, connection))
+        keep_socket_small(connection->fd);
 
     if (connection->head == NULL)
         connection->head = allocate(1, head_room(client));
@@ -46,7 +59,7 @@ static void open_connection(struct client *client, struct connection *connection
 void opening_continue(struct client *client)
 {
     const unsigned at_once = client->options.mode == MODE_UPGRADE ? client->options.connections : OPENING_MAX;
-    while (client->opening < at_once && client->next < client->options.connections) {
+    while (client->opening < at_once && client->next < client->connection_count) {
         client->opening++;
         open_connection(client, &client->connections[client->next++]);
     }
@@ -78,13 +91,41 @@ static void on_connected(struct client *client, struct connection *connection, i
     if (result < 0)
         fail("cannot connect to %s:%u (connection %u): %s", client->options.host, client->options.port,
              connection_index(client, connection), strerror(-result));
-    if (client->options.protocol == PROTOCOL_TCP) {
+    const enum role role = connection_role(client, connection);
+    if (client->options.protocol == PROTOCOL_TCP && role == ROLE_ECHO) {
         begin_proof(client, connection);
         return;
     }
     connection->awaited = AWAIT_UPGRADE;
-    client_send(client, connection, client->request, client->request_bytes);
+    client_send(client, connection, client->requests[role].bytes, client->requests[role].count);
     receive(client, connection, HEAD_BYTES_MAX - 1, 0);
+}
+
+static void begin_traffic(struct client *client, struct connection *connection)
+{
+    free(connection->head);
+    connection->head = NULL;
+    connection->awaited = AWAIT_ANSWERS;
+    client->opening--;
+    client->open++;
+}
+
+static void on_upgraded(struct client *client, struct connection *connection)
+{
+    if (client->options.mode == MODE_UPGRADE)
+        begin_end(client, connection);
+    else if (connection_role(client, connection) == ROLE_ECHO)
+        begin_proof(client, connection);
+    else
+        begin_traffic(client, connection); /* the first published message is the proof */
+}
+
+/* Over bare TCP the server repeats the letter that named the role. */
+static void on_letter(struct client *client, struct connection *connection)
+{
+    if (connection->head[0] != client->requests[connection_role(client, connection)].bytes[0])
+        fail("the server did not repeat the letter of connection %u", connection_index(client, connection));
+    on_upgraded(client, connection);
 }
 
 static void on_upgrade_bytes(struct client *client, struct connection *connection, int result)
@@ -92,6 +133,10 @@ static void on_upgrade_bytes(struct client *client, struct connection *connectio
     if (result <= 0)
         fail("the server ended connection %u instead of answering the upgrade request: %s",
              connection_index(client, connection), result < 0 ? strerror(-result) : "end of stream");
+    if (client->options.protocol == PROTOCOL_TCP) {
+        on_letter(client, connection);
+        return;
+    }
     connection->head_bytes += (size_t)result;
     connection->head[connection->head_bytes] = '\0';
     const char *head = (const char *)connection->head;
@@ -106,10 +151,7 @@ static void on_upgrade_bytes(struct client *client, struct connection *connectio
         fail("the server did not accept the upgrade: %.*s", (int)strcspn(head, "\r\n"), head);
     if ((size_t)(end + 4 - head) != connection->head_bytes)
         fail("the server spoke first, after its response; an echo server does not");
-    if (client->options.mode == MODE_UPGRADE)
-        begin_end(client, connection);
-    else
-        begin_proof(client, connection);
+    on_upgraded(client, connection);
 }
 
 static void on_proof(struct client *client, struct connection *connection, int result)
@@ -127,13 +169,9 @@ static void on_proof(struct client *client, struct connection *connection, int r
         fail("the first answer is not the message: %zu of %zu bytes came, byte %zu is the first to differ", count,
              client->script.answer_bytes, same);
     }
-    free(connection->head);
-    connection->head = NULL;
     connection->sent = 1;
     connection->answered = 1;
-    connection->awaited = AWAIT_ANSWERS;
-    client->opening--;
-    client->open++;
+    begin_traffic(client, connection);
     if (client->options.mode == MODE_ECHO)
         traffic_arm(client, connection);
 }

@@ -12,7 +12,8 @@ static const char usage[] =
     "Puts a load on a WebSocket echo server and prints one JSON object about it.\n"
     "\n"
     "  --mode MODE              echo (default), upgrade (connect, upgrade, close, again), idle (hold, until\n"
-    "                           standard input ends; prints a line when all stand)\n"
+    "                           standard input ends; prints a line when all stand), and those of a server that\n"
+    "                           publishes: fanout, chat, backlog (see below)\n"
     "  --host ADDRESS           IPv4, 127.0.0.1 by default\n"
     "  --port PORT\n"
     "  --path PATH              of the upgrade request, / by default\n"
@@ -29,7 +30,22 @@ static const char usage[] =
     "  --warmup-seconds N       0.2 by default\n"
     "  --seconds N              1 by default\n"
     "  --core N                 run on this CPU only\n"
-    "  --watch PID              report the CPU time this process used meanwhile; may be repeated\n";
+    "  --watch PID              report the CPU time this process used meanwhile; may be repeated\n"
+    "\n"
+    "A server that publishes knows a connection by the path of its upgrade request: it publishes what /publisher sends\n"
+    "to every /member, and what a /chat sends to every /chat, and echoes on any other path. The unit is a message\n"
+    "received by a member.\n"
+    "\n"
+    "  --mode fanout            a publisher sends --in-flight messages at once, and the next ones when every member has\n"
+    "                           received the last ones\n"
+    "  --mode chat              every member sends --in-flight messages, and the next ones when every member has\n"
+    "                           received the last ones of all members\n"
+    "  --mode backlog           prints a line when all members stand, publishes after a line of standard input, prints\n"
+    "                           a line, and after another line lets the stalled members read and compares every byte\n"
+    "  --members N              with --mode echo: beside the echo connections; they read after the window\n"
+    "  --stalled N              so many of the members do not read; their sockets take little\n"
+    "  --publishes N            with --mode backlog: how many messages\n"
+    "  --publish-rate N         with --mode echo: messages published per second, when they are due\n";
 
 static double number(const char *name, const char *text, double least, double most)
 {
@@ -65,15 +81,20 @@ static const struct option long_options[] = {
     {"rate", required_argument, NULL, 'r'},        {"spin", no_argument, NULL, 's'},
     {"warmup-seconds", required_argument, NULL, 'w'}, {"seconds", required_argument, NULL, 'd'},
     {"core", required_argument, NULL, 'k'},        {"watch", required_argument, NULL, 'i'},
+    {"members", required_argument, NULL, 'M'},     {"stalled", required_argument, NULL, 'S'},
+    {"publishes", required_argument, NULL, 'P'},   {"publish-rate", required_argument, NULL, 'R'},
     {"help", no_argument, NULL, 'H'},              {NULL, 0, NULL, 0}};
+
+const char *const options_mode_names[MODES] = {
+    [MODE_ECHO] = "echo",     [MODE_UPGRADE] = "upgrade", [MODE_IDLE] = "idle",
+    [MODE_FANOUT] = "fanout", [MODE_CHAT] = "chat",       [MODE_BACKLOG] = "backlog"};
 
 static void set(struct options *options, int key, const char *name, const char *value)
 {
-    static const char *const modes[] = {[MODE_ECHO] = "echo", [MODE_UPGRADE] = "upgrade", [MODE_IDLE] = "idle"};
     static const char *const protocols[] = {[PROTOCOL_WEBSOCKET] = "websocket", [PROTOCOL_TCP] = "tcp"};
 
     switch (key) {
-    case 'm': options->mode = (enum mode)choice(name, value, modes, 3); break;
+    case 'm': options->mode = (enum mode)choice(name, value, options_mode_names, MODES); break;
     case 'o': options->protocol = (enum protocol)choice(name, value, protocols, 2); break;
     case 'h': options->host = value; break;
     case 'a': options->path = value; break;
@@ -88,12 +109,39 @@ static void set(struct options *options, int key, const char *name, const char *
     case 'w': options->warmup_seconds = number(name, value, 0, 3600); break;
     case 'd': options->seconds = number(name, value, 0.01, 3600); break;
     case 'k': options->core = (int)whole(name, value, 0, 4095); break;
+    case 'M': options->members = whole(name, value, 1, 1 << 20); break;
+    case 'S': options->stalled = whole(name, value, 0, 1 << 20); break;
+    case 'P': options->publishes = whole(name, value, 1, 1 << 30); break;
+    case 'R': options->publishes_per_second = number(name, value, 0.1, 1e6); break;
     case 'i':
         if (options->watched_count == WATCHED_MAX)
             fail("--watch is possible for %d processes", WATCHED_MAX);
         options->watched[options->watched_count++] = (pid_t)whole(name, value, 1, 1 << 30);
         break;
     }
+}
+
+/* The options of servers that publish, each with the modes it is for. */
+static void check_publishing(struct options *options)
+{
+    const bool publishes = options_publish(options);
+    if (publishes && options->members == 0)
+        fail("--mode %s needs --members", options_mode_names[options->mode]);
+    if (options->members > 0 && !publishes && options->mode != MODE_ECHO)
+        fail("--members needs --mode fanout, chat, backlog or echo");
+    if (options->members > 0 && options->mode == MODE_ECHO &&
+        (options->publishes_per_second == 0 || options->protocol == PROTOCOL_TCP))
+        fail("--members with --mode echo needs --publish-rate and --protocol websocket");
+    if (options->publishes_per_second > 0 && (options->mode != MODE_ECHO || options->members == 0))
+        fail("--publish-rate needs --mode echo and --members");
+    if (options->stalled > 0 && options->mode != MODE_FANOUT && options->mode != MODE_BACKLOG)
+        fail("--stalled needs --mode fanout or backlog");
+    if (options->stalled > 0 && options->stalled >= options->members)
+        fail("--stalled must leave a member that reads");
+    if ((options->publishes > 0) != (options->mode == MODE_BACKLOG))
+        fail("--publishes and --mode backlog belong together");
+    if (publishes)
+        options->connections = 0;
 }
 
 struct options options_parse(int argc, char **argv)
@@ -119,5 +167,6 @@ struct options options_parse(int argc, char **argv)
         fail("--mode upgrade needs --protocol websocket");
     if (options.messages_per_second > 0 && options.mode != MODE_ECHO)
         fail("--rate needs --mode echo");
+    check_publishing(&options);
     return options;
 }

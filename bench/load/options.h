@@ -11,7 +11,11 @@
 enum mode {
     MODE_ECHO,    /* open all connections, exchange messages for a while, report */
     MODE_UPGRADE, /* connect, upgrade, close, and again, on each connection */
-    MODE_IDLE     /* open all connections, exchange one message on each, hold them until standard input ends */
+    MODE_IDLE,    /* open all connections, exchange one message on each, hold them until standard input ends */
+    MODE_FANOUT,  /* a publisher sends, and the next messages when all members that read have received the last ones */
+    MODE_CHAT,    /* the members publish: each sends, and the next messages when all have received all of the last ones */
+    MODE_BACKLOG, /* publish a number of messages, hold the stalled members, then let them read and compare every byte */
+    MODES
 };
 
 enum { WATCHED_MAX = 64 };
@@ -23,7 +27,11 @@ struct options {
     const char *path;
     unsigned port;
     unsigned connections;
-    unsigned in_flight; /* messages per connection */
+    unsigned in_flight; /* messages per connection; of a publisher: messages per round */
+    unsigned members;
+    unsigned stalled;         /* members that do not read */
+    unsigned publishes;       /* in backlog mode */
+    double publishes_per_second; /* beside echoes */
     size_t payload_bytes;
     bool text;
     bool verify;
@@ -35,6 +43,15 @@ struct options {
     pid_t watched[WATCHED_MAX];
     unsigned watched_count;
 };
+
+/* The modes as --mode names them. */
+extern const char *const options_mode_names[MODES];
+
+/* Whether all messages of the mode are published: there are no echo connections. */
+static inline bool options_publish(const struct options *options)
+{
+    return options->mode == MODE_FANOUT || options->mode == MODE_CHAT || options->mode == MODE_BACKLOG;
+}
 
 /* Ends the program with a message if the command line is wrong, and with a description for --help. */
 struct options options_parse(int argc, char **argv);

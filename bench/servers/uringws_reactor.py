@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from command_line import parse, parser, ready
 from uringws import Handler, Options, Reactor
@@ -18,9 +19,8 @@ def arguments(description: str | None) -> argparse.Namespace:
 
 
 @contextmanager
-def reactor(handler: Handler, arguments: argparse.Namespace) -> Iterator[Reactor]:
+def reactor(handler: Handler, arguments: argparse.Namespace, **asked: Any) -> Iterator[Reactor]:
     # Options which are not asked for are not named, so that an older library can still be measured.
-    asked = {}
     if arguments.busy_poll_microseconds:
         asked["busy_poll_microseconds"] = arguments.busy_poll_microseconds
     with Reactor(handler, backend=arguments.backend, options=Options(**asked)) as bound:
