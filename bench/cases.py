@@ -59,7 +59,7 @@ class Case:
 
     @property
     def service(self) -> Service:
-        """What a server has to offer to take part."""
+        """The service of the servers that take part."""
         return "fan-out" if self.members else "echo"
 
     @property

@@ -23,7 +23,7 @@ class Contender:
     cases: tuple[str, ...] | None = None
     """The only cases it is for; None: all."""
     services: tuple[Service, ...] = ("echo",)
-    """What it offers; a peer may offer both."""
+    """Its services; a peer may have both."""
     group: str = "usual"
     """Which contenders it is named with; only the usual ones take part where none is named."""
 

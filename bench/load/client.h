@@ -20,7 +20,7 @@ enum role {
     ROLE_ECHO,      /* its messages come back */
     ROLE_MEMBER,    /* receives every published message, sends none */
     ROLE_CHATTER,   /* each of its messages is published to all chatters, itself included */
-    ROLE_PUBLISHER, /* each of its messages is published to all members; what it receives is ignored */
+    ROLE_PUBLISHER, /* each of its messages is published to all members; all that it receives is ignored */
     ROLES
 };
 

@@ -1,4 +1,4 @@
-/* The sending side of fan-out: what is published, and when. Rounds are closed: the next messages are sent when every
+/* The sending side of fan-out: the messages, and when they are published. Rounds are closed: the next messages are sent when every
  * member that reads has the last ones. */
 #include "client.h"
 

@@ -185,7 +185,7 @@ static void start(struct client *client)
     traffic_start(client);
 }
 
-/* Waits for the last replies; what is missing then was lost, or is counted as unanswered. */
+/* Waits for the last replies; a missing one is lost, or is counted as unanswered. */
 static void drain(struct client *client)
 {
     client->stopping = true;

@@ -1,6 +1,6 @@
 /* A loop of sends on io_uring without any protocol: the lower bound for the cost of fan-out. A connection names its role
- * by its first byte (the load generator's --protocol tcp), which is sent back. What a publisher sends is then sent to all
- * members, what a chatter sends to all chatters, from the buffer in which it arrived: one send per member for all the
+ * by its first byte (the load generator's --protocol tcp), which is sent back. The bytes of a publisher are then sent to
+ * all members, those of a chatter to all chatters, from the buffer in which they arrived: one send per member for all the
  * bytes of a receive. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>

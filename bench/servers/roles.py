@@ -1,6 +1,6 @@
 """The roles of connections to a server that publishes: the path of the upgrade request names one.
 
-What /publisher sends goes to every /member, what a /chat sends to every /chat, itself included; any other path echoes.
+The messages of /publisher go to every /member, those of a /chat to every /chat, itself included; any other path echoes.
 """
 
 from typing import Final

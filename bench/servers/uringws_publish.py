@@ -1,4 +1,4 @@
-"""uringws that publishes by topics: one call per message, whatever the number of members."""
+"""uringws that publishes by topics, with one call per message for any number of members."""
 
 from roles import AUDIENCE, AUDIENCES
 from uringws import Accept, Connection, Handler, Message, Request, Topic

@@ -1,4 +1,4 @@
-"""uringws that publishes by a loop of sends in the handler: what a program did before there were topics."""
+"""uringws that publishes by a loop of sends in the handler, as a program without topics does."""
 
 from roles import AUDIENCE, AUDIENCES
 from uringws import Accept, Connection, Handler, Message, Request
