@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from uringws.asyncio.selector import ReactorSelector
+from uringws.asyncio.waiters import Wakeups
 from uringws.driver import Driver
 from uringws.errors import ReactorStateError
 from uringws.handler import Handler
@@ -42,7 +43,9 @@ class EventLoop(asyncio.SelectorEventLoop):
     def __init__(self, reactor: Reactor) -> None:
         """Take over a reactor that no thread has run. Use `new_event_loop`."""
         driver = Driver(reactor)
-        self._turns = ReactorSelector(reactor, driver)
+        self.wakeups: Final = Wakeups(self)
+        """The tasks that wait for messages of the ring."""
+        self._turns = ReactorSelector(reactor, driver, self.wakeups)
         super().__init__(self._turns)
         self._reactor = reactor
         self._driver = driver

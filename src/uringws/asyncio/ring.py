@@ -287,7 +287,7 @@ def _take_frame(conn: Connection, frame: Message) -> None:
     if len(frames) > connection._high:
         connection._pause_reading()
     if connection._is_reading:
-        connection._waiter.wake()
+        connection._waiter.wake_in_turn()
 
 
 def _limited(fragment_max: int) -> Callable[[Connection, Message], None]:

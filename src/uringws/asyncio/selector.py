@@ -11,6 +11,7 @@ from uringws.turn import TurnOutcome
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from uringws.asyncio.waiters import Wakeups
     from uringws.driver import Driver
     from uringws.reactor import Reactor
     from uringws.watches import Watch
@@ -28,10 +29,11 @@ class ReactorSelector(selectors.BaseSelector):
     that their readiness ends the turn. `close` leaves the reactor open.
     """
 
-    def __init__(self, reactor: Reactor, driver: Driver) -> None:
+    def __init__(self, reactor: Reactor, driver: Driver, wakeups: Wakeups) -> None:
         """The reactor is not touched before the first `select`, which may be another thread's."""
         self._reactor = reactor
         self._driver = driver
+        self._wakeups = wakeups
         self._others = selectors.EpollSelector()
         self._others_ready = False
         self._watch: Watch | None = None
@@ -48,6 +50,8 @@ class ReactorSelector(selectors.BaseSelector):
         """
         if self._watch is None:
             self._watch = self._reactor.watch(self._others.fileno(), self._note_others)
+        if self._wakeups.in_turn is not None:
+            self._wakeups.end_turn()  # an exception got out of the last turn
         until = None
         if timeout is not None and timeout > 0:
             until = time.monotonic() + timeout
@@ -55,6 +59,8 @@ class ReactorSelector(selectors.BaseSelector):
             timeout = 0
         while True:
             outcome = self._driver.take_turn(timeout, _CALLBACK_SECONDS)
+            if self._wakeups.in_turn is not None:
+                self._wakeups.end_turn()
             if self._others_ready or outcome is TurnOutcome.CUT_SHORT:
                 # Looked at once: the next turn reports again what stays ready. A turn that only goes on with the events
                 # of the last one reports nothing.

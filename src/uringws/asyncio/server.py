@@ -21,6 +21,7 @@ from uringws.asyncio.classes import OPEN
 from uringws.asyncio.connection import ServerConnection
 from uringws.asyncio.deadlines import Deadlines
 from uringws.asyncio.inbox import queue_marks
+from uringws.asyncio.loop import EventLoop
 from uringws.asyncio.opening import SERVER, OpeningRules
 from uringws.asyncio.ring import ring_of
 from uringws.asyncio.transport import TransportLink
@@ -106,7 +107,7 @@ class Server:
             write_limit=write_limit,
         )
         self.server: asyncio.Server  # made when this is awaited; it has the listening sockets
-        self.wakeups: Final = Wakeups(self.loop)
+        self.wakeups: Final = self.loop.wakeups if isinstance(self.loop, EventLoop) else Wakeups(self.loop)
         self.buffer: Final = memoryview(bytearray(_RECEIVE_BYTES))  # into which all transports read, in turn
         self.clocks: Final = Clocks(self.loop)
         self.links: Final[set[Link]] = set()  # of all connections that are not closed, opening ones included

@@ -1,7 +1,7 @@
 """How a task waits for a message: an awaitable that is used again and again, and the list of those to be resumed.
 
 A future per message would cost a callback of the event loop each. Here one callback resumes all tasks that became ready
-in one turn.
+in one iteration; on the ring the turn itself resumes them.
 """
 
 from __future__ import annotations
@@ -34,13 +34,18 @@ _CANCELLED: Final = _State.CANCELLED
 
 
 class Wakeups:
-    """The waiters of one event loop whose tasks its next iteration resumes, in order."""
+    """The waiters of one event loop whose tasks are to be resumed."""
 
-    __slots__ = ("_loop", "_waiters", "get_loop")
+    __slots__ = ("_loop", "_waiters", "get_loop", "in_turn")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._waiters: list[Waiter] = []
+        """Resumed by the next iteration, in order."""
+        self.in_turn: Waiter | None = None
+        """Woken by a message of the present turn: resumed when one of another connection wakes the next waiter, or else
+        at the end of the turn. Its task then finds all messages that came together, and a large one in the CPU caches.
+        """
         self.get_loop: Callable[[], asyncio.AbstractEventLoop] = itertools.repeat(loop).__next__
         """Returns the event loop of the tasks. A function in C: a task calls it each time it waits."""
 
@@ -51,15 +56,18 @@ class Wakeups:
             self._loop.call_soon(self._resume)
         waiters.append(waiter)
 
+    def end_turn(self) -> None:
+        """Resume the task that the last message of a turn has woken."""
+        waiter, self.in_turn = self.in_turn, None
+        if waiter is not None:
+            waiter.resume()
+
     def _resume(self) -> None:
         waiters, self._waiters = self._waiters, []
         iterator = iter(waiters)
         try:
             for waiter in iterator:
-                callback, context = waiter._callback, waiter._context
-                waiter._callback = None
-                if callback is not None and context is not None:
-                    context.run(callback, waiter)  # the task's next step
+                waiter.resume()
         finally:
             # Only what is no error, KeyboardInterrupt for example, gets out of a task's step. The others still wait.
             left = list(iterator)
@@ -102,6 +110,23 @@ class Waiter:
                 wakeups._waiters.append(self)  # `Wakeups.add`, written out
             else:
                 wakeups.add(self)
+
+    def wake_in_turn(self) -> None:
+        """Do as `wake` for a message of the turn that is being dispatched; resume the task that was woken before."""
+        if self._state is _WAITING:
+            self._state = _WOKEN
+            wakeups = self._wakeups
+            earlier = wakeups.in_turn
+            wakeups.in_turn = self
+            if earlier is not None:
+                earlier.resume()
+
+    def resume(self) -> None:
+        """Run the next step of the task that was woken."""
+        callback, context = self._callback, self._context
+        self._callback = None
+        if callback is not None and context is not None:
+            context.run(callback, self)
 
     # ---- what a task asks of a future
 
