@@ -974,4 +974,21 @@ MUTANTS = (
         "What ends the reactor's thread is raised by `join`",
         ("tests/test_reactor_thread.py::test_what_ends_the_reactor_reaches_the_caller",),
     ),
+    # Coroutines
+    Mutant(
+        "interrupted-turn-forgets-a-task",
+        "src/uringws/asyncio/selector.py",
+        "timeout = 0  # the loop looks at what that made ready",
+        "pass",
+        "An interrupt delays no message that came before it",
+        ("tests/test_asyncio_turns.py::test_an_interrupt_after_a_message_does_not_delay_its_handler",),
+    ),
+    Mutant(
+        "turn-forgets-the-task-woken-before",
+        "src/uringws/asyncio/waiters.py",
+        "            if earlier is not None:\n                earlier.resume()",
+        "            if earlier is not None:\n                pass",
+        "Every message reaches its coroutine",
+        ("tests/test_asyncio_turns.py::test_messages_that_come_together_reach_their_handlers_in_order",),
+    ),
 )

@@ -235,6 +235,10 @@ def test_the_functions_outside_cffi_check_their_arguments() -> None:
             shim.fast_send(*arguments)
     with pytest.raises(TypeError):
         shim.fast_send_event(0, 1, 0)
+    with pytest.raises(TypeError):
+        shim.fast_copy(0)
+    with pytest.raises(IndexError):
+        shim.fast_copy(0, 0)
     with pytest.raises(OverflowError):
         shim.fast_send(0, -1, 0, 1, b"")
     with pytest.raises(RuntimeError):

@@ -121,11 +121,33 @@ static PyObject *fast_publish_event(PyObject *self, PyObject *const *arguments, 
     return publish(&to, item->payload, item->bytes, skip);
 }
 
+static PyObject *fast_copy(PyObject *self, PyObject *const *arguments, Py_ssize_t count)
+{
+    (void)self;
+    if (count != 2)
+        return check_count(count, 2);
+    const struct urs_reactor *reactor = PyLong_AsVoidPtr(arguments[0]);
+    unsigned long index = PyLong_AsUnsignedLong(arguments[1]);
+    if (PyErr_Occurred() != NULL)
+        return NULL;
+    /* The block of an echo that was applied is gone. */
+    if (reactor == NULL || index >= reactor->event_count
+        || (reactor->offsets[index] == UINT32_MAX && reactor->events[index].item.block == NULL))
+        return PyErr_Format(PyExc_IndexError, "the payload of event %lu cannot be read", index);
+    const struct urs_item *item = &reactor->events[index].item;
+    if (item->opcode == URS_OPCODE_CONTINUATION || !item->fin)
+        Py_RETURN_NONE;
+    if (item->opcode == URS_OPCODE_TEXT)
+        return PyUnicode_DecodeUTF8((const char *)item->payload, (Py_ssize_t)item->bytes, NULL);
+    return PyBytes_FromStringAndSize((const char *)item->payload, (Py_ssize_t)item->bytes);
+}
+
 static PyMethodDef functions[] = {
     {"fast_send", (PyCFunction)(void (*)(void))fast_send, METH_FASTCALL, "See fast_send.h."},
     {"fast_send_event", (PyCFunction)(void (*)(void))fast_send_event, METH_FASTCALL, "See fast_send.h."},
     {"fast_publish", (PyCFunction)(void (*)(void))fast_publish, METH_FASTCALL, "See fast_send.h."},
     {"fast_publish_event", (PyCFunction)(void (*)(void))fast_publish_event, METH_FASTCALL, "See fast_send.h."},
+    {"fast_copy", (PyCFunction)(void (*)(void))fast_copy, METH_FASTCALL, "See fast_send.h."},
     {NULL, NULL, 0, NULL},
 };
 

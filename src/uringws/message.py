@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from typing import Final
 
-from uringws.shim import lib
-from uringws.turn import IN_BLOCK, INVALID, Turn
+from uringws.shim import fast_copy, lib
+from uringws.turn import IN_BLOCK, INVALID, NO_COLUMN, Turn
 
 __all__ = ["Message"]
 
 _TEXT: Final[int] = lib.URS_OPCODE_TEXT
+_copy: Final = fast_copy
 
 
 class Message(Turn):
@@ -70,15 +71,14 @@ class Message(Turn):
 
         For handlers that keep messages: one call in place of `is_text`, `fin`, and `text()` or `bytes(message)`.
         """
-        index = self._index
+        if self._opcodes is NO_COLUMN:
+            raise RuntimeError(INVALID)
         try:
-            opcode, offset = self._opcodes[index], self._offsets[index]
+            return _copy(self._address, self._index)  # type: ignore[no-any-return]
         except IndexError:
-            raise RuntimeError(INVALID) from None
-        if not opcode or not self._fins[index]:
-            return None
-        payload = bytes(self.data) if offset == IN_BLOCK else self._memory[offset : offset + self._lengths[index]]
-        return payload.decode() if opcode == _TEXT else payload
+            pass
+        payload = bytes(self.data)  # an echo that was applied has taken the block from the event, not from its view
+        return payload.decode() if self.opcode == _TEXT else payload
 
     def text(self) -> str:
         """Return a copy of the payload, decoded. Raises UnicodeDecodeError for binary that is not UTF-8."""

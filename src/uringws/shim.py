@@ -17,6 +17,7 @@ except ImportError as error:
 
 __all__ = [
     "CData",
+    "fast_copy",
     "fast_feed",
     "fast_frame",
     "fast_publish",
@@ -41,6 +42,8 @@ fast_publish: Final[Any] = _shim.fast_publish
 """`urs_publish` for bytes, and for a reactor by its address."""
 fast_publish_event: Final[Any] = _shim.fast_publish_event
 """`urs_publish` of the payload of the event that is being handled."""
+fast_copy: Final[Any] = _shim.fast_copy
+"""Copies the whole message of an event, of a reactor by its address."""
 fast_feed: Final[Any] = _shim.feed
 """Takes a chunk into a `ServerEngine` and returns its columns: see fast_engine.h."""
 fast_frame: Final[Any] = _shim.frame

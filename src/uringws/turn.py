@@ -23,14 +23,15 @@ if TYPE_CHECKING:
     from uringws.shim import CData
     from uringws.topics import Topics
 
-__all__ = ["INVALID", "IN_BLOCK", "Turn", "TurnOutcome"]
+__all__ = ["INVALID", "IN_BLOCK", "NO_COLUMN", "Turn", "TurnOutcome"]
 
 IN_BLOCK: Final = 0xFFFFFFFF
 """The offset of a payload that lies in a block of its own, not in the receive pool."""
 INVALID: Final = "a message is valid until its handler returns: copy what is to be kept"
 
 _FIN_OFFSET: Final = ffi.offsetof("struct urs_event", "item") + ffi.offsetof("struct urs_item", "fin")
-_NO_COLUMN: Final = memoryview(b"")
+NO_COLUMN: Final = memoryview(b"")
+"""Stands for each column while the current event is not a message."""
 
 
 class TurnOutcome(IntEnum):
@@ -110,7 +111,7 @@ class Turn:
 
     def _hide(self) -> None:
         """Make reading fail: the current event is not a message, and the index may already be that of the next one."""
-        self._offsets = self._lengths = self._opcodes = _NO_COLUMN
+        self._offsets = self._lengths = self._opcodes = NO_COLUMN
 
     def _release(self) -> None:
         """End the view of the message that was handled."""

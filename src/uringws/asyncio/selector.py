@@ -29,8 +29,11 @@ class ReactorSelector(selectors.BaseSelector):
     that their readiness ends the turn. `close` leaves the reactor open.
     """
 
-    def __init__(self, reactor: Reactor, driver: Driver, wakeups: Wakeups) -> None:
-        """The reactor is not touched before the first `select`, which may be another thread's."""
+    def __init__(self, reactor: Reactor, driver: Driver, wakeups: Wakeups | None = None) -> None:
+        """The reactor is not touched before the first `select`, which may be another thread's.
+
+        `wakeups` are those of the loop, whose tasks messages resume.
+        """
         self._reactor = reactor
         self._driver = driver
         self._wakeups = wakeups
@@ -50,8 +53,10 @@ class ReactorSelector(selectors.BaseSelector):
         """
         if self._watch is None:
             self._watch = self._reactor.watch(self._others.fileno(), self._note_others)
-        if self._wakeups.in_turn is not None:
-            self._wakeups.end_turn()  # an exception got out of the last turn
+        wakeups = self._wakeups
+        if wakeups is not None and wakeups.in_turn is not None:
+            wakeups.end_turn()  # an exception got out of the last turn
+            timeout = 0  # the loop looks at what that made ready
         until = None
         if timeout is not None and timeout > 0:
             until = time.monotonic() + timeout
@@ -59,8 +64,8 @@ class ReactorSelector(selectors.BaseSelector):
             timeout = 0
         while True:
             outcome = self._driver.take_turn(timeout, _CALLBACK_SECONDS)
-            if self._wakeups.in_turn is not None:
-                self._wakeups.end_turn()
+            if wakeups is not None and wakeups.in_turn is not None:
+                wakeups.end_turn()
             if self._others_ready or outcome is TurnOutcome.CUT_SHORT:
                 # Looked at once: the next turn reports again what stays ready. A turn that only goes on with the events
                 # of the last one reports nothing.
