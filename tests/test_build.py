@@ -139,6 +139,7 @@ def test_include_order_holds_for_this_header(name: str) -> None:
         ("stdlib.h", ["gcc", "musl-dev"]),
         ("Python.h", ["python3-dev", "python3-devel", "python (Arch)"]),
         ("liburing.h", ["liburing-dev", "liburing-devel", "liburing (Arch)"]),
+        ("zlib.h", ["zlib1g-dev", "zlib-devel", "zlib (Arch)", "zlib-static"]),
     ],
 )
 def test_missing_tools_are_named_with_their_packages(without: Without, header: str, packages: list[str]) -> None:
@@ -173,12 +174,19 @@ def test_build_stops_with_one_line(without: Without, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("archive", "objects", "libraries"), [(Path("/lib/liburing.a"), ["/lib/liburing.a"], []), (None, [], ["uring"])]
+    ("archives", "objects", "libraries"),
+    [
+        (["uring", "z"], ["/lib/liburing.a", "/lib/libz.a"], []),
+        (["uring"], ["/lib/liburing.a"], ["z"]),
+        ([], [], ["uring", "z"]),
+    ],
 )
-def test_liburing_is_linked_statically_where_it_can_be(
-    monkeypatch: pytest.MonkeyPatch, archive: Path | None, objects: list[str], libraries: list[str]
+def test_libraries_are_linked_statically_where_they_can_be(
+    monkeypatch: pytest.MonkeyPatch, archives: list[str], objects: list[str], libraries: list[str]
 ) -> None:
-    monkeypatch.setattr(build_ffi, "static_liburing", lambda: archive)
+    monkeypatch.setattr(
+        build_ffi, "static_library", lambda name: Path(f"/lib/lib{name}.a") if name in archives else None
+    )
     extension = Extension("uringws._shim", [])
     build_ffi.BuildExtension(Distribution()).pre_run(extension, cffi.FFI())
     assert (extension.extra_objects, extension.libraries) == (objects, libraries)
@@ -201,11 +209,12 @@ def test_extension_serves_every_python() -> None:
     assert Path(_shim.__file__).name == "_shim.abi3.so"
 
 
-def test_extension_brings_liburing_along() -> None:
-    if build_ffi.static_liburing() is None:
-        missing("liburing.a is not installed")
+@pytest.mark.parametrize("name", build_ffi.LIBRARIES)
+def test_extension_brings_its_libraries_along(name: str) -> None:
+    if build_ffi.static_library(name) is None:
+        missing(f"lib{name}.a is not installed")
     needed = subprocess.run(["readelf", "-d", _shim.__file__], capture_output=True, text=True, check=True).stdout
-    assert "liburing" not in needed
+    assert f"[lib{name}.so" not in needed
 
 
 def test_extension_exports_nothing_but_its_entry() -> None:
@@ -272,21 +281,26 @@ def test_header_stands_alone(path: Path, tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def liburing_headers(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """liburing's headers in a directory of their own: they are the same on every machine, those beside them are not."""
+def library_headers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The headers of liburing and zlib in a directory of their own.
+
+    They are the same on every machine of 64 bits; those beside them are not.
+    """
+    includes = "#include <liburing.h>\n#include <zlib.h>\n"
     listing = subprocess.run(
-        ["gcc", "-M", "-x", "c", "-"], input="#include <liburing.h>\n", capture_output=True, text=True, check=True
+        ["gcc", "-M", "-x", "c", "-"], input=includes, capture_output=True, text=True, check=True
     ).stdout
-    header = next(Path(word) for word in listing.split() if word.endswith("/liburing.h"))
     target = tmp_path_factory.mktemp("include")
-    shutil.copy(header, target)
+    for name in ("liburing.h", "zlib.h", "zconf.h"):
+        shutil.copy(next(Path(word) for word in listing.split() if word.endswith(f"/{name}")), target)
+    header = next(Path(word) for word in listing.split() if word.endswith("/liburing.h"))
     shutil.copytree(header.parent / "liburing", target / "liburing")
     return target
 
 
 @pytest.mark.parametrize("path", [path for path in C_FILES if path.name not in WITH_PYTHON], ids=lambda path: path.name)
-def test_compiles_for_arm64(path: Path, liburing_headers: Path) -> None:
-    compile_strictly("aarch64-linux-gnu-gcc", path, "-isystem", str(liburing_headers))
+def test_compiles_for_arm64(path: Path, library_headers: Path) -> None:
+    compile_strictly("aarch64-linux-gnu-gcc", path, "-isystem", str(library_headers))
 
 
 def test_an_extension_that_was_not_built_is_said_to_be_missing() -> None:

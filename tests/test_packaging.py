@@ -76,7 +76,7 @@ def test_the_metadata_name_version_licences_and_urls(sdist: Path) -> None:
     assert metadata["Name"] == project["name"]
     assert sdist.name == f"uringws-{metadata['Version']}.tar.gz"
     assert metadata["License-Expression"] == "MIT"
-    assert metadata.get_all("License-File") == ["LICENSE", "licenses/liburing.txt"]
+    assert metadata.get_all("License-File") == ["LICENSE", "licenses/liburing.txt", "licenses/zlib.txt"]
     assert f"Repository, {ADDRESS}" in (metadata.get_all("Project-URL") or [])
     assert metadata["Description-Content-Type"].startswith("text/markdown")
     assert f"]({ADDRESS}/blob/HEAD/examples/embed_aiohttp.py)" in metadata.get_payload()

@@ -27,6 +27,7 @@ C_LAYERS = (
     {"pages"},
     {"block", "fault", "frame", "head", "mask", "signals", "utf8", "wheel"},
     {"chain"},
+    {"deflate"},
     {"engine"},
     {"outbound"},
     {"pool"},
@@ -56,6 +57,7 @@ PYTHON_LAYERS = (
         "callbacks",
         "closing",
         "errors",
+        "extensions",
         "limits",
         "options",
         "frames",
@@ -91,7 +93,12 @@ PURE_HEADERS = re.compile(
 # The I/O backends move bytes and do not know what the bytes mean.
 PROTOCOL = {"engine.h", "frame.h", "mask.h", "outbound.h", "utf8.h"}
 
-ONLY_IN = {"liburing.h": "io_uring.c", "linux/io_uring.h": "io_uring.c", "sys/epoll.h": "io_epoll.c"}
+ONLY_IN = {
+    "liburing.h": "io_uring.c",
+    "linux/io_uring.h": "io_uring.c",
+    "sys/epoll.h": "io_epoll.c",
+    "zlib.h": "deflate.c",
+}
 
 # A definition over several lines: it starts at the margin, its head holds no blank line, its brace ends at the margin.
 FUNCTION = re.compile(

@@ -30,10 +30,28 @@ static bool may_join(struct urs_reactor *reactor, struct urs_session *session, c
     return gate == URS_GATE_OPEN;
 }
 
+/* Compresses the echo of a message as any other send. Returns false if it must be sent uncompressed. */
+static bool echo_compressed(struct urs_reactor *reactor, struct urs_session *session, struct urs_item *item, int *error)
+{
+    const struct urs_engine_rules *rules = &urs_core_rules(reactor, session)->engine;
+    bool whole = item->fin && item->opcode != URS_OPCODE_CONTINUATION;
+    if (!whole || !urs_engine_compresses(&session->engine, rules, item->bytes)
+        || !urs_outbound_compressed(&reactor->outbox, &session->outbound, &session->engine, rules, &reactor->memory,
+                                    item->opcode, item->payload, item->bytes, error))
+        return false;
+    reactor->stats.messages_deflated++;
+    urs_block_drop(item->block);
+    item->block = NULL;
+    return true;
+}
+
 static int add_echo(struct urs_reactor *reactor, struct urs_session *session, struct urs_item *item, bool in_hand)
 {
+    int error;
     if (item->kind == URS_ITEM_ECHO_RUN)
         return urs_outbound_echo_run(&reactor->outbox, &session->outbound, item);
+    if (URS_UNLIKELY(session->engine.deflate_terms != 0) && echo_compressed(reactor, session, item, &error))
+        return error;
     if (URS_UNLIKELY(in_hand))
         return urs_outbound_echo_unmoved(&reactor->outbox, &session->outbound, item, item->opcode, item->fin);
     return urs_outbound_echo(&reactor->outbox, &session->outbound, item, item->opcode, item->fin);

@@ -35,7 +35,8 @@ enum urs_error {
     URS_ERROR_STATE = -4117,             /* the call is not allowed in this state */
     URS_ERROR_REQUEST = -4118,           /* the bytes are not an HTTP request */
     URS_ERROR_THREAD = -4119,            /* a call from a thread that does not own the reactor */
-    URS_ERROR_FORKED = -4120             /* the reactor belongs to the parent process */
+    URS_ERROR_FORKED = -4120,            /* the reactor belongs to the parent process */
+    URS_ERROR_COMPRESSION = -4121        /* a compressed message that is no DEFLATE stream, RFC 7692 7.2.2 */
 };
 
 enum urs_opcode {

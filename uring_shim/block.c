@@ -105,6 +105,20 @@ static bool fits(const struct urs_memory *memory, size_t capacity)
         || (memory->bytes_used <= memory->bytes_max && capacity <= memory->bytes_max - memory->bytes_used);
 }
 
+int urs_memory_charge(struct urs_memory *memory, size_t bytes)
+{
+    if (!fits(memory, bytes))
+        return URS_ERROR_MEMORY_BUDGET;
+    memory->bytes_used += bytes;
+    return 0;
+}
+
+void urs_memory_refund(struct urs_memory *memory, size_t bytes)
+{
+    URS_ASSERT(memory->bytes_used >= bytes);
+    memory->bytes_used -= bytes;
+}
+
 /* Returns the capacity of a block with headroom and `room` bytes more. *index becomes its class. */
 static size_t capacity_for(size_t room, uint32_t *index)
 {

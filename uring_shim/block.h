@@ -93,6 +93,10 @@ struct urs_block *urs_block_new(struct urs_memory *memory, size_t room);
  * unchanged. */
 int urs_block_reserve(struct urs_memory *memory, struct urs_block **block, size_t from, size_t more, size_t expected);
 
+/* Charges memory that is no block. Returns 0 or URS_ERROR_MEMORY_BUDGET. urs_memory_refund takes it back. */
+int urs_memory_charge(struct urs_memory *memory, size_t bytes);
+void urs_memory_refund(struct urs_memory *memory, size_t bytes);
+
 /* Returns URS_ERROR_MEMORY_BUDGET if `room` bytes would not fit into the budget, otherwise -ENOMEM. */
 int urs_memory_error(const struct urs_memory *memory, size_t room);
 

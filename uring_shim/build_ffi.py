@@ -33,6 +33,7 @@ HEADERS = (
     "mask.h",
     "utf8.h",
     "frame.h",
+    "deflate.h",
     "engine.h",
     "outbound.h",
     "pool.h",
@@ -58,7 +59,7 @@ LIMITED_API = "0x030B0000"
 LIMITED_API_TAG = "cp311"
 
 COMPILE_FLAGS = ("-std=gnu11", "-O3", "-fvisibility=hidden")
-LINK_FLAGS = ("-Wl,--exclude-libs,ALL",)  # the static liburing stays private to the module
+LINK_FLAGS = ("-Wl,--exclude-libs,ALL",)  # static libraries stay private to the module
 SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
 SANITIZE_COMPILE_FLAGS = (*SANITIZE, "-fno-omit-frame-pointer", "-O1", "-g", "-UNDEBUG")
 
@@ -79,6 +80,11 @@ REQUIREMENTS = (
         "#include <liburing.h>\nvoid *probe(void) { return (void *)io_uring_prep_recv_multishot; }\n",
         "liburing.h, version 2.3 or later",
         "liburing-dev (Debian, Ubuntu; Alpine: and linux-headers), liburing-devel (Fedora), liburing (Arch)",
+    ),
+    (
+        "#include <zlib.h>\n#if ZLIB_VERNUM < 0x12c0\n#error too old: CVE-2018-25032\n#endif\n",
+        "zlib.h, version 1.2.12 or later",
+        "zlib1g-dev (Debian, Ubuntu), zlib-devel (Fedora), zlib (Arch), zlib-dev and zlib-static (Alpine)",
     ),
 )
 
@@ -152,9 +158,14 @@ def check_requirements() -> None:
             raise BuildError(f"{what} not found; install {packages}")
 
 
-def static_liburing() -> Path | None:
-    """The liburing.a that the compiler would link, or None where there is only a shared library."""
-    command = [*compiler(), "-print-file-name=liburing.a"]
+# The libraries that the shim is linked with: from their archives where those are installed, so that the machine that
+# runs a wheel needs none of them.
+LIBRARIES = ("uring", "z")
+
+
+def static_library(name: str) -> Path | None:
+    """The archive of lib`name` that the compiler would link, or None where there is only a shared library."""
+    command = [*compiler(), f"-print-file-name=lib{name}.a"]
     path = Path(subprocess.run(command, text=True, capture_output=True, check=True).stdout.strip())
     return path if path.is_absolute() else None  # a file that is not found comes back as the bare name
 
@@ -202,11 +213,12 @@ class BuildExtension(build_ext):
     def pre_run(self, extension: setuptools.Extension, ffi: cffi.FFI) -> None:
         """Called by cffi just before it writes the generated source."""
         check_requirements()
-        archive = static_liburing()
-        if archive:
-            extension.extra_objects.append(str(archive))
-        else:
-            extension.libraries.append("uring")
+        for name in LIBRARIES:
+            archive = static_library(name)
+            if archive:
+                extension.extra_objects.append(str(archive))
+            else:
+                extension.libraries.append(name)
         if not (self.inplace or self.editable_mode or flag("URING_SHIM_SANITIZE")):
             extension.extra_link_args.append("-Wl,--strip-all")  # three quarters of a wheel would be symbols
 

@@ -39,7 +39,8 @@ static int find(struct urs_reactor *reactor, uint64_t id, struct urs_session **s
     return *session == NULL ? URS_ERROR_STALE : 0;
 }
 
-static int answer_request(struct urs_reactor *reactor, uint64_t id, const uint8_t *response, size_t bytes, bool open)
+static int answer_request(struct urs_reactor *reactor, uint64_t id, const uint8_t *response, size_t bytes, bool open,
+                          uint16_t deflate_terms)
 {
     struct urs_session *session;
     int refused = find(reactor, id, &session);
@@ -58,6 +59,7 @@ static int answer_request(struct urs_reactor *reactor, uint64_t id, const uint8_
     }
     if (open) {
         urs_work_dirty(reactor, session);
+        urs_engine_agree(&session->engine, deflate_terms);
         urs_life_open(reactor, session);
     } else {
         urs_life_finish(reactor, session);
@@ -65,14 +67,15 @@ static int answer_request(struct urs_reactor *reactor, uint64_t id, const uint8_
     return 0;
 }
 
-int urs_command_accept(struct urs_reactor *reactor, uint64_t id, const uint8_t *response, size_t bytes)
+int urs_command_accept(struct urs_reactor *reactor, uint64_t id, const uint8_t *response, size_t bytes,
+                       uint16_t deflate_terms)
 {
-    return answer_request(reactor, id, response, bytes, true);
+    return answer_request(reactor, id, response, bytes, true, deflate_terms);
 }
 
 int urs_command_reject(struct urs_reactor *reactor, uint64_t id, const uint8_t *response, size_t bytes)
 {
-    return answer_request(reactor, id, response, bytes, false);
+    return answer_request(reactor, id, response, bytes, false, 0);
 }
 
 /* Returns the result for a frame that must not be sent now, after on_full was applied if the backlog is full. A part of
@@ -180,10 +183,44 @@ static enum urs_output output_of(uint8_t opcode)
     return opcode == URS_OPCODE_CONTINUATION ? URS_OUTPUT_CONTINUATION : URS_OUTPUT_MESSAGE;
 }
 
-static inline int send_frame(struct urs_reactor *reactor, uint64_t id, uint32_t index, uint8_t opcode, bool fin,
+/* Compresses a message as its session agreed. Returns false if it must be sent uncompressed. */
+static bool queue_compressed(struct urs_reactor *reactor, struct urs_session *session, uint8_t opcode,
+                             const uint8_t *data, size_t bytes, int *error)
+{
+    const struct urs_engine_rules *rules = &urs_core_rules(reactor, session)->engine;
+    bool data_frame = opcode == URS_OPCODE_TEXT || opcode == URS_OPCODE_BINARY;
+    if (!data_frame || !urs_engine_compresses(&session->engine, rules, bytes)
+        || !urs_outbound_compressed(&reactor->outbox, &session->outbound, &session->engine, rules, &reactor->memory,
+                                    opcode, data, bytes, error))
+        return false;
+    reactor->stats.messages_deflated += *error == 0;
+    return true;
+}
+
+/* Queues a frame, or sends it at once. Returns an urs_send_outcome or a negative result. */
+static inline int queue_frame(struct urs_reactor *reactor, struct urs_session *session, uint8_t opcode, bool fin,
+                              const uint8_t *data, size_t bytes)
+{
+    int error;
+    bool compress = session->engine.deflate_terms != 0 && fin && (opcode & URS_SEND_UNCOMPRESSED) == 0;
+    opcode &= (uint8_t)~URS_SEND_UNCOMPRESSED;
+    if (URS_LIKELY(!compress) || !queue_compressed(reactor, session, opcode, data, bytes, &error)) {
+        if (bytes >= DIRECT_BYTES_MIN && session->backlog.bytes + session->outbound.bytes == 0
+            && session->send_state == URS_SEND_IDLE)
+            return send_direct(reactor, session, opcode, fin, data, bytes);
+        error = urs_outbound_frame(&reactor->outbox, &session->outbound, opcode, fin, data, bytes);
+    }
+    if (error != 0)
+        return error;
+    urs_work_dirty(reactor, session);
+    return session->backlog.bytes > 0 || session->send_state != URS_SEND_IDLE ? URS_QUEUED : URS_SENT;
+}
+
+static inline int send_frame(struct urs_reactor *reactor, uint64_t id, uint32_t index, uint8_t flags, bool fin,
                              const uint8_t *data, size_t bytes)
 {
     struct urs_session *session;
+    uint8_t opcode = flags & (uint8_t)~URS_SEND_UNCOMPRESSED;
     int refused = find(reactor, id, &session);
     if (refused != 0)
         return refused;
@@ -191,20 +228,12 @@ static inline int send_frame(struct urs_reactor *reactor, uint64_t id, uint32_t 
     enum urs_gate gate = urs_gate_check(session, urs_core_rules(reactor, session), output_of(opcode), bytes);
     if (gate != URS_GATE_OPEN)
         return refuse_message(reactor, session, gate, opcode);
-    size_t pending = session->backlog.bytes + session->outbound.bytes;
     reactor->stats.messages_out += opcode < URS_OPCODE_CLOSE && fin;
     reactor->stats.pings_sent += opcode == URS_OPCODE_PING;
 
-    int result;
-    if (bytes >= DIRECT_BYTES_MIN && pending == 0 && session->send_state == URS_SEND_IDLE) {
-        result = send_direct(reactor, session, opcode, fin, data, bytes);
-    } else {
-        result = urs_outbound_frame(&reactor->outbox, &session->outbound, opcode, fin, data, bytes);
-        if (result != 0)
-            return result;
-        result = session->backlog.bytes > 0 || session->send_state != URS_SEND_IDLE ? URS_QUEUED : URS_SENT;
-        urs_work_dirty(reactor, session);
-    }
+    int result = queue_frame(reactor, session, flags, fin, data, bytes);
+    if (result < 0)
+        return result;
     if (URS_UNLIKELY(!fin || opcode == URS_OPCODE_CONTINUATION))
         session->unfinished = !fin;
     size_t high = urs_core_rules(reactor, session)->backlog_high_bytes;
@@ -239,9 +268,9 @@ const struct urs_item *urs_command_item(const struct urs_reactor *reactor, uint3
         || reactor->targets[index] == URS_TARGET_OTHER)
         return NULL;
     const struct urs_item *item = &reactor->events[index].item;
-    if (*opcode == 0)
-        *opcode = item->opcode;
-    return *opcode == URS_OPCODE_CONTINUATION ? NULL : item;
+    if ((*opcode & ~URS_SEND_UNCOMPRESSED) == 0)
+        *opcode |= item->opcode;
+    return (*opcode & ~URS_SEND_UNCOMPRESSED) == URS_OPCODE_CONTINUATION ? NULL : item;
 }
 
 int urs_command_send_event(struct urs_reactor *reactor, uint64_t id, uint32_t index, uint8_t opcode)

@@ -11,11 +11,17 @@
  * session; reject sends any other response (0 bytes: none), then flushes and closes the session. Until then the
  * handshake deadline counts, and up to URS_EARLY_BYTES_MAX bytes that follow the request are kept for the open session;
  * more stay in the socket. Returns 0, URS_ERROR_STALE, URS_ERROR_STATE if the request is answered, URS_ERROR_CLOSING if
- * its socket is lost, or -ENOMEM. */
-int urs_command_accept(struct urs_reactor *reactor, uint64_t id, const uint8_t *response, size_t bytes);
+ * its socket is lost, or -ENOMEM. `deflate_terms` (enum urs_deflate_term) are those that
+ * the 101 response names. */
+int urs_command_accept(struct urs_reactor *reactor, uint64_t id, const uint8_t *response, size_t bytes,
+                       uint16_t deflate_terms);
 int urs_command_reject(struct urs_reactor *reactor, uint64_t id, const uint8_t *response, size_t bytes);
 
-/* Queues a frame. `index` is the event being handled: the events before it are applied first. Returns an
+/* May be or-ed to an opcode to be sent: the message is not compressed, whatever the session agreed on. */
+enum urs_send_flag { URS_SEND_UNCOMPRESSED = 0x10 };
+
+/* Queues a frame. A whole message is compressed if the session agreed on that and it has rules.engine.deflate.bytes_min
+ * bytes; fragments never are. `index` is the event being handled: the events before it are applied first. Returns an
  * urs_send_outcome (URS_QUEUED also from backlog_high_bytes, at least 256 KiB, on), URS_ERROR_STALE, URS_ERROR_CLOSING,
  * URS_ERROR_FULL (with URS_ON_FULL_ERROR) or -ENOMEM. */
 int urs_command_send(struct urs_reactor *reactor, uint64_t id, uint32_t index, uint8_t opcode, const uint8_t *data,

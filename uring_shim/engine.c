@@ -7,12 +7,18 @@
 #include "frame.h"
 #include "mask.h"
 
+enum {
+    RSV1 = 4,                            /* in urs_frame_header.rsv: the message is compressed, RFC 7692 6 */
+    COMPRESSED_BYTES_SPARE = 256         /* a small message may be larger compressed, and have empty blocks */
+};
+
 static bool is_control(uint8_t opcode) { return (opcode & 0x8) != 0; }
 
 uint16_t urs_engine_close_code(int error)
 {
     switch (error) {
     case URS_ERROR_UTF8:
+    case URS_ERROR_COMPRESSION:
         return URS_CLOSE_INVALID_PAYLOAD;
     case URS_ERROR_TOO_BIG:
         return URS_CLOSE_MESSAGE_TOO_BIG;
@@ -44,6 +50,7 @@ const char *urs_engine_error_text(int error)
     case URS_ERROR_UTF8: return "invalid UTF-8";
     case URS_ERROR_TOO_BIG: return "message too big";
     case URS_ERROR_REFUSED_OPCODE: return "this kind of data is not accepted";
+    case URS_ERROR_COMPRESSION: return "invalid compressed data";
     case URS_ERROR_MEMORY_BUDGET: return "out of memory budget";
     case -ENOMEM: return "out of memory";
     default: return "protocol error";
@@ -60,8 +67,18 @@ void urs_engine_clear(struct urs_engine *engine)
 {
     urs_block_drop(engine->partial);
     urs_block_drop(engine->control);
+    urs_deflate_free(engine->deflate);
     memset(engine, 0, sizeof *engine);
     engine->phase = URS_ENGINE_ENDED;
+}
+
+void urs_engine_agree(struct urs_engine *engine, uint16_t terms)
+{
+    if (terms == 0)
+        return;
+    URS_ASSERT(engine->phase == URS_ENGINE_AWAIT_HEADER && engine->header_have == 0 && engine->deflate == NULL);
+    engine->deflate_terms = terms;
+    engine->frame_rules = (uint8_t)(engine->frame_rules | URS_FRAME_FROM_CLIENT | URS_FRAME_RSV1_ALLOWED);
 }
 
 static int fail(struct urs_engine *engine, struct urs_input *input, struct urs_item *item, int error)
@@ -127,16 +144,20 @@ static int begin_data(struct urs_engine *engine, const struct urs_engine_rules *
             return URS_ERROR_REFUSED_OPCODE;
         engine->message_bytes = 0;
         engine->utf8.state = 0;
+        engine->compressed = (header->rsv & RSV1) != 0;
     }
-    if (header->payload_bytes > rules->message_bytes_max - engine->message_bytes)
+    uint64_t bytes_max = rules->message_bytes_max;
+    if (URS_UNLIKELY(engine->compressed))
+        bytes_max += bytes_max / 4 + COMPRESSED_BYTES_SPARE;
+    if (header->payload_bytes > bytes_max - engine->message_bytes)
         return URS_ERROR_TOO_BIG;
     engine->message_bytes += header->payload_bytes;
     return 0;
 }
 
-/* Every payload of a text or binary message passes through here, unmasked and in the order of the wire: a whole
- * message, a fragment, or the part of one that a read brought. `ends` says that the message ends with it. Returns 0, or
- * the error for which the connection fails. */
+/* Every payload of a text or binary message passes through here, unmasked, inflated and in order: a whole message, a
+ * fragment, or the part of one that a read brought. `ends` says that the message ends with it. Returns 0, or the error
+ * for which the connection fails. */
 static inline int accept_payload(struct urs_engine *engine, uint8_t message_opcode, const uint8_t *data, size_t bytes,
                                  bool ends)
 {
@@ -147,10 +168,41 @@ static inline int accept_payload(struct urs_engine *engine, uint8_t message_opco
     return valid ? 0 : URS_ERROR_UTF8;
 }
 
+/* Moves the ownership of a block to the item. */
+static void give_block(struct urs_item *item, struct urs_block **block)
+{
+    URS_ASSERT(*block != NULL);
+    item->payload = urs_block_data(*block);
+    item->bytes = urs_block_bytes(*block);
+    item->block = *block;
+    *block = NULL;
+}
+
+/* Inflates a whole compressed message, which lies in the item, and accepts it. */
+static int accept_compressed(struct urs_engine *engine, const struct urs_engine_rules *rules, struct urs_memory *memory,
+                             struct urs_input *input, struct urs_item *item)
+{
+    struct urs_block *message = NULL;
+    URS_ASSERT(engine->compressed && engine->deflate_terms != 0 && item->fin);
+    int error = urs_deflate_inflate(&engine->deflate, engine->deflate_terms, memory, item->payload, item->bytes,
+                                    rules->message_bytes_max, &message);
+    urs_block_drop(item->block);
+    item->block = NULL;
+    if (error == 0)
+        error = accept_payload(engine, item->opcode, urs_block_data(message), urs_block_bytes(message), true);
+    if (error != 0) {
+        urs_block_drop(message);
+        return fail(engine, input, item, error);
+    }
+    engine->compressed = false;
+    give_block(item, &message);
+    item->inflated = true;
+    return item->kind;
+}
+
 /* The rules for the headers of the peer's frames. */
 static inline int frame_rules(const struct urs_engine *engine)
 {
-    URS_ASSERT((engine->frame_rules & URS_FRAME_RSV1_ALLOWED) == 0);  /* accept_payload cannot inflate */
     return engine->frame_rules != 0 ? engine->frame_rules : URS_FRAME_FROM_CLIENT;
 }
 
@@ -204,16 +256,6 @@ static uint8_t *collect(struct urs_engine *engine, struct urs_memory *memory, st
     return target;
 }
 
-/* Moves the ownership of a block to the item. */
-static void give_block(struct urs_item *item, struct urs_block **block)
-{
-    URS_ASSERT(*block != NULL);
-    item->payload = urs_block_data(*block);
-    item->bytes = urs_block_bytes(*block);
-    item->block = *block;
-    *block = NULL;
-}
-
 /* Takes more bytes of a data frame that does not lie completely in one input, or of a fragmented message. */
 static int continue_data(struct urs_engine *engine, const struct urs_engine_rules *rules, struct urs_memory *memory,
                          struct urs_input *input, struct urs_item *item)
@@ -225,20 +267,21 @@ static int continue_data(struct urs_engine *engine, const struct urs_engine_rule
         return fail(engine, input, item, error);
     bool frame_done = engine->frame_left == 0;
     bool message_done = frame_done && engine->frame_fin;
-    error = accept_payload(engine, engine->message_opcode, chunk, taken, message_done);
+    bool compressed = engine->compressed;
+    error = compressed ? 0 : accept_payload(engine, engine->message_opcode, chunk, taken, message_done);
     if (error != 0)
         return fail(engine, input, item, error);
     engine->phase = frame_done ? URS_ENGINE_AWAIT_HEADER : URS_ENGINE_AWAIT_PAYLOAD;
-    if (!frame_done || !(message_done || rules->frames))
+    if (!frame_done || !(message_done || (rules->frames && !compressed)))
         return URS_ITEM_NONE;
 
     item->kind = rules->frames ? URS_ITEM_FRAME : URS_ITEM_MESSAGE;
-    item->opcode = rules->frames ? engine->frame_opcode : engine->message_opcode;
+    item->opcode = rules->frames && !compressed ? engine->frame_opcode : engine->message_opcode;
     item->fin = message_done;
     give_block(item, &engine->partial);
     if (message_done)
         engine->message_opcode = 0;
-    return item->kind;
+    return compressed ? accept_compressed(engine, rules, memory, input, item) : item->kind;
 }
 
 static int continue_control(struct urs_engine *engine, struct urs_memory *memory, struct urs_input *input,
@@ -257,8 +300,8 @@ static int continue_control(struct urs_engine *engine, struct urs_memory *memory
 }
 
 /* Takes a frame that lies completely in the input, including its header: nothing is copied. */
-static int whole_frame(struct urs_engine *engine, const struct urs_engine_rules *rules, struct urs_input *input,
-                       const struct urs_frame_header *header, struct urs_item *item)
+static int whole_frame(struct urs_engine *engine, const struct urs_engine_rules *rules, struct urs_memory *memory,
+                       struct urs_input *input, const struct urs_frame_header *header, struct urs_item *item)
 {
     uint8_t *payload = input->next;
     size_t bytes = (size_t)header->payload_bytes;
@@ -269,14 +312,16 @@ static int whole_frame(struct urs_engine *engine, const struct urs_engine_rules 
     if (is_control(header->opcode))
         return take_control(engine, input, item, header->opcode);
 
+    item->kind = rules->frames ? URS_ITEM_FRAME : URS_ITEM_MESSAGE;
+    item->opcode = header->opcode;
+    item->fin = header->fin;
+    if (URS_UNLIKELY(engine->compressed))
+        return accept_compressed(engine, rules, memory, input, item);
     uint8_t message_opcode = engine->message_opcode != 0 ? engine->message_opcode : header->opcode;
     int error = accept_payload(engine, message_opcode, payload, bytes, header->fin);
     if (error != 0)
         return fail(engine, input, item, error);
     engine->message_opcode = header->fin ? 0 : message_opcode;
-    item->kind = rules->frames ? URS_ITEM_FRAME : URS_ITEM_MESSAGE;
-    item->opcode = header->opcode;
-    item->fin = header->fin;
     return item->kind;
 }
 
@@ -295,9 +340,10 @@ static int begin_frame(struct urs_engine *engine, const struct urs_engine_rules 
         return fail(engine, input, item, size);
 
     bool whole = in_place && header.payload_bytes <= (size_t)(input->end - input->next);
-    bool alone = is_control(header.opcode) || rules->frames || (header.fin && engine->message_opcode == 0);
+    bool alone = is_control(header.opcode) || (rules->frames && !engine->compressed)
+        || (header.fin && engine->message_opcode == 0);
     if (URS_LIKELY(whole && alone))
-        return whole_frame(engine, rules, input, &header, item);
+        return whole_frame(engine, rules, memory, input, &header, item);
 
     memcpy(engine->masking_key, header.masking_key, sizeof engine->masking_key);
     engine->key_offset = 0;
@@ -319,6 +365,7 @@ int urs_engine_next(struct urs_engine *engine, const struct urs_engine_rules *ru
 {
     item->block = NULL;
     item->error = 0;
+    item->inflated = false;
     while (input->next < input->end) {
         int kind;
         switch ((enum urs_engine_phase)engine->phase) {
@@ -373,7 +420,8 @@ int urs_engine_echo(struct urs_engine *engine, const struct urs_engine_rules *ru
     uint8_t *target = start;
     uint32_t count = 0;
     if (engine->phase != URS_ENGINE_AWAIT_HEADER || engine->header_have > 0 || engine->message_opcode != 0
-        || frame_rules(engine) != URS_FRAME_FROM_CLIENT)
+        || (frame_rules(engine) & ~URS_FRAME_RSV1_ALLOWED) != URS_FRAME_FROM_CLIENT
+        || urs_engine_compresses(engine, rules, bytes_max))
         return URS_ITEM_NONE;
     for (; input->end - frame >= HEADER; count++) {
         uint8_t first = frame[0];

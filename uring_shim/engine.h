@@ -5,6 +5,7 @@
 
 #include "base.h"
 #include "block.h"
+#include "deflate.h"
 #include "utf8.h"
 
 /* cdef: begin */
@@ -35,6 +36,7 @@ struct urs_engine_rules {
     bool frames;                         /* deliver each fragment as it arrives instead of whole messages */
     bool refuse_text;                    /* reply to text with close code 1003 */
     bool refuse_binary;                  /* reply to binary with close code 1003 */
+    struct urs_deflate_rules deflate;    /* only for connections that agreed on compression */
 };
 
 /* The state of one connection. Zero-initialise it; urs_engine_clear frees what it holds. */
@@ -55,6 +57,9 @@ struct urs_engine {
     uint8_t frame_rules;                 /* enum urs_frame_rule, or-ed: the role of the peer, and the reserved bits of
                                             the extensions in use. 0 stands for URS_FRAME_FROM_CLIENT. Set it before the
                                             first input */
+    bool compressed;                     /* the unfinished message began with RSV1 */
+    uint16_t deflate_terms;              /* enum urs_deflate_term, or-ed: see urs_engine_agree */
+    struct urs_deflate *deflate;         /* the windows that context takeover keeps; else NULL */
 };
 
 /* Bytes received from the peer. The engine writes into them (it unmasks in place) and moves `next` forward. */
@@ -75,6 +80,7 @@ struct urs_item {
     uint8_t kind;                        /* enum urs_item_kind */
     uint8_t opcode;                      /* of the message or, under rules.frames, of the frame */
     bool fin;
+    bool inflated;                       /* the message was compressed: its bytes did not come over the wire */
     uint32_t count;                      /* only in URS_ITEM_ECHO_RUN, and in events that give it another meaning */
 };
 
@@ -84,9 +90,16 @@ struct urs_item {
 int urs_engine_next(struct urs_engine *engine, const struct urs_engine_rules *rules, struct urs_memory *memory,
                     struct urs_input *input, struct urs_item *item);
 
+/* Lets the peer send compressed messages (RFC 7692), and compresses those sent to it. `terms` are those of the opening
+ * handshake (enum urs_deflate_term, or-ed; 0 changes nothing). Call it before the first input. A compressed message is
+ * an item of its own only as a whole, also under rules.frames. On the wire it may be up to a quarter and 256 bytes
+ * larger than rules.message_bytes_max. */
+void urs_engine_agree(struct urs_engine *engine, uint16_t terms);
+
 /* For an echo: if the input begins with whole messages of at most 125 bytes, turns all of them into their replies,
  * contiguous and in place, and returns URS_ITEM_ECHO_RUN; the payload consists of these frames. Otherwise, and if the
- * peer is no client or an extension is in use, leaves the input unchanged and returns URS_ITEM_NONE: urs_engine_next must take the next item. */
+ * peer is no client or such a reply would be compressed, leaves the input unchanged and returns URS_ITEM_NONE:
+ * urs_engine_next must take the next item. */
 int urs_engine_echo(struct urs_engine *engine, const struct urs_engine_rules *rules, struct urs_input *input,
                     struct urs_item *item);
 
@@ -104,5 +117,12 @@ size_t urs_engine_partial_bytes(const struct urs_engine *engine);
 void urs_engine_clear(struct urs_engine *engine);
 
 /* cdef: end */
+
+/* Returns true if a message of that size is compressed when it is sent, unless its sender forbids it. */
+static inline bool urs_engine_compresses(const struct urs_engine *engine, const struct urs_engine_rules *rules,
+                                         size_t bytes)
+{
+    return URS_UNLIKELY(engine->deflate_terms != 0) && bytes > 0 && bytes >= rules->deflate.bytes_min;
+}
 
 #endif

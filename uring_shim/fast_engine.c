@@ -304,9 +304,51 @@ static PyObject *frame(PyObject *self, PyObject *const *arguments, Py_ssize_t co
     return made;
 }
 
+/* Makes a frame of a compressed message. Returns NULL without an exception if it must be sent uncompressed, or with
+ * one. */
+static PyObject *make_compressed(struct urs_server_engine *core, uint8_t opcode, const void *payload, size_t bytes)
+{
+    uint8_t *target = malloc(urs_deflate_room(bytes));
+    if (target == NULL)
+        return PyErr_NoMemory();
+    size_t written = urs_deflate_compress(&core->engine.deflate, core->engine.deflate_terms, &core->rules.deflate,
+                                          &core->memory, payload, bytes, target);
+    PyObject *made = NULL;
+    if (written > 0)
+        made = make_frame(opcode | URS_FRAME_RSV1, true, target, (Py_ssize_t)written);
+    if (written > 0 && made == NULL)
+        urs_deflate_forget(core->engine.deflate);
+    free(target);
+    return made;
+}
+
+static PyObject *message(PyObject *self, PyObject *const *arguments, Py_ssize_t count)
+{
+    Py_buffer buffer;
+    (void)self;
+    if (count != 3)
+        return PyErr_Format(PyExc_TypeError, "3 arguments are needed, not %zd", count);
+    struct urs_server_engine *core = PyLong_AsVoidPtr(arguments[0]);
+    unsigned long opcode = PyLong_AsUnsignedLong(arguments[1]);
+    if (PyErr_Occurred() != NULL)
+        return NULL;
+    if (core == NULL || (opcode != URS_OPCODE_TEXT && opcode != URS_OPCODE_BINARY))
+        return PyErr_Format(PyExc_ValueError, "%lu is not the opcode of a message", opcode);
+    if (PyObject_GetBuffer(arguments[2], &buffer, PyBUF_SIMPLE) != 0)
+        return NULL;
+    PyObject *made = NULL;
+    if (urs_engine_compresses(&core->engine, &core->rules, (size_t)buffer.len))
+        made = make_compressed(core, (uint8_t)opcode, buffer.buf, (size_t)buffer.len);
+    if (made == NULL && PyErr_Occurred() == NULL)
+        made = make_frame((uint8_t)opcode, true, buffer.buf, buffer.len);
+    PyBuffer_Release(&buffer);
+    return made;
+}
+
 static PyMethodDef functions[] = {
     {"feed", (PyCFunction)(void (*)(void))feed, METH_FASTCALL, "See fast_engine.h."},
     {"frame", (PyCFunction)(void (*)(void))frame, METH_FASTCALL, "See fast_engine.h."},
+    {"message", (PyCFunction)(void (*)(void))message, METH_FASTCALL, "See fast_engine.h."},
     {NULL, NULL, 0, NULL},
 };
 

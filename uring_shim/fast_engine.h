@@ -28,7 +28,7 @@ struct urs_server_engine {
 /* Frees everything that the engine holds. Further input is ignored. */
 void urs_server_engine_clear(struct urs_server_engine *core);
 
-/* Adds two functions to the module uringws._shim, which must have been imported:
+/* Adds three functions to the module uringws._shim, which must have been imported:
  *
  *   feed(engine, address, data, events_max) -> (opcodes, payloads, fins, reply, held)
  *     Takes in `data` (any buffer of bytes; a writable one is changed) for the struct urs_server_engine at `address`
@@ -40,7 +40,11 @@ void urs_server_engine_clear(struct urs_server_engine *core);
  *   frame(opcode, fin, payload) -> bytes
  *     Returns a frame for a payload of bytes, str or any buffer of bytes.
  *
- * Both keep the GIL. Returns 0, or -1 if Python is out of memory. */
+ *   message(address, opcode, payload) -> bytes
+ *     Returns a whole message as one frame, compressed if the engine at `address` agreed on that and the payload (any
+ *     buffer of bytes) is large enough.
+ *
+ * All keep the GIL. Returns 0, or -1 if Python is out of memory. */
 int urs_fast_engine_attach(void);
 
 /* cdef: end */

@@ -30,7 +30,8 @@ enum urs_fault_point {
     URS_FAULT_POLL_FIRST = 11,           /* io_uring: any fault here makes a receive miss a reset that has arrived
                                             already, as it may whenever data and a reset arrive together */
     URS_FAULT_WATCH = 12,                /* watching a descriptor of others */
-    URS_FAULT_POINTS = 13
+    URS_FAULT_DEFLATE = 13,              /* allocating a stream of permessage-deflate, or a part of one */
+    URS_FAULT_POINTS = 14
 };
 
 /* Makes `count` calls of `point` fail with `fault`, from the `from`-th call on (counted from 1, beginning now). `fault`

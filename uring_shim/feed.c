@@ -27,6 +27,15 @@ static bool is_asked_for(struct urs_reactor *reactor, struct urs_session *sessio
     return true;
 }
 
+/* Counts an inflated message in the session's share of the turn, because few bytes may inflate to many. Returns whether
+ * the share is used up. */
+static bool uses_up_share(struct urs_reactor *reactor, struct urs_session *session, size_t bytes)
+{
+    reactor->stats.messages_inflated++;
+    session->turn_bytes += (uint32_t)bytes;
+    return session->turn_bytes >= urs_core_rules(reactor, session)->session_turn_bytes_max;
+}
+
 /* Turns bytes into events. If they lie in `block` (held input), the events keep it alive; otherwise they lie in a
  * receive buffer. Stops when the events of the turn, or the session's share of them, are used up. */
 static void feed(struct urs_reactor *reactor, struct urs_session *session, struct urs_input *input,
@@ -40,7 +49,8 @@ static void feed(struct urs_reactor *reactor, struct urs_session *session, struc
     URS_ASSERT(session->turn_messages <= rules->session_turn_messages_max);
     bool open = session->state == URS_SESSION_OPEN;
     bool echo = reactor->echo && open;
-    while (reactor->event_count < until) {
+    bool spent = false;
+    while (reactor->event_count < until && !spent) {
         uint32_t index = reactor->event_count;
         struct urs_event *event = &reactor->events[index];
         struct urs_item *item = &event->item;
@@ -49,6 +59,7 @@ static void feed(struct urs_reactor *reactor, struct urs_session *session, struc
             kind = urs_engine_next(&session->engine, &rules->engine, &reactor->memory, input, item);
         if (kind == URS_ITEM_NONE)
             break;
+        spent = URS_UNLIKELY(item->inflated) && uses_up_share(reactor, session, item->bytes);
         bool message = kind == URS_ITEM_MESSAGE || kind == URS_ITEM_FRAME || kind == URS_ITEM_ECHO_RUN;
         if (URS_UNLIKELY(kind == URS_ITEM_PONG || (message && !open)) && !is_asked_for(reactor, session, item))
             continue;

@@ -6,7 +6,6 @@
 
 enum {
     RSV = 0x70,
-    RSV1 = 0x40,
     OPCODE = 0x0F,
     OPCODE_CONTROL = 0x08,
     LENGTH = 0x7F,
@@ -32,7 +31,7 @@ static inline int check_first_byte(unsigned byte, int rules)
     bool rsv1_allowed = (rules & URS_FRAME_RSV1_ALLOWED) && !(opcode & OPCODE_CONTROL) &&
                         opcode != URS_OPCODE_CONTINUATION;
 
-    if (byte & RSV & ~(rsv1_allowed ? RSV1 : 0U))
+    if (byte & RSV & ~(rsv1_allowed ? (unsigned)URS_FRAME_RSV1 : 0U))
         return URS_ERROR_RSV;
     if (!(opcodes_known >> opcode & 1))
         return URS_ERROR_OPCODE;

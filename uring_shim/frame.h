@@ -14,7 +14,7 @@ enum urs_frame_limit {
 };
 
 /* Bits of the first byte of a header, and of the second. */
-enum urs_frame_bit { URS_FRAME_FIN = 0x80, URS_FRAME_MASKED = 0x80 };
+enum urs_frame_bit { URS_FRAME_FIN = 0x80, URS_FRAME_MASKED = 0x80, URS_FRAME_RSV1 = 0x40 };
 
 enum urs_frame_rule {
     URS_FRAME_FROM_CLIENT = 1,           /* the mask bit must be set */
@@ -44,7 +44,8 @@ int urs_frame_parse(const uint8_t *data, size_t bytes, int rules, struct urs_fra
 /* Returns the size of a header without mask for a payload of that size (at most 2^63 - 1): 2, 4 or 10. */
 size_t urs_frame_answer_bytes(uint64_t payload_bytes);
 
-/* Writes a header without mask and returns its size; `target` must have room for urs_frame_answer_bytes. */
+/* Writes a header without mask and returns its size; `target` must have room for urs_frame_answer_bytes. `opcode` may be
+ * or-ed with URS_FRAME_RSV1. */
 size_t urs_frame_write(uint8_t *target, uint8_t opcode, bool fin, uint64_t payload_bytes);
 
 /* Returns true for a code that an endpoint may put in a close frame, RFC 6455 7.4 and the IANA registry: 1000-1003,

@@ -37,13 +37,14 @@ static void check_memory(const struct urs_session *session)
     if (session->held.block != NULL)
         check_slice(&session->held);
     const struct urs_block *partial = session->engine.partial;
+    URS_ASSERT(session->engine.deflate == NULL || session->engine.deflate_terms != 0);
     URS_ASSERT(partial == NULL || (partial->end >= URS_BLOCK_HEADROOM && partial->end <= partial->capacity));
 }
 
 static void check_free(const struct urs_session *session)
 {
     URS_ASSERT(session->fd < 0 && session->backlog.bytes == 0 && session->held.block == NULL);
-    URS_ASSERT(session->engine.partial == NULL && session->engine.control == NULL);
+    URS_ASSERT(session->engine.partial == NULL && session->engine.control == NULL && session->engine.deflate == NULL);
     URS_ASSERT(session->outbound.first == 0 && session->late_events == 0);
     URS_ASSERT(session->lists == 0);
     URS_ASSERT(session->receive_state == URS_RECEIVE_IDLE && session->send_state == URS_SEND_IDLE);

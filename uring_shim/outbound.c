@@ -166,6 +166,41 @@ int urs_outbound_frame(struct urs_outbox *outbox, struct urs_outbound *outbound,
     return append(outbox, outbound, (struct urs_segment){.data = target, .bytes = header_bytes + bytes});
 }
 
+/* Gives the end of the room that was taken last back to the arena. */
+static void arena_give_back(struct urs_outbox *outbox, size_t bytes)
+{
+    URS_ASSERT(urs_block_bytes(outbox->arena) >= bytes && outbox->arena_bytes >= bytes);
+    outbox->arena->end -= bytes;
+    outbox->arena_bytes -= bytes;
+}
+
+bool urs_outbound_compressed(struct urs_outbox *outbox, struct urs_outbound *outbound, struct urs_engine *engine,
+                             const struct urs_engine_rules *rules, struct urs_memory *memory, uint8_t opcode,
+                             const uint8_t *payload, size_t bytes, int *error)
+{
+    URS_ASSERT(urs_engine_compresses(engine, rules, bytes));
+    /* The room must be there before the compressor sees a byte, because its output must be sent. */
+    size_t room = URS_FRAME_ANSWER_BYTES_MAX + urs_deflate_room(bytes);
+    uint8_t *target = arena_take(outbox, room);
+    *error = target == NULL ? -ENOMEM : 0;
+    if (target == NULL)
+        return true;
+    uint8_t *data = target + URS_FRAME_ANSWER_BYTES_MAX;
+    size_t written = urs_deflate_compress(&engine->deflate, engine->deflate_terms, &rules->deflate, memory, payload,
+                                          bytes, data);
+    if (written == 0) {
+        arena_give_back(outbox, room);
+        return false;
+    }
+    size_t header_bytes = urs_frame_answer_bytes(written);
+    arena_give_back(outbox, room - URS_FRAME_ANSWER_BYTES_MAX - written);
+    urs_frame_write(data - header_bytes, opcode | URS_FRAME_RSV1, true, written);
+    *error = append(outbox, outbound, (struct urs_segment){.data = data - header_bytes, .bytes = header_bytes + written});
+    if (*error != 0)
+        urs_deflate_forget(engine->deflate);
+    return true;
+}
+
 int urs_outbound_slice(struct urs_outbox *outbox, struct urs_outbound *outbound, struct urs_slice slice)
 {
     URS_ASSERT(urs_block_room(slice.block) == 0 && slice.block->memory != NULL && slice.start < slice.end);

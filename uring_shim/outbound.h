@@ -80,6 +80,12 @@ int urs_outbound_echo_run(struct urs_outbox *outbox, struct urs_outbound *outbou
 int urs_outbound_frame(struct urs_outbox *outbox, struct urs_outbound *outbound, uint8_t opcode, bool fin,
                        const uint8_t *payload, size_t bytes);
 
+/* Compresses a message, which urs_engine_compresses allows, into a frame in the arena. Returns true with 0 in *error, or
+ * with -ENOMEM; false if the message must be sent uncompressed, and nothing was added. */
+bool urs_outbound_compressed(struct urs_outbox *outbox, struct urs_outbound *outbound, struct urs_engine *engine,
+                             const struct urs_engine_rules *rules, struct urs_memory *memory, uint8_t opcode,
+                             const uint8_t *payload, size_t bytes, int *error);
+
 /* Copies bytes that are not a frame (an HTTP response) into the arena. Returns 0 or -ENOMEM. */
 int urs_outbound_bytes(struct urs_outbox *outbox, struct urs_outbound *outbound, const uint8_t *data, size_t bytes);
 

@@ -304,8 +304,8 @@ uint64_t urs_reactor_id(struct urs_reactor *reactor, uint32_t slot)
     return urs_session_id(urs_core_session(reactor, slot));
 }
 
-int urs_reactor_adopt(struct urs_reactor *reactor, int fd, uint8_t rules, const uint8_t *prefix, size_t prefix_bytes,
-                      uint64_t *id)
+int urs_reactor_adopt(struct urs_reactor *reactor, int fd, uint8_t rules, uint16_t deflate_terms, const uint8_t *prefix,
+                      size_t prefix_bytes, uint64_t *id)
 {
     int refused = urs_core_check(reactor);
     if (refused != 0)
@@ -333,6 +333,7 @@ int urs_reactor_adopt(struct urs_reactor *reactor, int fd, uint8_t rules, const 
         urs_session_free(&reactor->sessions, session);
         return error;
     }
+    urs_engine_agree(&session->engine, deflate_terms);
     session->listener = URS_NO_LISTENER;
     urs_peers_read(session);
     reactor->stats.accepted++;

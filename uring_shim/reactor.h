@@ -71,6 +71,8 @@ struct urs_reactor_stats {
     uint64_t refused[6];                 /* by enum urs_refusal */
     uint64_t messages_in;
     uint64_t messages_out;
+    uint64_t messages_inflated;          /* of messages_in */
+    uint64_t messages_deflated;          /* of messages_out */
     uint64_t bytes_in;
     uint64_t bytes_out;
     uint64_t drops;
@@ -202,10 +204,11 @@ const uint32_t *urs_reactor_watches_ready(struct urs_reactor *reactor);
 uint32_t urs_reactor_take_watches(struct urs_reactor *reactor, uint64_t *ids, uint32_t room);
 
 /* Takes over a connected socket whose upgrade is done; the session is open at once, and is served by the set of rules
- * with the index `rules`. `prefix` holds bytes that were already read from the socket. Returns 0 with *id set. On a
+ * with the index `rules`. `prefix` holds bytes that were already read from the socket, `deflate_terms` (enum
+ * urs_deflate_term) what the upgrade agreed on. Returns 0 with *id set. On a
  * negative result the caller keeps the descriptor. */
-int urs_reactor_adopt(struct urs_reactor *reactor, int fd, uint8_t rules, const uint8_t *prefix, size_t prefix_bytes,
-                      uint64_t *id);
+int urs_reactor_adopt(struct urs_reactor *reactor, int fd, uint8_t rules, uint16_t deflate_terms, const uint8_t *prefix,
+                      size_t prefix_bytes, uint64_t *id);
 
 /* Refuses new connections and pending handshakes; connections that have not sent a byte are ended without an answer.
  * Open sessions get a close frame after the events before `index` are applied (as in urs_command_close). */

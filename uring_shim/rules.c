@@ -10,6 +10,7 @@ int urs_rules_add(struct urs_rules_table *table, const struct urs_rules *rules)
 {
     URS_ASSERT(rules->backlog_bytes_max > 0 && rules->backlog_high_bytes <= rules->backlog_bytes_max);
     URS_ASSERT(rules->header_bytes_max > 0 && rules->session_turn_bytes_max > 0);
+    URS_ASSERT(rules->engine.deflate.level <= 9 && rules->engine.deflate.memory_level <= 9);
     if (table->count == URS_RULES_MAX)
         return URS_ERROR_LIMIT;
     if (table->count == table->room) {

@@ -166,6 +166,8 @@ struct urs_holding urs_session_holding(const struct urs_session *session)
     urs_holding_add(&holding, session->held.block, 1);
     urs_holding_add(&holding, session->engine.partial, 1);
     urs_holding_add(&holding, session->engine.control, 1);
+    holding.freed_bytes += urs_deflate_memory_bytes(session->engine.deflate);
+    holding.share_bytes += urs_deflate_memory_bytes(session->engine.deflate);
     urs_chain_measure(&session->backlog, &holding);
     return holding;
 }

@@ -29,6 +29,7 @@ from uringws.errors import (
     UringWSError,
     WrongThread,
 )
+from uringws.extensions import Deflate, DeflateTerms
 from uringws.frames import CloseCode, FrameHeader, Incomplete, Opcode, parse_header, unmask
 from uringws.handler import BatchHandler, Handler, HandlerProtocol, handler_fn
 from uringws.handshake import LATER, Accept, Later, RawAnswer, Reject, RequestHead, check_upgrade, encode_accept
@@ -57,6 +58,8 @@ __all__ = [
     "Closing",
     "Connection",
     "ConnectionClosed",
+    "Deflate",
+    "DeflateTerms",
     "EngineColumns",
     "EngineMessage",
     "FrameHeader",

@@ -14,6 +14,7 @@ from uringws.sending import ABSENT, NOT_BEGUN, UNFINISHED, check_close, check_se
 from uringws.shim import fast_send, fast_send_event, ffi, lib
 
 if TYPE_CHECKING:
+    from uringws.extensions import DeflateTerms
     from uringws.http import Peer
     from uringws.sending import Payload
     from uringws.services import Service
@@ -40,6 +41,7 @@ _NOT_EVENT: Final[int] = lib.URS_ERROR_STATE  # the payload is not, or no longer
 _OUT_OF_ORDER: Final = {lib.URS_ERROR_INTERLEAVED: UNFINISHED, lib.URS_ERROR_CONTINUATION: NOT_BEGUN}
 _OWN_OPCODE: Final = 0
 _CONTINUATION: Final = int(Opcode.CONTINUATION)
+_UNCOMPRESSED: Final[int] = lib.URS_SEND_UNCOMPRESSED
 _TEXT: Final = int(Opcode.TEXT)
 _BINARY: Final = int(Opcode.BINARY)
 _PING: Final = int(Opcode.PING)
@@ -67,6 +69,8 @@ class Connection:
     """Yours. Begins as what `Accept.data` or `add_session` gave."""
     subprotocol: str | None = None
     """The subprotocol that the upgrade agreed on (RFC 6455 1.9). Connections without one spend no memory on it."""
+    deflate: DeflateTerms | None = None
+    """The terms of permessage-deflate (RFC 7692) that the upgrade agreed on; None if messages are not compressed."""
     _service: Service | None = None  # None is the reactor's own; only connections of another spend memory on it
 
     def __init__(self, turn: Turn, connection_id: int, data: object) -> None:
@@ -143,9 +147,10 @@ class Connection:
     def echo(self) -> None:
         """Send the message that is being handled back, as it is now, without a copy.
 
-        It leaves when the handler has returned, after what the handler sends. Raises RuntimeError outside of the
-        `on_message` (or `on_frame`) of this connection, ConnectionClosed after its close, ValueError for a whole
-        message while one that `send(fin=False)` has begun is unfinished.
+        It is compressed where `send` would compress it, which copies it. It leaves when the handler has returned, after
+        what the handler sends. Raises RuntimeError outside of the `on_message` (or `on_frame`) of this connection,
+        ConnectionClosed after its close, ValueError for a whole message while one that `send(fin=False)` has begun is
+        unfinished.
         """
         turn = self._turn
         if turn._connection is not self:
@@ -155,12 +160,12 @@ class Connection:
         turn._echo_flags[turn._index] = 1
 
     @overload
-    def send(self, payload: Payload, /, *, fin: bool = True) -> SendResult: ...
+    def send(self, payload: Payload, /, *, fin: bool = True, compress: bool = True) -> SendResult: ...
 
     @overload
-    def send(self, opcode: int, payload: Payload, *, fin: bool = True) -> SendResult: ...
+    def send(self, opcode: int, payload: Payload, *, fin: bool = True, compress: bool = True) -> SendResult: ...
 
-    def send(self, opcode: Any, payload: Any = ABSENT, *, fin: bool = True) -> SendResult:
+    def send(self, opcode: Any, payload: Any = ABSENT, *, fin: bool = True, compress: bool = True) -> SendResult:
         """Send a message: `send(payload)`, or `send(opcode, payload)`, in one frame. Never waits.
 
         `payload` is a str, bytes, any C-contiguous buffer (its bytes are sent as they lie in memory), or a Message.
@@ -177,6 +182,10 @@ class Connection:
         message does; `echo` raises it at once. An echo that was called before, and still waits when the handler returns
         with the message unfinished, closes the connection with 1011.
 
+        A message of `Deflate.bytes_min` bytes or more is compressed if the connection agreed on that (`deflate`),
+        unless `compress` is False; fragments never are. Whether it fits the backlog is decided by its size before
+        compression; once it waits, it counts as it goes over the wire.
+
         `Options.on_full` says what happens if `Options.backlog_bytes_max` would be exceeded. Raises ValueError for
         another opcode or more than 125 bytes of ping or pong, TypeError for any other payload, BacklogFull with
         `on_full="error"` (and with "drop" for a continuation: a part of a message is never dropped), ConnectionClosed,
@@ -184,7 +193,7 @@ class Connection:
         """
         turn = self._turn
         result = _NOT_EVENT
-        if not fin:
+        if not fin or not compress:
             pass
         elif payload is ABSENT:
             if opcode is turn:  # to the application, the turn is the Message
@@ -201,22 +210,24 @@ class Connection:
                 result = _send(turn._address, self.id, turn._index, opcode, payload)
         if result == 0:
             return _SENT
-        return self._send_any(opcode, payload, fin=fin) if result == _NOT_EVENT else self._result_or_raise(result)
+        is_left = result == _NOT_EVENT
+        return self._send_any(opcode, payload, fin, compress) if is_left else self._result_or_raise(result)
 
-    def _send_any(self, opcode: Any, payload: Any, *, fin: bool) -> SendResult:
+    def _send_any(self, opcode: Any, payload: Any, fin: bool, compress: bool) -> SendResult:  # noqa: FBT001 - as `send`
         """Send a payload that `send` has no fast path for."""
         turn = self._turn
         if payload is ABSENT:
             opcode, payload = name_opcode(opcode)
         data = check_send(opcode, payload, fin=fin)
+        flags = opcode if compress or not fin else opcode | _UNCOMPRESSED
         if type(data) is bytes and fin:
-            result = _send(turn._address, self.id, turn._index, opcode, data)
+            result = _send(turn._address, self.id, turn._index, flags, data)
         else:
             # Released here, before an exception can keep it: CPython 3.11 and early 3.12 crash when they collect a
             # cycle with a memoryview that is in use (python/cpython#77894).
             with ffi.from_buffer(_BYTES, data) as buffer:
                 send = lib.urs_command_send if fin else lib.urs_command_send_fragment
-                result = send(turn._handle, self.id, turn._index, opcode, buffer, len(buffer))
+                result = send(turn._handle, self.id, turn._index, flags, buffer, len(buffer))
         if (not fin or opcode == _CONTINUATION) and result >= 0:
             self._note_fragments(begun=not fin)
         return _SENT if result == 0 else self._result_or_raise(result)
@@ -326,6 +337,10 @@ class _ConnectionOfService(_ConnectionWithSubprotocol):
     __slots__ = ("_service",)
 
 
+class _ConnectionWithDeflate(_ConnectionOfService):
+    __slots__ = ("deflate",)
+
+
 class _Fragmenting(Connection):
     """A connection while a message that `send(fin=False)` has begun is unfinished.
 
@@ -353,18 +368,35 @@ class _FragmentingOfService(_Fragmenting, _ConnectionOfService):
     __slots__ = ()
 
 
+class _FragmentingWithDeflate(_Fragmenting, _ConnectionWithDeflate):
+    __slots__ = ()
+
+
 _FRAGMENTING: Final[dict[type[Connection], type[Connection]]] = {
     Connection: _Fragmenting,
     _ConnectionWithSubprotocol: _FragmentingWithSubprotocol,
     _ConnectionOfService: _FragmentingOfService,
+    _ConnectionWithDeflate: _FragmentingWithDeflate,
 }
 _USUAL: Final = {fragmenting: usual for usual, fragmenting in _FRAGMENTING.items()}
 
 
 def make_connection(
-    turn: Turn, connection_id: int, subprotocol: str | None, data: object, service: Service | None
+    turn: Turn,
+    connection_id: int,
+    subprotocol: str | None,
+    data: object,
+    service: Service | None,
+    *,
+    deflate: DeflateTerms | None,
 ) -> Connection:
     """Return a new connection that belongs to a reactor's turns; `service` is None for the reactor's own."""
+    if deflate is not None:
+        compressed = _ConnectionWithDeflate(turn, connection_id, data)
+        compressed.subprotocol = subprotocol
+        compressed._service = service
+        compressed.deflate = deflate
+        return compressed
     if service is not None:
         routed = _ConnectionOfService(turn, connection_id, data)
         routed.subprotocol = subprotocol

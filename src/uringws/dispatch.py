@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from uringws.connection import Connection
     from uringws.core import Core
     from uringws.deferred import Deferred
+    from uringws.extensions import DeflateTerms
     from uringws.handshake import Later, RequestHead
     from uringws.http import Request
     from uringws.message import Message
@@ -523,35 +524,46 @@ class Dispatcher:
     def _open(self, identity: int, decision: Decision, service: Service) -> Connection | None:
         """Accept a request; return its connection, or None if the peer has left."""
         sessions, handle = self._sessions, self._core.handle
-        connection = self._make_connection(identity, decision.subprotocol, decision.data, service)
+        connection = self._make_connection(identity, decision.subprotocol, decision.data, service, decision.deflate)
+        terms = 0 if decision.deflate is None else decision.deflate.number
         slot, response, size = slot_of(identity), decision.response, len(decision.response)
         # No call between these, in which a signal handler could raise: a session opens with its connection.
         sessions.by_slot[slot] = connection
         sessions.made += 1
-        if lib.urs_command_accept(handle, identity, response, size) < 0:
+        if lib.urs_command_accept(handle, identity, response, size, terms) < 0:
             sessions.by_slot[slot] = None
             sessions.made -= 1
             return None
         return connection
 
-    def _make_connection(self, identity: int, subprotocol: str | None, data: object, service: Service) -> Connection:
+    def _make_connection(
+        self, identity: int, subprotocol: str | None, data: object, service: Service, deflate: DeflateTerms | None
+    ) -> Connection:
         """Make a connection, and room for it; it is not among the others yet."""
         self._sessions.make_room(identity)
         other = None if service is self._own else service
-        return make_connection(self._message, identity, subprotocol, data, other)
+        return make_connection(self._message, identity, subprotocol, data, other, deflate=deflate)
 
     def adopt(
-        self, descriptor: int, prefix: memoryview | bytes, subprotocol: str | None, data: object, service: Service
+        self,
+        descriptor: int,
+        prefix: memoryview | bytes,
+        subprotocol: str | None,
+        data: object,
+        service: Service,
+        *,
+        deflate: DeflateTerms | None,
     ) -> Connection:
         """Make a session of an upgraded socket; `prefix` is what was read from it past the request.
 
         The caller holds the lock of the core, and calls `open_adopted` once it has given up the socket.
         """
         identity = ffi.new("uint64_t *")
+        handle, terms = self._core.handle, 0 if deflate is None else deflate.number
         with ffi.from_buffer("uint8_t[]", prefix) as buffer:  # no exception may keep it: see Connection._send_any
-            result = lib.urs_reactor_adopt(self._core.handle, descriptor, service.rules, buffer, len(prefix), identity)
+            result = lib.urs_reactor_adopt(handle, descriptor, service.rules, terms, buffer, len(prefix), identity)
         check(result, "add_session")
-        connection = self._make_connection(int(identity[0]), subprotocol, data, service)
+        connection = self._make_connection(int(identity[0]), subprotocol, data, service, deflate)
         self._sessions.by_slot[slot_of(connection.id)] = connection
         self._sessions.made += 1
         return connection

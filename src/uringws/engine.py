@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, overload
 
 from uringws.closing import Close, Closing
 from uringws.errors import ConnectionClosed, check
+from uringws.extensions import Deflate, DeflateTerms
 from uringws.frames import CloseCode, Opcode
+from uringws.options import copy_deflate
 from uringws.sending import ABSENT, check_close, check_fragment, check_send, name_opcode
-from uringws.shim import fast_feed, fast_frame, ffi, lib
+from uringws.shim import fast_feed, fast_frame, fast_message, ffi, lib
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -98,7 +100,8 @@ class EngineMessage:
         return len(self.data)
 
     def echo(self) -> None:
-        """Send it back as it is now, without a copy where its frame lay whole in the data.
+        """Send it back as it is now, without a copy where its frame lay whole in the data;
+        compressed where `send` compresses.
 
         Once, and only while its handler runs: else RuntimeError. Raises ConnectionClosed after a close frame, and
         ValueError inside a fragmented message that this is not a part of. Its bytes are the answer's from then on,
@@ -107,14 +110,14 @@ class EngineMessage:
         self._engine._echo(self)
 
     @overload
-    def send(self, payload: Payload, /, *, fin: bool = True) -> None: ...
+    def send(self, payload: Payload, /, *, fin: bool = True, compress: bool = True) -> None: ...
 
     @overload
-    def send(self, opcode: int, payload: Payload, *, fin: bool = True) -> None: ...
+    def send(self, opcode: int, payload: Payload, *, fin: bool = True, compress: bool = True) -> None: ...
 
-    def send(self, opcode: Any, payload: Any = ABSENT, *, fin: bool = True) -> None:
+    def send(self, opcode: Any, payload: Any = ABSENT, *, fin: bool = True, compress: bool = True) -> None:
         """Send a message or control frame. See `ServerEngine.send`."""
-        self._engine.send(opcode, payload, fin=fin)
+        self._engine.send(opcode, payload, fin=fin, compress=compress)
 
 
 class ServerEngine:
@@ -141,8 +144,13 @@ class ServerEngine:
         refuse_text: bool = False,
         refuse_binary: bool = False,
         decode_text: bool = True,
+        deflate: DeflateTerms | None = None,
+        deflate_settings: Deflate | None = None,
     ) -> None:
         """`frames` gives fragments as they come. A refused type is answered with 1003, a larger message with 1009.
+
+        `deflate` has the terms of compression that the opening handshake agreed on; `deflate_settings` says how much
+        effort it is worth. A compressed message comes whole, also with `frames`.
 
         `decode_text=False` makes `feed` give text messages as bytes (of valid UTF-8), as it always gives frames.
         """
@@ -159,6 +167,9 @@ class ServerEngine:
         rules.frames = frames
         rules.refuse_text = refuse_text
         rules.refuse_binary = refuse_binary
+        if deflate is not None:
+            copy_deflate(deflate_settings or Deflate(takeover=deflate.server_takeover), rules.deflate)
+            lib.urs_engine_agree(self._engine, deflate.number)
         self._sent: Close | None = None
         self._received: Close | None = None
         self._received_first: bool | None = None
@@ -263,10 +274,11 @@ class ServerEngine:
             self._check_ready()
         return _new_tuple(EngineColumns, fast_feed(self, self._address, data, events_max))
 
-    def encode(self, opcode: int, payload: Payload, *, fin: bool = True) -> bytes:
+    def encode(self, opcode: int, payload: Payload, *, fin: bool = True, compress: bool = True) -> bytes:
         """Return a message, a PING or a PONG as the bytes of one frame, to be written to the peer.
 
-        Opcode and payload are as for `Connection.send`. `fin=False` begins a fragmented message, which
+        Opcode, payload and `compress` are as for `Connection.send`. What is compressed must be written, or the peer
+        cannot read what follows. `fin=False` begins a fragmented message, which
         `encode(Opcode.CONTINUATION, ...)` goes on with, up to the one with `fin=True` (RFC 6455 5.4). Raises TypeError
         or ValueError for a frame that cannot be sent now, ConnectionClosed after a close frame.
         """
@@ -275,13 +287,17 @@ class ServerEngine:
         is_plain = (kind is bytes and (opcode == _BINARY or opcode == _TEXT)) or (kind is str and opcode == _TEXT)
         if not is_plain or not fin or self._fragment:
             payload = self._check_frame(opcode, payload, fin=fin)
+        if compress and fin and self._core.engine.deflate_terms and (opcode == _TEXT or opcode == _BINARY):
+            message: bytes = fast_message(self._address, opcode, payload.encode() if type(payload) is str else payload)
+            return message
         frame: bytes = fast_frame(opcode, fin, payload)
         return frame
 
     def encode_vectors(self, opcode: int, payload: Payload, *, fin: bool = True) -> list[bytes | memoryview]:
         """Return the same as `encode` in two pieces, header and payload, for `transport.writelines`.
 
-        The payload is not copied if it is bytes, or larger than 16 KiB: it must not change until it is written.
+        The payload is not compressed. It is not copied if it is bytes, or larger than 16 KiB: it must not change until
+        it is written.
         """
         self._check_open()
         buffer = memoryview(self._check_frame(opcode, payload, fin=fin))
@@ -390,15 +406,15 @@ class ServerEngine:
                 self._data = None
 
     @overload
-    def send(self, payload: Payload, /, *, fin: bool = True) -> None: ...
+    def send(self, payload: Payload, /, *, fin: bool = True, compress: bool = True) -> None: ...
 
     @overload
-    def send(self, opcode: int, payload: Payload, *, fin: bool = True) -> None: ...
+    def send(self, opcode: int, payload: Payload, *, fin: bool = True, compress: bool = True) -> None: ...
 
-    def send(self, opcode: Any, payload: Any = ABSENT, *, fin: bool = True) -> None:
+    def send(self, opcode: Any, payload: Any = ABSENT, *, fin: bool = True, compress: bool = True) -> None:
         """Queue a message, a PING or a PONG, in one frame: `send(payload)`, or `send(opcode, payload)`.
 
-        Opcode, payload and `fin` are as for `Connection.send`; the payload is copied. Raises TypeError or ValueError
+        The arguments are as for `Connection.send`; the payload is copied. Raises TypeError or ValueError
         for a frame that cannot be sent now, ConnectionClosed after a close frame.
         """
         if payload is ABSENT:
@@ -406,12 +422,22 @@ class ServerEngine:
         with self._exclusive:
             self._check_open()
             buffer = self._check_frame(opcode, payload, fin=fin)
-            check(
-                lib.urs_outbound_frame(
-                    self._outbox, self._outbound, opcode, fin, ffi.from_buffer("uint8_t[]", buffer), len(buffer)
-                ),
-                "send",
-            )
+            with ffi.from_buffer("uint8_t[]", buffer) as data:
+                if not (compress and fin and self._send_compressed(opcode, data, len(data))):
+                    added = lib.urs_outbound_frame(self._outbox, self._outbound, opcode, fin, data, len(data))
+                    check(added, "send")
+
+    def _send_compressed(self, opcode: int, data: Any, size: int) -> bool:
+        """Queue a whole message compressed; return False if it must be sent uncompressed."""
+        is_message = opcode == _TEXT or opcode == _BINARY
+        if not (is_message and self._core.engine.deflate_terms and size and size >= self._rules.deflate.bytes_min):
+            return False
+        error = ffi.new("int *")
+        parts = (self._outbox, self._outbound, self._engine, self._rules, self._memory)
+        is_added: bool = lib.urs_outbound_compressed(*parts, opcode, data, size, error)
+        if is_added:
+            check(error[0], "send")
+        return is_added
 
     def close(self, code: int | None = CloseCode.NORMAL, reason: str = "") -> None:
         """Queue a close frame (RFC 6455 5.5.1). The peer's answer ends the connection: `is_closed`.
@@ -526,7 +552,8 @@ class ServerEngine:
             item = message._item
             self._fragment = check_fragment(item.opcode, fin=item.fin, unfinished=self._fragment)
             self._current = None
-            check(lib.urs_outbound_echo(self._outbox, self._outbound, item, item.opcode, item.fin), "echo")
+            if not (item.fin and self._send_compressed(item.opcode, item.payload, item.bytes)):
+                check(lib.urs_outbound_echo(self._outbox, self._outbound, item, item.opcode, item.fin), "echo")
 
     def _raw_segments(self) -> list[tuple[int, int]]:
         found = []

@@ -210,6 +210,7 @@ LIBRARY_ERRORS: Final[Mapping[str, tuple[Callable[[str], UringWSError], str]]] =
         "URS_ERROR_CLOSE_CODE": (_BROKEN, "the close code may not be sent (RFC 6455 7.4)"),
         "URS_ERROR_UTF8": (_protocol_error(1007), "text or a close reason is not UTF-8 (RFC 6455 8.1)"),
         "URS_ERROR_TOO_BIG": (_protocol_error(1009), "the message is over message_bytes_max"),
+        "URS_ERROR_COMPRESSION": (_protocol_error(1007), "a compressed message is malformed (RFC 7692 7.2.2)"),
         "URS_ERROR_REFUSED_OPCODE": (_protocol_error(1003), "this type of message is refused (RFC 6455 7.4.1)"),
         "URS_ERROR_STALE": (ConnectionClosed, "the connection is gone"),
         "URS_ERROR_CLOSING": (ConnectionClosed, "the connection is closing"),

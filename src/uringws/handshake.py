@@ -28,6 +28,7 @@ from uringws.http import (
 )
 
 if TYPE_CHECKING:
+    from uringws.extensions import DeflateTerms
     from uringws.options import Options
 
 __all__ = [
@@ -114,15 +115,17 @@ class RequestHead:
 class RawAnswer:
     """The answer of `on_head` in the very bytes that are sent. Nothing is added and nothing is checked but its frame.
 
-    With `opens`, `response` is a 101 answer, and the connection is open after it; `subprotocol` and `data` are as in
-    `Accept`. Otherwise the connection is closed once the response is sent; an empty one closes it silently. Raises
-    ValueError for an opening response that is no whole 101 answer, TypeError for one that is not bytes.
+    With `opens`, `response` is a 101 answer, and the connection is open after it; `subprotocol` and `data` are as
+    in `Accept`, and `deflate` has the terms of compression that the response names. Otherwise the connection is
+    closed once the response is sent; an empty one closes it silently. Raises ValueError for an opening response
+    that is no whole 101 answer, TypeError for one that is not bytes.
     """
 
     response: bytes
     opens: bool = False
     subprotocol: str | None = None
     data: object = None
+    deflate: DeflateTerms | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.response, bytes):
@@ -205,12 +208,17 @@ def refusal(reason: RejectReason) -> HandshakeError:
 
 
 def encode_accept(
-    key: bytes, accept: Accept, *, offered: Sequence[str] = (), server_header: str | None = None
+    key: bytes,
+    accept: Accept,
+    *,
+    offered: Sequence[str] = (),
+    server_header: str | None = None,
+    deflate: DeflateTerms | None = None,
 ) -> bytes:
     """Return the 101 answer to a request with that Sec-WebSocket-Key, RFC 6455 4.2.2.
 
-    `offered` are the request's subprotocols. Raises ValueError if `accept.subprotocol` is not among them: a client
-    would have to fail the connection.
+    `offered` are the request's subprotocols, `deflate` the terms of compression that it names. Raises ValueError if
+    `accept.subprotocol` is not among them: a client would have to fail the connection.
     """
     proof = b2a_base64(sha1(key + _GUID, usedforsecurity=False).digest(), newline=False)
     lines = accept.field_lines
@@ -220,5 +228,7 @@ def encode_accept(
                 f"subprotocol {accept.subprotocol!r} was not offered by the client, which offered {list(offered)!r}"
             )
         lines += b"Sec-WebSocket-Protocol: %b\r\n" % accept.subprotocol.encode("ascii")
+    if deflate is not None:
+        lines += b"Sec-WebSocket-Extensions: %b\r\n" % deflate.response.encode("ascii")
     lines += encode_server(server_header)
     return b"%b%b\r\n%b\r\n" % (_ACCEPT_START, proof, lines)

@@ -54,6 +54,8 @@ _METRICS: Final = (
     _counter("close_codes", "Sessions that ended, by close code.", "sessions_closed", label="code"),
     _counter("timeouts", "Deadlines of sessions that passed."),
     _counter("messages_in", "Messages received.", "messages_received"),
+    _counter("messages_inflated", "Messages that came compressed.", "messages_inflated"),
+    _counter("messages_deflated", "Messages that were compressed.", "messages_deflated"),
     _counter("messages_out", "Messages sent.", "messages_sent"),
     _counter("bytes_in", "Bytes received, HTTP heads and frame headers included.", "received_bytes"),
     _counter("bytes_out", "Bytes sent, HTTP heads and frame headers included.", "sent_bytes"),

@@ -12,11 +12,12 @@ from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_netw
 from typing import Annotated, Any, Final, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from uringws.errors import OptionsError
+from uringws.extensions import Deflate
 from uringws.field_docs import document_fields
 from uringws.seconds import milliseconds
 from uringws.shim import lib
 
-__all__ = ["IPNetwork", "Options", "check_shared", "copy_options", "copy_rules"]
+__all__ = ["IPNetwork", "Options", "check_shared", "copy_deflate", "copy_options", "copy_rules"]
 
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
@@ -27,8 +28,13 @@ _ZERO_COPY: Final = ("never", "auto", "always")
 _ON_FULL: Final = ("close", "drop", "error")
 _GROWTH: Final = 3
 """A message may need this many times its size while it arrives: it moves to larger memory, whose size is rounded up."""
+_GROWTH_INFLATED: Final = 5
+"""The same with compression: the compressed message is there, too."""
 _SPARE_BYTES: Final = 256 * KIB
 """Memory for small messages, and for the eighth of the budget that is kept free."""
+
+_DEFLATE: Final = Deflate()
+"""How messages are compressed where only an adopted session agreed on it."""
 
 _SHARED: Final = (
     "sessions_max",
@@ -96,6 +102,11 @@ class Options:
 
     refuse_binary: bool = False
     """Answer binary messages with close code 1003."""
+
+    deflate: Deflate | None = None
+    """Compress messages (permessage-deflate, RFC 7692) where the client offers it. None: never. Compression reveals
+    secrets by the size of a message whose other parts an attacker may choose (CRIME, BREACH): send such messages with
+    `compress=False`."""
 
     deliver_while_closing: bool = False
     """Give `on_message` (`on_frame`, `on_pong`) also what the peer sent before it saw our close frame: all that comes
@@ -293,6 +304,8 @@ class Options:
         put(self, "proxy_protocol_from", tuple(_network(network) for network in networks))
 
     def _check_texts(self) -> None:
+        if self.deflate is not None and not isinstance(self.deflate, Deflate):
+            raise OptionsError("deflate", self.deflate, "None or a Deflate")
         for subprotocol in self.subprotocols:
             if not isinstance(subprotocol, str) or not _TOKEN.fullmatch(subprotocol):
                 raise OptionsError("subprotocols", self.subprotocols, "a sequence of RFC 9110 tokens")
@@ -330,7 +343,8 @@ class Options:
                 f"so few that they take less than 4 GiB, {self.receive_buffer_bytes} bytes each",
             )
         if self.memory_bytes_max is not None:
-            needed = pool + _GROWTH * self.message_bytes_max + _SPARE_BYTES
+            growth = _GROWTH if self.deflate is None else _GROWTH_INFLATED
+            needed = pool + growth * self.message_bytes_max + _SPARE_BYTES
             if self.memory_bytes_max < needed:
                 raise OptionsError(
                     "memory_bytes_max",
@@ -374,6 +388,7 @@ def copy_rules(options: Options, rules: Any) -> None:
     rules.engine.message_bytes_max = options.message_bytes_max
     rules.engine.refuse_text = options.refuse_text
     rules.engine.refuse_binary = options.refuse_binary
+    copy_deflate(options.deflate or _DEFLATE, rules.engine.deflate)
     rules.backlog_bytes_max = options.backlog_bytes_max
     rules.backlog_high_bytes = high
     rules.backlog_low_bytes = low
@@ -390,6 +405,12 @@ def copy_rules(options: Options, rules: Any) -> None:
     rules.deliver_while_closing = options.deliver_while_closing
     rules.proxy_protocol = bool(options.proxy_protocol_from)
     rules.tcp_nodelay = options.tcp_nodelay
+
+
+def copy_deflate(deflate: Deflate, shim: Any) -> None:
+    """Write the settings of the compressor into a `struct urs_deflate_rules`."""
+    shim.bytes_min, _, shim.memory_level = deflate.effective()
+    shim.level = deflate.level
 
 
 _HINTS: Final[dict[str, Any]] = get_type_hints(Options, include_extras=True)

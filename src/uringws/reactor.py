@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from types import FrameType, TracebackType
 
     from uringws.errors import UringUnavailable
+    from uringws.extensions import DeflateTerms
     from uringws.handler import HandlerProtocol
     from uringws.handshake import Accept, RawAnswer, Reject, RequestHead
     from uringws.http import Request, Response
@@ -465,11 +466,12 @@ class Reactor(Publisher):
         handler: HandlerProtocol | None = None,
         options: Options | None = None,
         subprotocol: str | None = None,
+        deflate: DeflateTerms | None = None,
         data: object = None,
     ) -> int:
         """Take over a connected socket that another server has upgraded. See `add_session_with_prefix`."""
         return self.add_session_with_prefix(
-            sock, b"", handler=handler, options=options, subprotocol=subprotocol, data=data
+            sock, b"", handler=handler, options=options, subprotocol=subprotocol, deflate=deflate, data=data
         )
 
     def add_session_with_prefix(
@@ -480,17 +482,19 @@ class Reactor(Publisher):
         handler: HandlerProtocol | None = None,
         options: Options | None = None,
         subprotocol: str | None = None,
+        deflate: DeflateTerms | None = None,
         data: object = None,
     ) -> int:
         """Take over a connected socket whose 101 answer was sent, with bytes already read past the request.
 
-        `on_open` is called before this returns the connection's id; the prefix is handled in the next turn, before
-        what is still in the socket. The descriptor belongs to the reactor as soon as this has returned: a
-        socket.socket is detached (close() on it does nothing any more), a number must not be used again. If it raises,
-        the caller keeps it. `handler` and `options` are for this connection alone, as for `bind`; there may be any
-        number of handlers. `subprotocol` is what the upgrade agreed on, for `conn.subprotocol`. Raises TypeError for
-        a TLS socket, whose bytes the kernel cannot decrypt; OSError for a socket that is not connected; LimitReached
-        at `sessions_max` or while draining.
+        `on_open` is called before this returns the connection's id; the prefix is handled in the next turn,
+        before what is still in the socket. The descriptor belongs to the reactor as soon as this has returned:
+        a socket.socket is detached (close() on it does nothing any more), a number must not be used again. If
+        it raises, the caller keeps it. `handler` and `options` are for this connection alone, as for `bind`;
+        there may be any number of handlers. `subprotocol` is what the upgrade agreed on, for
+        `conn.subprotocol`, and `deflate` the terms of compression that its answer named
+        (`DeflateTerms.from_response`). Raises TypeError for a TLS socket, whose bytes the kernel cannot
+        decrypt; OSError for a socket that is not connected; LimitReached at `sessions_max` or while draining.
         """
         core = self._core
         core.check_usable()
@@ -501,7 +505,7 @@ class Reactor(Publisher):
         with core.lock:  # one thread at a time, also before it has an owner
             core.check_lasting()
             core.check_thread()
-            connection = self._dispatcher.adopt(number, buffer, subprotocol, data, service)
+            connection = self._dispatcher.adopt(number, buffer, subprotocol, data, service, deflate=deflate)
             if isinstance(sock, socket.socket):
                 sock.detach()
         self._dispatcher.open_adopted(connection)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from uringws.connection import Connection
     from uringws.core import Core
     from uringws.deferred import Deferred
+    from uringws.extensions import DeflateTerms
     from uringws.handler import HandlerProtocol
     from uringws.handshake import Accept, RawAnswer, Reject, RequestHead
     from uringws.http import Request, Response
@@ -63,30 +64,48 @@ class Sender:
         commands.senders.add(self._key)
 
     @overload
-    def send(self, id: int, payload: Payload, /, *, fin: bool = True, timeout: float | None = None) -> bool: ...
+    def send(
+        self, id: int, payload: Payload, /, *, fin: bool = True, compress: bool = True, timeout: float | None = None
+    ) -> bool: ...
 
     @overload
     def send(
-        self, id: int, opcode: int, payload: Payload, *, fin: bool = True, timeout: float | None = None
+        self,
+        id: int,
+        opcode: int,
+        payload: Payload,
+        *,
+        fin: bool = True,
+        compress: bool = True,
+        timeout: float | None = None,
     ) -> bool: ...
 
     def send(
-        self, id: int, opcode: Any, payload: Any = ABSENT, *, fin: bool = True, timeout: float | None = None
+        self,
+        id: int,
+        opcode: Any,
+        payload: Any = ABSENT,
+        *,
+        fin: bool = True,
+        compress: bool = True,
+        timeout: float | None = None,
     ) -> bool:
         """Send a message on the connection of that id: `send(id, payload)`, or `send(id, opcode, payload)`.
 
-        Return False if the connection is gone or closing. Opcode and payload as for `Connection.send`, whose TypeError
-        and ValueError it raises at once. `Options.on_full` says what happens if the backlog is full; "error" is logged.
-        A frame that must not come where the reactor gets to it (a message while a fragmented one is unfinished, sent by
-        another thread for example) is not sent, and that is logged. Raises SenderFull, and ReactorStateError once
-        released or the reactor is closed.
+        Return False if the connection is gone or closing. Opcode, payload and `compress` as for
+        `Connection.send`, whose TypeError and ValueError it raises at once. `Options.on_full` says what happens
+        if the backlog is full; "error" is logged. A frame that must not come where the reactor gets to it (a
+        message while a fragmented one is unfinished, sent by another thread for example) is not sent, and that
+        is logged. Raises SenderFull, and ReactorStateError once released or the reactor is closed.
         """
         if payload is ABSENT:
             opcode, payload = name_opcode(opcode)
         buffer = check_send(opcode, payload, fin=fin)
         if type(buffer) is not bytes:
             buffer = bytes(buffer)
-        return self._command(id, lambda connection: connection.send(opcode, buffer, fin=fin), timeout)
+        return self._command(
+            id, lambda connection: connection.send(opcode, buffer, fin=fin, compress=compress), timeout
+        )
 
     def close_connection(
         self, id: int, code: int | None = CloseCode.NORMAL, reason: str = "", *, timeout: float | None = None
@@ -146,12 +165,20 @@ class Sender:
         handler: HandlerProtocol | None = None,
         options: Options | None = None,
         subprotocol: str | None = None,
+        deflate: DeflateTerms | None = None,
         data: object = None,
         timeout: float | None = None,
     ) -> int:
         """Let the reactor take over a socket, and wait until it has. As `Reactor.add_session`."""
         return self.add_session_with_prefix(
-            sock, b"", handler=handler, options=options, subprotocol=subprotocol, data=data, timeout=timeout
+            sock,
+            b"",
+            handler=handler,
+            options=options,
+            subprotocol=subprotocol,
+            deflate=deflate,
+            data=data,
+            timeout=timeout,
         )
 
     def add_session_with_prefix(
@@ -162,6 +189,7 @@ class Sender:
         handler: HandlerProtocol | None = None,
         options: Options | None = None,
         subprotocol: str | None = None,
+        deflate: DeflateTerms | None = None,
         data: object = None,
         timeout: float | None = None,
     ) -> int:
@@ -179,6 +207,7 @@ class Sender:
             handler=handler,
             options=options,
             subprotocol=subprotocol,
+            deflate=deflate,
             data=data,
         )
         if owner.is_caller:

@@ -20,6 +20,7 @@ __all__ = [
     "fast_copy",
     "fast_feed",
     "fast_frame",
+    "fast_message",
     "fast_publish",
     "fast_publish_event",
     "fast_send",
@@ -48,3 +49,5 @@ fast_feed: Final[Any] = _shim.feed
 """Takes a chunk into a `ServerEngine` and returns its columns: see fast_engine.h."""
 fast_frame: Final[Any] = _shim.frame
 """Returns the bytes of one frame."""
+fast_message: Final[Any] = _shim.message
+"""Returns the bytes of a whole message, compressed as its engine agreed."""

@@ -49,6 +49,10 @@ class Stats:
     """Complete text and binary messages received; frames for a handler with `on_frame`."""
     messages_out: int = 0
     """Messages sent or queued, echoes included."""
+    messages_inflated: int = 0
+    """Those of `messages_in` that came compressed."""
+    messages_deflated: int = 0
+    """Those of `messages_out` that were compressed."""
     bytes_in: int = 0
     """Read from sockets."""
     bytes_out: int = 0
@@ -73,8 +77,8 @@ class Stats:
     """Zero-copy sends that the kernel copied after all."""
 
     memory_bytes: int = 0
-    """Bytes held now by partial messages and backlogs; with the receive pool, `Options.memory_bytes_max` bounds
-    them."""
+    """Bytes held now by partial messages, backlogs and the windows of compression; with the receive pool,
+    `Options.memory_bytes_max` bounds them."""
     evictions: int = 0
     """Sessions closed to keep within `Options.memory_bytes_max`."""
     pool_buffers: int = 0
@@ -127,6 +131,8 @@ def stats_of(
         timeouts=int(shim.timeouts),
         messages_in=int(shim.messages_in),
         messages_out=int(shim.messages_out),
+        messages_inflated=int(shim.messages_inflated),
+        messages_deflated=int(shim.messages_deflated),
         bytes_in=int(shim.bytes_in),
         bytes_out=int(shim.bytes_out),
         pings_sent=int(shim.pings_sent),

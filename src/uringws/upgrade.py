@@ -11,6 +11,7 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING, Literal
 
 from uringws.errors import HandshakeError, ProtocolError, RejectReason
+from uringws.extensions import DeflateTerms, negotiate
 from uringws.handshake import (
     LATER,
     Accept,
@@ -72,6 +73,7 @@ class Decision:
     accepted: bool = False
     subprotocol: str | None = None
     data: object = None
+    deflate: DeflateTerms | None = None
     reason: RejectReason | None = None
     """Under which `stats()` counts a request that opened no session; None for one that asked for none."""
 
@@ -204,7 +206,7 @@ class Upgrader:
     def _after_head(self, upgrade: Upgrade, head: bytes, returned: object) -> Decision | Later:
         options = self._options
         if isinstance(returned, RawAnswer):
-            return Decision(returned.response, returned.opens, returned.subprotocol, returned.data)
+            return Decision(returned.response, returned.opens, returned.subprotocol, returned.data, returned.deflate)
         if returned is not None:
             raise TypeError(f"on_head is answered by a RawAnswer or None, not {type(returned).__name__}")
         request = parse_request(head, header_count_max=options.header_count_max, peer=upgrade.peer)
@@ -239,9 +241,17 @@ class Upgrader:
     def _check(self, upgrade: Upgrade, request: Request) -> Decision | Later:
         """Hold a request against RFC 6455 and the options, and let the handler decide if it stands."""
         key = check_upgrade(request, self._options)
-        return self._ask(upgrade, "on_upgrade", request, lambda returned: self._after_upgrade(request, key, returned))
+        terms = None
+        if self._options.deflate is not None:
+            values_of = request.headers.values_of
+            agent = values_of(b"user-agent")
+            extensions = values_of(b"sec-websocket-extensions")
+            terms = negotiate(extensions, self._options.deflate, agent[0] if agent else b"")
+        return self._ask(
+            upgrade, "on_upgrade", request, lambda returned: self._after_upgrade(request, key, terms, returned)
+        )
 
-    def _after_upgrade(self, request: Request, key: bytes, returned: object) -> Decision:
+    def _after_upgrade(self, request: Request, key: bytes, terms: DeflateTerms | None, returned: object) -> Decision:
         options = self._options
         if returned is None:
             supported = options.subprotocols
@@ -251,8 +261,8 @@ class Upgrader:
         if not isinstance(returned, Accept):
             raise TypeError(f"on_upgrade is answered by Accept, Reject or None, not {type(returned).__name__}")
         offered = request.subprotocols if returned.subprotocol is not None else ()
-        response = encode_accept(key, returned, offered=offered, server_header=options.server_header)
-        return Decision(response, accepted=True, subprotocol=returned.subprotocol, data=returned.data)
+        response = encode_accept(key, returned, offered=offered, server_header=options.server_header, deflate=terms)
+        return Decision(response, accepted=True, subprotocol=returned.subprotocol, data=returned.data, deflate=terms)
 
     # ---- answers that come later
 
