@@ -12,13 +12,14 @@ import os
 import socket
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
+from uringws.asyncio.admission import LIMITS
 from uringws.asyncio.classes import PayloadTooBig
 from uringws.asyncio.inbox import Fragment
 from uringws.asyncio.link import Link, wrong_thread
 from uringws.asyncio.loop import EventLoop
 from uringws.errors import ConnectionClosed, LimitReached, WrongThread
 from uringws.handler import Handler
-from uringws.options import Options
+from uringws.options import Options, check_shared
 from uringws.socket_view import SocketView
 
 if TYPE_CHECKING:
@@ -48,7 +49,10 @@ class Ring:
         self._reactor = reactor
         self._server = server
         self._handler = _RingHandler(server)
-        self._base = reactor.options if server.options is None else server.options
+        self.options: Final = reactor.options if server.options is None else server.options
+        """Of the connections of the server."""
+        self._base = dataclasses.replace(self.options, **{name: getattr(reactor.options, name) for name in LIMITS})
+        check_shared(self._base, reactor.options)
         self._options: dict[tuple[Any, ...], Options] = {}
         self._unreleased: list[Connection] = []
 
@@ -71,6 +75,11 @@ class Ring:
             os.close(descriptor)
             return None
         return link
+
+    def is_full(self, beside: int) -> bool:
+        """Whether the reactor takes no more sessions than it has and so many others."""
+        sessions_max = self._reactor.options.sessions_max
+        return sessions_max is not None and self._reactor.stats().sessions + beside >= sessions_max
 
     def _options_of(self, connection: ServerConnection) -> Options:
         """Return the options for a connection: its own attributes, those of `serve`, and the rest of the loop's."""

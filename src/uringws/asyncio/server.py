@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, cast
 
+from uringws.asyncio.admission import Admission
 from uringws.asyncio.classes import OPEN
 from uringws.asyncio.connection import ServerConnection
 from uringws.asyncio.deadlines import Deadlines
@@ -91,7 +92,6 @@ class Server:
         self.logger: Final = logging.getLogger("websockets.server") if logger is None else logger
         self.opening: Final = OpeningRules() if opening is None else opening
         self.options: Final = options
-        self.header_limits: Final = options or Options()
         self.open_timeout: Final = open_timeout
         self.close_timeout: Final = close_timeout
         self.max_queue: Final = max_queue
@@ -114,6 +114,8 @@ class Server:
         self._handled: set[ServerConnection] = set()  # those that were opened and are not closed
         self._tasks: dict[asyncio.Task[Any], ServerConnection | None] = {}  # with the connection that a handler has
         self.ring: Final = ring_of(self)
+        self.limits: Final = options or (Options() if self.ring is None else self.ring.options)
+        self.admission: Final = Admission(self.limits, self.loop, self.ring)
         self._context = contextvars.copy_context()
         self._on_handler_done = self._handler_done  # one object for all tasks
         self._closed: asyncio.Future[None] = self.loop.create_future()
@@ -230,6 +232,7 @@ class Server:
 
     def _connection_lost(self, connection: ServerConnection) -> None:
         """A connection is closed; its handler may still run."""
+        self.admission.leave(connection)
         self._handled.discard(connection)
         self._look_whether_empty()
 
@@ -393,7 +396,8 @@ def serve(
     `open_timeout`, `ping_interval`, `ping_timeout` and `close_timeout` are seconds (None: none); `max_size` is bytes of
     a message, or (of a message, of a fragment); `max_queue` is frames that may wait for the handler before reading
     pauses, and `write_limit` bytes that may wait for the peer before `send` waits, each also as (high, low);
-    `create_connection` makes the connections. `options` is ours: `Options` for what has no argument here. All others go
+    `create_connection` makes the connections. `options` is ours: `Options` for what has no argument here, such as
+    `sessions_max`. All others go
     to loop.create_server: `ssl`, `sock`, `backlog`, `reuse_port`, `start_serving` and so on. No extension is
     negotiated, `compression` included.
 

@@ -106,11 +106,17 @@ class TransportLink(Link, asyncio.BufferedProtocol):
         limit = self._connection.write_limit
         high, low = limit if isinstance(limit, tuple) else (limit, None)
         self._transport.set_write_buffer_limits(min(high, _MARK_MAX), None if low is None else min(low, _MARK_MAX))
-        self._server.links.add(self)
+        peername = transport.get_extra_info("peername")
         if self._stage is _Stage.FRAMES:
+            self._server.admission.enter_open(self._connection, peername)
+            self._server.links.add(self)
             self._open()
-        elif self._server.open_timeout is not None:
-            self._server.clocks.openings.start(self, self._server.open_timeout)
+        elif refusal := self._server.admission.enter(self, self._connection, peername):
+            self._refuse(refusal)
+        else:
+            self._server.links.add(self)
+            if self._server.open_timeout is not None:
+                self._server.clocks.openings.start(self, self._server.open_timeout)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Return the buffer that all links of a server share: `buffer_updated` follows at once."""
@@ -124,6 +130,7 @@ class TransportLink(Link, asyncio.BufferedProtocol):
         elif self._stage is not _Stage.IGNORED:
             self._early += self._server.buffer[:nbytes]
             if self._stage is _Stage.HEAD:
+                self._server.admission.note_heard(self)
                 self._take_head()
             elif len(self._early) > _EARLY_BYTES_MAX:
                 self.pause_reading()
@@ -150,6 +157,7 @@ class TransportLink(Link, asyncio.BufferedProtocol):
         """The transport is closed."""
         server = self._server
         server.links.discard(self)
+        server.admission.end_opening(self)
         server.clocks.openings.stop(self)
         server.clocks.pings.stop(self)
         server.clocks.pongs.stop(self)
@@ -175,10 +183,19 @@ class TransportLink(Link, asyncio.BufferedProtocol):
 
     # ---- the opening handshake
 
+    def _refuse(self, refusal: HandshakeError) -> None:
+        """Answer a connection that is one too many, as far as its socket takes that at once, and give it up."""
+        self._stage = _Stage.IGNORED
+        answer = plain_answer(refusal.status, f"{refusal.body}.\n")
+        self._connection.logger.info("connection refused (%d %s: %s)", answer.status, answer.phrase, refusal.reason)
+        self._transport.set_protocol(asyncio.Protocol())
+        self._transport.write(encode_answer(answer))
+        self._transport.close()
+
     def _take_head(self) -> None:
         early = self._early
         end = early.find(b"\r\n\r\n")
-        if (len(early) if end < 0 else end) > self._server.header_limits.header_bytes_max:
+        if (len(early) if end < 0 else end) > self._server.limits.header_bytes_max:
             self._answer(plain_answer(431, "The request's head is too large.\n"))
             return
         if end < 0:
@@ -189,7 +206,7 @@ class TransportLink(Link, asyncio.BufferedProtocol):
         head = bytes(early[: end + 4])
         del early[: end + 4]
         try:
-            parsed = parse_head(head, header_count_max=self._server.header_limits.header_count_max)
+            parsed = parse_head(head, header_count_max=self._server.limits.header_count_max)
         except HandshakeError as error:
             self._answer(plain_answer(error.status, f"{error.body}.\n"))
             return
@@ -236,6 +253,7 @@ class TransportLink(Link, asyncio.BufferedProtocol):
         self._connection._answer = data
         self._transport.write(data)
         if answer.status == 101:
+            server.admission.end_opening(self)
             self._connection.logger.info("connection open")
             self._open()
             return
