@@ -496,6 +496,14 @@ MUTANTS = (
         ("tests/test_turns.py::test_a_late_event_of_a_session_never_reaches_the_next_one_in_its_slot",),
     ),
     Mutant(
+        "epoll-ends-a-receive-twice",
+        "uring_shim/io_epoll.c",
+        "    if ((watched->interest & EPOLLIN) == 0)\n        return 0;  /*",
+        "    /*",
+        "A receive has one last completion",
+        ("tests/test_core.py::test_case[a_receive_ends_once]",),
+    ),
+    Mutant(
         "slot-freed-while-on-a-list",
         "uring_shim/turn.c",
         "if (session->lists != 0 || session->late_events > 0)",

@@ -69,6 +69,7 @@ enum urs_io_fate urs_io_send_fate(int32_t result)
 
 int urs_io_set_nonblocking(int fd)
 {
+    URS_ASSERT(fd >= 0);
     int flags = fcntl(fd, F_GETFL);
     if (flags < 0 || ((flags & O_NONBLOCK) == 0 && fcntl(fd, F_SETFL, flags | O_NONBLOCK) != 0))
         return -errno;
@@ -84,6 +85,7 @@ uint32_t urs_io_unsent_bytes(int fd)
 enum urs_io_input urs_io_input_waiting(int fd)
 {
     /* MSG_PEEK must not be used: it would take the socket's error away from the armed receive. */
+    URS_ASSERT(fd >= 0);  /* poll ignores a negative descriptor */
     struct pollfd polled = {.fd = fd, .events = POLLIN};
     if (poll(&polled, 1, 0) <= 0 || (polled.revents & POLLIN) == 0)
         return URS_INPUT_NONE;
@@ -95,6 +97,7 @@ void urs_io_disconnect(int fd, bool reset)
     /* connect(2) to AF_UNSPEC resets at once. SO_LINGER would work only at the last close of the socket, but an armed
      * receive or another process may keep it open. The shutdown that ends an armed receive would send the FIN that must
      * not be sent. */
+    URS_ASSERT(fd >= 0);
     const struct sockaddr unspecified = {.sa_family = AF_UNSPEC};
     if (!reset || connect(fd, &unspecified, sizeof unspecified) != 0)
         (void)urs_sys_shutdown(fd, SHUT_RDWR);  /* fails if the peer is gone already, which is no error here */
@@ -113,12 +116,14 @@ int urs_wake_open(struct urs_wake *wake)
         close(fds[1]);
         return error;
     }
+    URS_ASSERT(fds[0] >= 0 && fds[1] >= 0);
     *wake = (struct urs_wake){.read_fd = fds[0], .write_fd = fds[1]};
     return 0;
 }
 
 void urs_wake_close(struct urs_wake *wake)
 {
+    URS_ASSERT(wake->read_fd >= 0 && wake->write_fd >= 0);  /* closing twice could close a descriptor of another owner */
     close(wake->read_fd);
     close(wake->write_fd);
     wake->read_fd = wake->write_fd = -1;

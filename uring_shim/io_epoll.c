@@ -62,6 +62,7 @@ static struct epoll *of(struct urs_io *io) { return (struct epoll *)io; }
  * would be lost. Epoll reports an event again if it was not handled. */
 static int reserve(struct epoll *epoll)
 {
+    URS_ASSERT(epoll->pending_first + epoll->pending_count <= epoll->pending_room);
     if (epoll->pending_first + epoll->pending_count < epoll->pending_room)
         return 0;
     if (epoll->pending_first > 0) {
@@ -105,12 +106,15 @@ static int watch(struct epoll *epoll, struct watched *watched, uint32_t interest
 {
     struct epoll_event event = {.events = interest, .data.u64 = watched->data};
     int operation = watched->registered ? EPOLL_CTL_MOD : EPOLL_CTL_ADD;
+    URS_ASSERT(watched->fd >= 0 && (interest & ~(uint32_t)(EPOLLIN | EPOLLOUT)) == 0);
+    URS_ASSERT(watched->registered == (watched->interest != 0));
     if (watched->registered && watched->interest == interest)
         return 0;
     /* A registered socket without any interest would still report EPOLLHUP in every turn. */
     if (interest == 0)
         operation = EPOLL_CTL_DEL;
-    if (urs_fault_errno(operation == EPOLL_CTL_DEL ? 0 : urs_fault(URS_FAULT_ARM))
+    bool adds = (interest & ~watched->interest) != 0;  /* only this takes memory, so only this may fail */
+    if (urs_fault_errno(adds ? urs_fault(URS_FAULT_ARM) : 0)
         || epoll_ctl(epoll->fd, operation, watched->fd, &event) != 0)
         return -errno;
     watched->interest = interest;
@@ -197,6 +201,7 @@ static int epoll_start(struct urs_io *io)
 static int epoll_accept(struct urs_io *io, uint32_t slot, int fd)
 {
     struct epoll_event event = {.events = EPOLLIN, .data.u64 = urs_io_pack(URS_IO_ACCEPT, (uint32_t)fd, slot)};
+    URS_ASSERT(fd >= 0 && fd <= 0xffffff);  /* the descriptor takes the place of the generation */
     int error = urs_io_set_nonblocking(fd);  /* another process may accept the connection first */
     if (error != 0)
         return error;
@@ -237,9 +242,10 @@ static int epoll_receive(struct urs_io *io, uint32_t slot, uint32_t generation, 
 /* The caller must have ensured room for the completion. */
 static void end_receive(struct epoll *epoll, struct watched *watched, int32_t result, uint16_t buffer)
 {
+    URS_ASSERT((watched->interest & EPOLLIN) != 0);
     struct urs_completion completion = {.result = result, .buffer = buffer};
     urs_io_unpack(watched->data, &completion);
-    watch(epoll, watched, watched->interest & ~(uint32_t)EPOLLIN);
+    (void)watch(epoll, watched, watched->interest & ~(uint32_t)EPOLLIN);
     push(epoll, completion);
 }
 
@@ -247,9 +253,12 @@ static int epoll_receive_stop(struct urs_io *io, uint32_t slot, uint32_t generat
 {
     (void)generation;
     (void)fd;
+    struct watched *watched = &of(io)->sessions[slot];
+    if ((watched->interest & EPOLLIN) == 0)
+        return 0;  /* it has ended already: a second last completion would count for the next receive */
     int error = reserve(of(io));
     if (error == 0)
-        end_receive(of(io), &of(io)->sessions[slot], -ECANCELED, URS_IO_NO_BUFFER);
+        end_receive(of(io), watched, -ECANCELED, URS_IO_NO_BUFFER);
     return error;
 }
 
@@ -258,6 +267,7 @@ static int epoll_send(struct urs_io *io, uint32_t slot, uint32_t generation, int
 {
     struct epoll *epoll = of(io);
     ssize_t sent;
+    URS_ASSERT(fd >= 0 && count >= 1 && count <= URS_IO_VECTORS_MAX);
     if (epoll->sent_first + epoll->sent_count == SENT_MAX)
         return -EBUSY;
     if (count == 1) {
@@ -324,6 +334,7 @@ static int epoll_submit(struct urs_io *io)
 static uint32_t take(struct urs_completion *out, uint32_t room, const struct urs_completion *list, uint32_t *first,
                      uint32_t *count)
 {
+    URS_ASSERT(*count > 0 || *first == 0);
     uint32_t taken = (uint32_t)urs_min(room, *count);
     if (taken > 0)
         memcpy(out, list + *first, taken * sizeof *out);
@@ -362,6 +373,8 @@ static int ready_receive(struct epoll *epoll, struct watched *watched)
     if (epoll->free_count == 0 || reserve(epoll) != 0)
         return 0;
     uint16_t buffer = epoll->free_buffers[epoll->free_count - 1];
+    URS_ASSERT(buffer < epoll->io.pool->buffers);
+    URS_ASSERT(epoll->free_count + epoll->io.pool->in_use == epoll->io.pool->buffers);
     ssize_t got = urs_sys_recv(watched->fd, urs_pool_buffer(epoll->io.pool, buffer), epoll->io.pool->buffer_bytes);
     if (got < 0 && (errno == EAGAIN || errno == EINTR))
         return 0;
@@ -398,7 +411,7 @@ static int ready_session(struct epoll *epoll, const struct epoll_event *event, b
         return 0;
     if ((watched->interest & EPOLLOUT) != 0 && (event->events & (EPOLLOUT | EPOLLERR | EPOLLHUP)) != 0
         && reserve(epoll) == 0) {
-        watch(epoll, watched, watched->interest & ~(uint32_t)EPOLLOUT);
+        (void)watch(epoll, watched, watched->interest & ~(uint32_t)EPOLLOUT);
         completion.kind = URS_IO_WRITABLE;
         push(epoll, completion);
     }

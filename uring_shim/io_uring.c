@@ -61,6 +61,7 @@ static struct uring *of(struct urs_io *io) { return (struct uring *)io; }
 /* Publishes to the kernel the buffers released since the last call. */
 static void publish(struct uring *uring)
 {
+    URS_ASSERT(uring->released <= uring->io.pool->buffers - uring->io.pool->in_use);
     if (uring->released > 0)
         io_uring_buf_ring_advance(uring->buffers, (int)uring->released);
     uring->released = 0;
@@ -101,6 +102,7 @@ static struct io_uring_sqe *take_sqe(struct uring *uring)
 
 static int arm_wake(struct uring *uring)
 {
+    URS_ASSERT(!uring->wake_armed);
     struct io_uring_sqe *sqe = take_sqe(uring);
     if (sqe == NULL)
         return -EBUSY;
@@ -152,6 +154,7 @@ static int setup_ring(struct io_uring *ring, uint32_t entries, struct urs_io_rep
 
 static int register_buffers(struct uring *uring, struct urs_io_report *report)
 {
+    URS_ASSERT(uring->buffers == NULL);
     struct urs_pool *pool = uring->io.pool;
     size_t page = (size_t)sysconf(_SC_PAGESIZE);
     uring->buffers_bytes = (pool->buffers * sizeof(struct io_uring_buf) + page - 1) / page * page;
@@ -233,6 +236,7 @@ static int uring_open(struct urs_io **io, struct urs_pool *pool, uint32_t ring_e
 static int uring_start(struct urs_io *io)
 {
     struct uring *uring = of(io);
+    URS_ASSERT(!uring->started);
     /* A direct system call: the shared library of liburing 2.3 does not export io_uring_enable_rings. */
     if (urs_fault_errno(urs_fault(URS_FAULT_SETUP))
         || syscall(__NR_io_uring_register, uring->ring.ring_fd, IORING_REGISTER_ENABLE_RINGS, NULL, 0) != 0)
@@ -263,6 +267,7 @@ static void uring_disown(struct urs_io *io)
 static int uring_accept(struct urs_io *io, uint32_t slot, int fd)
 {
     uint64_t data = urs_io_pack(URS_IO_ACCEPT, 0, slot);
+    URS_ASSERT(fd >= 0);
     /* The socket may be blocking or not: a multishot accept waits in either case (5.18 and later). */
     if (urs_io_fail_at_once(&of(io)->faults, data, urs_fault(URS_FAULT_ACCEPT)))
         return 0;
@@ -293,6 +298,7 @@ static int uring_accept_stop(struct urs_io *io, uint32_t slot, int fd)
 static int uring_receive(struct urs_io *io, uint32_t slot, uint32_t generation, int fd, bool once)
 {
     uint64_t data = urs_io_pack(URS_IO_RECEIVE, generation, slot);
+    URS_ASSERT(fd >= 0);
     int32_t fault = urs_fault(URS_FAULT_RECEIVE);
     if (urs_io_fail_at_once(&of(io)->faults, data, fault))
         return 0;
@@ -324,6 +330,7 @@ static int uring_send(struct urs_io *io, uint32_t slot, uint32_t generation, int
 {
     struct uring *uring = of(io);
     uint64_t data = urs_io_pack(URS_IO_SEND, generation, slot);
+    URS_ASSERT(fd >= 0 && count >= 1 && count <= URS_IO_VECTORS_MAX);
     if (io_uring_sq_space_left(&uring->ring) == 0) {
         io->stats.sq_full++;
         return -EBUSY;
@@ -338,6 +345,7 @@ static int uring_send(struct urs_io *io, uint32_t slot, uint32_t generation, int
         io_uring_prep_send(sqe, fd, vectors->iov_base, urs_fault_cut(fault, vectors->iov_len),
                            MSG_DONTWAIT | MSG_NOSIGNAL);
     } else {
+        URS_ASSERT((size_t)(sqe - uring->ring.sq.sqes) < uring->ring.sq.ring_entries);
         struct msghdr *message = &uring->messages[(size_t)(sqe - uring->ring.sq.sqes)];
         *message = (struct msghdr){.msg_iov = (struct iovec *)(uintptr_t)vectors, .msg_iovlen = count};
         io_uring_prep_sendmsg(sqe, fd, message, MSG_DONTWAIT | MSG_NOSIGNAL);
@@ -351,6 +359,8 @@ static int uring_send_zero_copy(struct urs_io *io, uint32_t token, int fd, const
 {
     struct uring *uring = of(io);
     uint64_t identity = urs_io_pack(URS_IO_SEND_ZC, 0, token);
+    URS_ASSERT(fd >= 0 && bytes > 0);
+    URS_ASSERT(!in_pool || data >= io->pool->memory);
     if (io_uring_sq_space_left(&uring->ring) == 0) {
         io->stats.sq_full++;
         return -EBUSY;
@@ -432,6 +442,8 @@ static uint32_t uring_collect(struct urs_io *io, struct urs_completion *out, uin
         if ((cqe->flags & IORING_CQE_F_BUFFER) != 0) {
             completion->buffer = (uint16_t)(cqe->flags >> IORING_CQE_BUFFER_SHIFT);
             urs_pool_taken(io->pool);
+            URS_ASSERT(completion->buffer < io->pool->buffers && io->pool->in_use <= io->pool->buffers);
+            URS_ASSERT(cqe->res < 0 || (size_t)cqe->res <= io->pool->buffer_bytes);
         }
         if (completion->kind == KIND_CANCEL)
             continue;
@@ -511,6 +523,7 @@ static void uring_release(struct urs_io *io, uint16_t buffer)
     struct uring *uring = of(io);
     struct urs_pool *pool = io->pool;
     URS_ASSERT(buffer < pool->buffers && pool->in_use > 0);
+    URS_ASSERT(uring->released < pool->buffers);
     io_uring_buf_ring_add(uring->buffers, urs_pool_buffer(pool, buffer), (unsigned)pool->buffer_bytes, buffer,
                           io_uring_buf_ring_mask(pool->buffers), (int)uring->released++);
     pool->in_use--;

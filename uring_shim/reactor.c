@@ -88,6 +88,7 @@ struct urs_reactor *urs_reactor_open(const char *backend, const struct urs_react
         free_all(reactor);
         return NULL;
     }
+    URS_ASSERT(reactor->rules.count == 1 && options->handled != NULL && options->echo_flags != NULL);
     urs_work_clock(reactor);
     urs_wheel_open(&reactor->wheel, reactor->now_ms);
     urs_peers_open(reactor);
@@ -107,6 +108,7 @@ struct urs_reactor *urs_reactor_open(const char *backend, const struct urs_react
 /* Ends the connection, even if a forked child or a duplicate of the descriptor keeps the socket open. */
 static void close_socket(int fd, bool reset)
 {
+    URS_ASSERT(fd >= 0);
     urs_io_disconnect(fd, reset);
     close(fd);
 }
@@ -130,6 +132,7 @@ static void close_unseen(struct urs_reactor *reactor)
 {
     struct urs_completion batch[64];
     uint32_t news, count;
+    URS_ASSERT(reactor->completion_next <= reactor->completion_count);
     close_accepted(reactor->completions + reactor->completion_next,
                    reactor->completion_count - reactor->completion_next);
     if (!reactor->started)
@@ -156,6 +159,7 @@ void urs_reactor_close(struct urs_reactor *reactor)
         free(reactor);
         return;
     }
+    URS_ASSERT(!reactor->dispatching && reactor->io != NULL);
     for (uint32_t index = reactor->applied; index < reactor->event_count; index++)
         urs_block_drop(reactor->events[index].item.block);
     for (uint32_t index = 0; index < reactor->late_count; index++)
@@ -170,6 +174,7 @@ void urs_reactor_close(struct urs_reactor *reactor)
         struct urs_session *session = urs_core_session(reactor, slot);
         if (session->state == URS_SESSION_FREE)
             continue;
+        URS_ASSERT((session->fd < 0) == urs_session_is_on(session, URS_LIST_DEAD));
         if (session->fd >= 0)
             close_socket(session->fd,
                          session->reset || session->backlog.bytes > 0 || session->outbound.first != 0);
@@ -188,17 +193,20 @@ void urs_reactor_take(struct urs_reactor *reactor)
     if (reactor->owner != 0 && reactor->owner != urs_thread_number)
         disown(reactor);
     reactor->owner = urs_thread_number;
+    URS_ASSERT(reactor->owner != 0);
 }
 
 int urs_reactor_start(struct urs_reactor *reactor)
 {
     if (reactor->started)
         return urs_core_check(reactor);
+    URS_ASSERT(reactor->owner == 0);
     int error = reactor->io->operations->start(reactor->io);
     if (error != 0)
         return error;
     reactor->started = true;
     urs_reactor_take(reactor);
+    URS_ASSERT(urs_core_check(reactor) == 0 || reactor->forked);
     urs_work_clock(reactor);
     urs_admission_arm(reactor);
     return 0;
@@ -227,12 +235,13 @@ static int listener_place(struct urs_reactor *reactor)
         reactor->listeners = listeners;
         reactor->listener_room = room;
     }
+    URS_ASSERT(reactor->listener_count < reactor->listener_room);
     return (int)reactor->listener_count++;
 }
 
 int urs_reactor_listen(struct urs_reactor *reactor, int fd, bool is_unix, uint8_t rules)
 {
-    URS_ASSERT(rules < reactor->rules.count);
+    URS_ASSERT(fd >= 0 && rules < reactor->rules.count);
     int index = listener_place(reactor);
     if (index < 0)
         return index;
@@ -253,6 +262,7 @@ int urs_reactor_unlisten(struct urs_reactor *reactor, uint32_t index)
         return URS_ERROR_STALE;
     listener->state = URS_LISTENER_CLOSING;
     urs_admission_arm(reactor);
+    URS_ASSERT(listener->state != URS_LISTENER_OPEN);
     /* Submits the end of accepting now, as in urs_reactor_drain. */
     int error = reactor->started ? reactor->io->operations->wait(reactor->io, 0) : 0;
     return error == -EINTR ? 0 : error;
@@ -275,6 +285,7 @@ int urs_reactor_flush_handled(struct urs_reactor *reactor)
         return refused;
     urs_apply_events(reactor, *reactor->options.handled, URS_NO_EVENT);
     int error = urs_flush_sessions(reactor);
+    URS_ASSERT(error != 0 || (reactor->sends == 0 && reactor->dirty.count == 0));
     if (error == 0)
         urs_outbox_reset(&reactor->outbox);
     return error;
@@ -339,6 +350,7 @@ int urs_reactor_adopt(struct urs_reactor *reactor, int fd, uint8_t rules, uint16
     reactor->stats.accepted++;
     reactor->handshakes++;  /* urs_life_open decrements it again */
     urs_life_open(reactor, session);
+    URS_ASSERT(urs_session_is_open(session) && reactor->sessions.in_use > 0);
     *id = urs_session_id(session);
     return 0;
 }
@@ -347,6 +359,7 @@ void urs_reactor_drain(struct urs_reactor *reactor, uint32_t index, unsigned cod
 {
     urs_apply_events(reactor, index, index - 1);
     urs_reactor_stop_listening(reactor);
+    URS_ASSERT(reactor->draining);
     /* Submits the end of accepting now: a client that sees a close frame then finds the port closed as soon as the
      * owner has closed the listening socket too. */
     if (reactor->started)

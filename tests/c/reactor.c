@@ -372,9 +372,9 @@ static void each_kind_of_output_has_its_limit(void)
         session.pongs = 16;
         CHECK(urs_gate_check(&session, &limits, kinds[index].kind, 100)
               == (kinds[index].kind == URS_OUTPUT_PONG ? URS_GATE_LATEST : URS_GATE_OPEN));
-        session.lost = true;
+        session.socket_state = URS_SOCKET_LOST;
         CHECK(urs_gate_check(&session, &limits, kinds[index].kind, 0) == URS_GATE_ENDED);
-        session.lost = false;
+        session.socket_state = URS_SOCKET_USABLE;
         for (int state = URS_SESSION_FREE; state <= URS_SESSION_AWAIT_REQUESTS; state++) {
             session.state = (uint8_t)state;
             CHECK((urs_gate_check(&session, &limits, kinds[index].kind, 0) == URS_GATE_ENDED)
@@ -579,6 +579,23 @@ static void a_repeated_report_of_writable_is_ignored(void)
     close(peer);
 }
 
+/* A receive that is cancelled a second time, as at the deadline of a session that ends, has one last completion. */
+static void a_receive_ends_once(void)
+{
+    struct urs_completion completions[4];
+    int peer;
+    struct urs_reactor *reactor = start_reactor(0);
+    struct urs_session *session = add_session(reactor, &peer);
+    struct urs_io *io = reactor->io;
+    CHECK(session->receive_state == URS_RECEIVE_ARMED);
+    for (int time = 0; time < 2; time++)
+        CHECK(io->operations->receive_stop(io, session->slot, session->generation, session->fd) == 0);
+    CHECK(io->operations->collect(io, completions, URS_COUNT(completions)) == 1);
+    CHECK(completions[0].kind == URS_IO_RECEIVE && !completions[0].more && completions[0].result == -ECANCELED);
+    urs_reactor_close(reactor);
+    close(peer);
+}
+
 int main(int count, char **arguments)
 {
     static const struct { const char *name; void (*run)(void); } cases[] = {
@@ -600,6 +617,7 @@ int main(int count, char **arguments)
         {"a_turn_has_two_halves", a_turn_has_two_halves},
         {"a_shortage_of_receives_stops_no_send", a_shortage_of_receives_stops_no_send},
         {"a_repeated_report_of_writable_is_ignored", a_repeated_report_of_writable_is_ignored},
+        {"a_receive_ends_once", a_receive_ends_once},
     };
     for (size_t index = 0; count == 2 && index < URS_COUNT(cases); index++) {
         if (strcmp(arguments[1], cases[index].name) == 0) {
