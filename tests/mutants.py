@@ -244,7 +244,7 @@ MUTANTS = (
         "No message is sent inside a fragmented one",
         (
             "tests/test_fragmented_sends.py::test_a_message_inside_a_fragmented_one_is_refused_and_nothing_of_it_sent",
-            "tests/test_fragmented_sends.py::test_an_echo_inside_a_fragmented_message_closes_with_1011",
+            "tests/test_fragmented_sends.py::test_a_fragmented_message_that_begins_before_an_echo_leaves_closes_with_1011",
             "tests/test_fragmented_sends.py::test_run_echo_does_not_break_into_a_fragmented_message_of_a_sender",
         ),
     ),
@@ -902,8 +902,8 @@ MUTANTS = (
     Mutant(
         "first-handler-gets-every-message",
         "src/uringws/dispatch.py",
-        "            self._on_message = None\n",
-        "            pass\n",
+        "        elif service is not self._first:\n            self._on_message = None\n",
+        "        elif service is not self._first:\n            pass\n",
         "A message goes to the handler of its connection",
         ("tests/test_services.py::test_a_handler_may_be_added_by_a_callback",),
     ),
@@ -980,7 +980,7 @@ MUTANTS = (
         "            self._error = error\n",
         "            pass\n",
         "What ends the reactor's thread is raised by `join`",
-        ("tests/test_reactor_thread.py::test_what_ends_the_reactor_reaches_the_caller",),
+        ("tests/test_reactor_thread.py::test_an_exception_that_ends_the_reactor_reaches_the_caller",),
     ),
     # Coroutines
     Mutant(

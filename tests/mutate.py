@@ -3,7 +3,7 @@
     python tests/mutate.py                      every mutant, about ten seconds each
     python tests/mutate.py --only echo-limit    one of them; --only may be given several times
     python tests/mutate.py --list               what there is
-    python tests/mutate.py --check              only see whether each mutant's line is still in the source
+    python tests/mutate.py --check              only see whether each line and each test named is there
     python tests/mutate.py --table FILE         also write the results as a Markdown table
 
 Each mutant in mutants.py is one change of the source that breaks one promise, and the tests that hold the promise.
@@ -166,15 +166,25 @@ def failing_unbroken(tree: Tree, mutants: list[Mutant]) -> dict[str, str]:
 
 
 def check_lines(mutants: list[Mutant]) -> int:
-    """See whether every mutant can be applied; return the exit status."""
+    """See whether every mutant can be applied, and has its tests; return the exit status."""
     status = 0
     for mutant in mutants:
         try:
             mutated(mutant, (ROOT / mutant.file).read_text())
+            check_tests(mutant)
         except NotTriedError as error:
             print(f"{mutant.name}: {error}")
             status = 2
     return status
+
+
+def check_tests(mutant: Mutant) -> None:
+    """Raise NotTriedError unless the file of each of the mutant's tests defines it."""
+    for test in mutant.tests:
+        file, _, name = test.partition("::")
+        function = name.partition("[")[0]
+        if f"def {function}(" not in (ROOT / file).read_text():
+            raise NotTriedError(f"{file} has no {function}")
 
 
 def markdown(results: list[Result]) -> str:
@@ -204,7 +214,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Break the library one line at a time; every mutant must be noticed.")
     parser.add_argument("--only", action="append", default=[], metavar="NAME", help="try this mutant; may be repeated")
     parser.add_argument("--list", action="store_true", help="list the mutants and stop")
-    parser.add_argument("--check", action="store_true", help="see whether each mutant's line is there and stop")
+    parser.add_argument("--check", action="store_true", help="see whether each line and test named is there")
     parser.add_argument(
         "--trust", action="store_true", help="take it that the tests pass without a mutant, as they just have"
     )

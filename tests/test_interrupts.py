@@ -118,11 +118,21 @@ def is_settled(reactor: Reactor, count: int) -> bool:
     return stats.accepted + sum(stats.rejected.values()) == count and stats.sessions == stats.handshakes == 0
 
 
-@pytest.mark.parametrize("kinds", [(Books,), (Books, Books), (BatchBooks,)], ids=["one", "two", "batches"])
-def test_an_exception_anywhere_loses_no_event(backend: Backend, kinds: tuple[type[Books], ...]) -> None:
+@pytest.mark.parametrize(
+    ("kinds", "errors"),
+    [
+        pytest.param((Books,), (StopError,), id="one-exception"),
+        pytest.param((Books,), (Alarm,), id="one-alarm"),
+        pytest.param((Books, Books), (StopError, Alarm), id="two"),
+        pytest.param((BatchBooks,), (StopError, Alarm), id="batches"),
+    ],
+)
+def test_an_exception_anywhere_loses_no_event(
+    backend: Backend, kinds: tuple[type[Books], ...], errors: tuple[type[BaseException], ...]
+) -> None:
     """A whole session, and one that is cut: the request, messages, the close frame, the end of the stream.
 
-    With two handlers each session has its own.
+    With two handlers each session has its own. Where there are two errors they alternate from point to point.
     """
     gc.collect()  # reactors of earlier tests: an exception in their __del__ would not propagate
     books_of = [kind() for kind in kinds] * (3 - len(kinds))
@@ -133,7 +143,7 @@ def test_an_exception_anywhere_loses_no_event(backend: Backend, kinds: tuple[typ
         point = refused = 0
         while point == len(places):
             point += 1
-            error = (StopError, Alarm)[point % 2]
+            error = errors[point % len(errors)]
             names = (f"/whole{point}", f"/cut{point}")
             with Peer.dial(addresses[0]) as whole, Peer.dial(addresses[1]) as cut:
                 for peer, path in zip((whole, cut), names, strict=True):

@@ -15,7 +15,9 @@ from pathlib import Path
 
 import pytest
 
+import mutate
 import uringws
+from mutants import MUTANTS
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIM = ROOT / "uring_shim"
@@ -534,6 +536,10 @@ def test_every_field_is_documented(thing: type) -> None:
         ):
             bare.append(ast.unparse(node.target))
     assert bare == []
+
+
+def test_every_mutant_has_its_line_and_its_tests(capsys: pytest.CaptureFixture[str]) -> None:
+    assert mutate.check_lines(list(MUTANTS)) == 0, capsys.readouterr().out
 
 
 def test_public_names_stand_once() -> None:
