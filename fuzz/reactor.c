@@ -176,7 +176,7 @@ static void command(struct world *world, struct peer *peer, uint32_t choice, uin
 static void accept_request(struct world *world, struct peer *peer, uint64_t id, size_t head_bytes)
 {
     static const uint8_t yes[] = "HTTP/1.1 101 Go\r\n\r\n";
-    if (urs_command_accept(world->reactor, id, yes, sizeof yes - 1) != 0)
+    if (urs_command_accept(world->reactor, id, yes, sizeof yes - 1, 0) != 0)
         return;
     CHECK(peer != NULL);
     peer->read_by_reference = head_bytes;
@@ -194,7 +194,7 @@ static void answer_some(struct world *world, uint32_t number)
             continue;
         world->waiting[slot] = 0;
         if (session == NULL || session->state != URS_SESSION_AWAIT_DECISION)
-            CHECK(urs_command_accept(world->reactor, id, no, 0) < 0);
+            CHECK(urs_command_accept(world->reactor, id, no, 0, 0) < 0);
         else if (number % 4 == 1)
             CHECK(urs_command_reject(world->reactor, id, no, number % 8 == 1 ? 0 : sizeof no - 1) == 0 || world->faulty
                   || urs_session_is_lost(session));
@@ -470,7 +470,7 @@ static void adopt_peer(struct world *world, struct peer *peer, struct input *inp
         peer->written.bytes = PREFIX_BYTES_MAX;
     peer->used = peer->adopted = true;
     peer->fd = pair[0];
-    if (urs_reactor_adopt(world->reactor, pair[1], ADOPTED, peer->written.data, peer->written.bytes, &id) == 0)
+    if (urs_reactor_adopt(world->reactor, pair[1], ADOPTED, 0, peer->written.data, peer->written.bytes, &id) == 0)
         open_session(world, peer, id);
     else
         close(pair[1]);

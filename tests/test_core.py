@@ -25,7 +25,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sources = [SOURCE, *(source for source in SHIM.glob("*.c") if source.name not in NOT_LINKED)]
     flags = ["-std=gnu11", "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", f"-I{SHIM}"]
     subprocess.run(
-        [require_tool("gcc"), *flags, "-DURS_FAULTS", *sources, "-Wl,--wrap=urs_session_holding", "-o", path],
+        [require_tool("gcc"), *flags, "-DURS_FAULTS", *sources, "-Wl,--wrap=urs_session_holding", "-lz", "-o", path],
         check=True,
     )
     return path

@@ -239,14 +239,10 @@ static inline int send_frame(struct urs_reactor *reactor, uint64_t id, uint32_t 
     size_t high = urs_core_rules(reactor, session)->backlog_high_bytes;
     if (URS_UNLIKELY(waiting(reactor, session) >= urs_max(high, TURN_BYTES_MIN)))
         result = URS_QUEUED;
-    if (reactor->outbox.arena_bytes > URS_ARENA_FLUSH_BYTES && reactor->started) {
-        int error = urs_flush_sessions(reactor);
-        if (error != 0)
-            return error;
-        urs_outbox_reset(&reactor->outbox);
-        result = session->backlog.bytes > 0 ? URS_QUEUED : result;
-    }
-    return result;
+    int error = urs_flush_arena(reactor);
+    if (URS_UNLIKELY(error != 0))
+        return error;
+    return session->backlog.bytes > 0 ? URS_QUEUED : result;
 }
 
 int urs_command_send(struct urs_reactor *reactor, uint64_t id, uint32_t index, uint8_t opcode, const uint8_t *data,
@@ -264,6 +260,8 @@ int urs_command_send_fragment(struct urs_reactor *reactor, uint64_t id, uint32_t
 
 const struct urs_item *urs_command_item(const struct urs_reactor *reactor, uint32_t index, uint8_t *opcode)
 {
+    /* This reads before the check of the thread. It does no harm: the arrays keep their size as long as the reactor
+     * lives, and the call that sends the item refuses another thread. */
     if (reactor == NULL || index >= reactor->event_count || index < reactor->applied
         || reactor->targets[index] == URS_TARGET_OTHER)
         return NULL;
@@ -276,8 +274,10 @@ const struct urs_item *urs_command_item(const struct urs_reactor *reactor, uint3
 int urs_command_send_event(struct urs_reactor *reactor, uint64_t id, uint32_t index, uint8_t opcode)
 {
     const struct urs_item *item = urs_command_item(reactor, index, &opcode);
-    return item == NULL ? URS_ERROR_STATE
-                        : urs_command_send(reactor, id, index, opcode, item->payload, item->bytes);
+    if (item != NULL)
+        return urs_command_send(reactor, id, index, opcode, item->payload, item->bytes);
+    int refused = reactor == NULL ? 0 : urs_core_check(reactor);
+    return refused != 0 ? refused : URS_ERROR_STATE;
 }
 
 int urs_command_close(struct urs_reactor *reactor, uint64_t id, uint32_t index, unsigned code, const uint8_t *reason,

@@ -62,6 +62,7 @@ static PyObject *fast_send_event(PyObject *self, PyObject *const *arguments, Py_
         return check_count(count, 4);
     if (!read_target(arguments, &to))
         return NULL;
+    /* In another thread this may read old values. They only decide about the GIL: the call below refuses the thread. */
     bool large = to.reactor != NULL && to.index < to.reactor->event_count
         && to.reactor->events[to.index].item.bytes > GIL_KEPT_BYTES_MAX;
     if (!large) {

@@ -7,6 +7,18 @@
 /* Sends everything that is queued. Returns 0, or -errno if the backend is unusable. */
 int urs_flush_sessions(struct urs_reactor *reactor);
 
+/* Sends everything that is queued if the frames written since the last flush have become large. Then the calls of one
+ * turn need little memory, however many they are. Returns 0 or -errno. */
+static inline int urs_flush_arena(struct urs_reactor *reactor)
+{
+    if (URS_LIKELY(reactor->outbox.arena_bytes <= URS_ARENA_FLUSH_BYTES) || !reactor->started)
+        return 0;
+    int error = urs_flush_sessions(reactor);
+    if (error == 0)
+        urs_outbox_reset(&reactor->outbox);
+    return error;
+}
+
 /* Collects the completions that have arrived already, without a system call; dispatch handles them. */
 void urs_flush_collect(struct urs_reactor *reactor);
 

@@ -59,6 +59,8 @@ void urs_intake_stop(struct urs_reactor *reactor, struct urs_session *session)
 {
     if (session->receive_state != URS_RECEIVE_ARMED)
         return;
+    /* If the backend has no room for the cancel, the receive stays armed. Its next data is held, and the receive is
+     * cancelled again then. */
     if (reactor->io->operations->receive_stop(reactor->io, session->slot, session->generation, session->fd) == 0)
         urs_session_set_receive(session, URS_RECEIVE_CANCELLING);
 }
@@ -136,9 +138,14 @@ void urs_intake_serve(struct urs_reactor *reactor)
 static void look(struct urs_reactor *reactor, struct pollfd *sockets, const uint32_t *slots, nfds_t count)
 {
     int found = poll(sockets, count, 0);
-    for (nfds_t index = 0; index < count && found > 0; index++)
-        if ((sockets[index].revents & (POLLERR | POLLHUP | POLLNVAL)) != 0)
-            urs_intake_stop(reactor, urs_core_session(reactor, slots[index]));
+    for (nfds_t index = 0; index < count && found > 0; index++) {
+        if ((sockets[index].revents & (POLLERR | POLLHUP | POLLNVAL)) == 0)
+            continue;
+        struct urs_session *session = urs_core_session(reactor, slots[index]);
+        urs_intake_stop(reactor, session);
+        if (session->receive_state == URS_RECEIVE_ARMED)
+            session->unsure = reactor->resets_again = true;  /* no room for the cancel: no data would bring another */
+    }
 }
 
 void urs_intake_find_resets(struct urs_reactor *reactor)

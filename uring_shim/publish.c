@@ -55,13 +55,8 @@ static int64_t end(struct urs_reactor *reactor, const struct delivery *delivery)
 {
     reactor->stats.messages_out += delivery->taken;
     reactor->stats.drops += delivery->dropped + delivery->closed;
-    if (reactor->outbox.arena_bytes <= URS_ARENA_FLUSH_BYTES || !reactor->started)
-        return delivery->addressed;
-    int error = urs_flush_sessions(reactor);
-    if (error != 0)
-        return error;
-    urs_outbox_reset(&reactor->outbox);
-    return delivery->addressed;
+    int error = urs_flush_arena(reactor);
+    return error != 0 ? error : delivery->addressed;
 }
 
 static enum urs_gate gate_of(const struct urs_reactor *reactor, const struct urs_session *session,

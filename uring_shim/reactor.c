@@ -377,8 +377,7 @@ void urs_reactor_drain(struct urs_reactor *reactor, uint32_t index, unsigned cod
         } else if (session->state == URS_SESSION_AWAIT_HEAD || session->state == URS_SESSION_AWAIT_DECISION) {
             urs_admission_refuse(reactor, session, URS_REFUSED_DRAINING);
         }
-        if (reactor->outbox.arena_bytes > URS_ARENA_FLUSH_BYTES)
-            urs_flush_sessions(reactor);
+        (void)urs_flush_arena(reactor);  /* if the backend is unusable, the next turn reports it */
     }
 }
 

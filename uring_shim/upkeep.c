@@ -11,7 +11,7 @@
 #include "lifecycle.h"
 #include "work.h"
 
-enum { TIMERS_PER_TURN_MAX = 1024, STEP_BACK_BYTES_MAX = 1 << 26 };
+enum { TIMERS_PER_TURN_MAX = 1024, STEP_BACK_BYTES_MAX = 1 << 26, PASSED_BYTES_MAX = 1 << 30 };
 
 /* ---- pings --------------------------------------------------------------------------------------------------- */
 
@@ -64,28 +64,34 @@ static uint32_t look(struct urs_session *session)
     uint32_t acked = session->sent_bytes - urs_io_unsent_bytes(session->fd);
     uint32_t taken = acked - session->acked_bytes;
     session->acked_bytes = acked;
-    if ((int32_t)(acked - session->question_bytes) >= 0)
+    /* A backlog of 2 GiB, and the bytes in the socket, may be in front of the question. So positions up to 3 GiB ahead
+     * count as not reached, and only the remaining 1 GiB as passed. */
+    if (acked - session->question_bytes < PASSED_BYTES_MAX)
         session->question_queued = false;
     /* Gigabytes may have left since the last look. If the position moves back, it does so by little: a socket counts
      * the end of the stream, or its own overhead, as unsent bytes too. */
     return taken < UINT32_MAX - STEP_BACK_BYTES_MAX ? taken : 0;
 }
 
-/* Returns true if input has arrived that the engine has not seen although it may take it. */
-static bool input_waits(struct urs_session *session)
+/* Tells which input has arrived that the engine has not seen although it may take it. */
+static enum urs_io_input unseen_input(const struct urs_session *session)
 {
     bool engine = session->state == URS_SESSION_OPEN || session->state == URS_SESSION_AWAIT_CLOSE;
     if (engine && !urs_core_may_feed(session))
-        return false;
+        return URS_INPUT_NONE;
     if (session->unread || (engine && session->held.block != NULL))
-        return true;
-    if (session->input_ended)
-        return false;
-    enum urs_io_input waiting = urs_io_input_waiting(session->fd);
+        return URS_INPUT_WAITS;
+    return session->input_ended ? URS_INPUT_NONE : urs_io_input_waiting(session->fd);
+}
+
+/* Returns true if input must be read before the session is judged. */
+static bool input_waits(struct urs_session *session)
+{
+    enum urs_io_input input = unseen_input(session);
     bool again = session->reprieved;
-    if (waiting == URS_INPUT_ENDS)
+    if (input == URS_INPUT_ENDS)
         session->reprieved = true;  /* only once: an end that no receive reports would keep the session for ever */
-    return waiting == URS_INPUT_WAITS || (waiting == URS_INPUT_ENDS && !again);
+    return input == URS_INPUT_WAITS || (input == URS_INPUT_ENDS && !again);
 }
 
 static void expire(struct urs_reactor *reactor, struct urs_session *session, enum urs_failure failure)
@@ -253,8 +259,9 @@ uint32_t urs_upkeep_unread(struct urs_reactor *reactor)
     urs_flush_collect(reactor);
     mark_unread(reactor, true);
     for (uint32_t slot = 0; slot < reactor->sessions.slots; slot++) {
-        struct urs_session *session = urs_core_session(reactor, slot);
-        count += session->state == URS_SESSION_AWAIT_CLOSE && !session->question_unsent && input_waits(session);
+        const struct urs_session *session = urs_core_session(reactor, slot);
+        count += session->state == URS_SESSION_AWAIT_CLOSE && !session->question_unsent
+            && unseen_input(session) != URS_INPUT_NONE;
     }
     mark_unread(reactor, false);
     return count;

@@ -58,7 +58,7 @@ static struct urs_session *add_session(struct urs_reactor *reactor, int *peer)
     int ends[2];
     uint64_t id;
     CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, ends) == 0);
-    CHECK(urs_reactor_adopt(reactor, ends[0], 0, NULL, 0, &id) == 0);
+    CHECK(urs_reactor_adopt(reactor, ends[0], 0, 0, NULL, 0, &id) == 0);
     *peer = ends[1];
     return urs_session_find(&reactor->sessions, id);
 }
@@ -596,6 +596,94 @@ static void a_receive_ends_once(void)
     close(peer);
 }
 
+/* A drain sends the close frames of many sessions together, and its memory does not grow with their number. */
+static void a_drain_keeps_its_memory_small(void)
+{
+    enum { SESSIONS = 3 };
+    int peers[SESSIONS];
+    uint8_t received[8];
+    struct urs_reactor *reactor = start_reactor(0);
+    for (int number = 0; number < SESSIONS; number++)
+        add_session(reactor, &peers[number]);
+    reactor->outbox.arena_bytes = URS_ARENA_FLUSH_BYTES;  /* the next frame is one too many */
+    urs_reactor_drain(reactor, 0, 1001);
+    for (int number = 0; number < SESSIONS; number++)
+        CHECK((recv(peers[number], received, sizeof received, MSG_DONTWAIT) == 4) == (number == 0));
+    CHECK(reactor->outbox.arena_bytes == 2 * 4);
+    CHECK(urs_flush_sessions(reactor) == 0);
+    urs_reactor_close(reactor);
+    for (int number = 0; number < SESSIONS; number++)
+        close(peers[number]);
+}
+
+static int refuse_stop(struct urs_io *io, uint32_t slot, uint32_t generation, int fd)
+{
+    (void)io, (void)slot, (void)generation, (void)fd;
+    return -EBUSY;
+}
+
+/* A reset that a receive missed is looked for again if the backend had no room for the cancel. */
+static void a_refused_cancel_is_repeated(void)
+{
+    int peer;
+    struct urs_reactor *reactor = start_reactor(0);
+    struct urs_io_operations operations = *reactor->io->operations;
+    operations.misses_resets = true;
+    operations.receive_stop = refuse_stop;
+    reactor->io->operations = &operations;
+    struct urs_session *session = add_session(reactor, &peer);
+    close(peer);
+    urs_intake_doubt(reactor, session);
+    for (int search = 0; search < 2; search++) {
+        CHECK(session->receive_state == URS_RECEIVE_ARMED && reactor->resets_due_ms != 0);
+        reactor->now_ms = reactor->resets_due_ms;
+        urs_intake_find_resets(reactor);
+        operations.receive_stop = urs_io_epoll.receive_stop;
+    }
+    CHECK(session->receive_state == URS_RECEIVE_CANCELLING && reactor->resets_due_ms == 0);
+    urs_reactor_close(reactor);
+}
+
+/* Two gigabytes and more in front of a ping: while the peer has not taken them, its pong is not due. */
+static void a_question_may_wait_behind_gigabytes(void)
+{
+    static const uint8_t payload[1 << 23];
+    int peer;
+    struct urs_reactor *reactor = start_reactor(0);
+    reactor->rules.sets[0].ping_timeout_ms = 400;
+    struct urs_session *session = add_session(reactor, &peer);
+    CHECK(urs_command_send(reactor, urs_session_id(session), 0, URS_OPCODE_BINARY, payload, sizeof payload) >= 0);
+    CHECK(urs_flush_sessions(reactor) == 0);
+    session->ping_sent_us = reactor->now_us;
+    session->has_deadline = true;
+    session->deadline_ms = (uint32_t)reactor->now_ms + 400;
+    urs_deadline_set_question(session, true);
+    session->question_bytes = session->sent_bytes + 0x80001000;
+    session->acked_bytes = session->sent_bytes + 1;
+    urs_deadline_schedule(reactor, session);
+    for (int turn = 0; turn < 100 && session->acked_bytes == session->sent_bytes + 1; turn++)
+        urs_reactor_turn(reactor, 10, false);
+    CHECK(session->acked_bytes != session->sent_bytes + 1 && session->question_queued);
+    urs_reactor_close(reactor);
+    close(peer);
+}
+
+/* A question about unread input changes nothing: the session is still given the time to have it read. */
+static void a_look_for_unread_input_changes_nothing(void)
+{
+    static const uint8_t close_frame[] = {0x88, 0x80, 0, 0, 0, 0};
+    int peer;
+    struct urs_reactor *reactor = start_reactor(0);
+    struct urs_session *session = add_session(reactor, &peer);
+    CHECK(urs_command_close(reactor, urs_session_id(session), 0, 1000, NULL, 0) == 0);
+    CHECK(urs_reactor_flush(reactor) == 0);
+    CHECK(write(peer, close_frame, sizeof close_frame) == sizeof close_frame);
+    close(peer);  /* our close frame is unread there, so this is a reset */
+    for (int time = 0; time < 2; time++)
+        CHECK(urs_reactor_unread(reactor) == 1 && !session->reprieved);
+    urs_reactor_close(reactor);
+}
+
 int main(int count, char **arguments)
 {
     static const struct { const char *name; void (*run)(void); } cases[] = {
@@ -618,6 +706,10 @@ int main(int count, char **arguments)
         {"a_shortage_of_receives_stops_no_send", a_shortage_of_receives_stops_no_send},
         {"a_repeated_report_of_writable_is_ignored", a_repeated_report_of_writable_is_ignored},
         {"a_receive_ends_once", a_receive_ends_once},
+        {"a_drain_keeps_its_memory_small", a_drain_keeps_its_memory_small},
+        {"a_refused_cancel_is_repeated", a_refused_cancel_is_repeated},
+        {"a_question_may_wait_behind_gigabytes", a_question_may_wait_behind_gigabytes},
+        {"a_look_for_unread_input_changes_nothing", a_look_for_unread_input_changes_nothing},
     };
     for (size_t index = 0; count == 2 && index < URS_COUNT(cases); index++) {
         if (strcmp(arguments[1], cases[index].name) == 0) {
