@@ -41,7 +41,7 @@ C_LAYERS = (
     {"backlog", "gate"},
     {"reactor.h"},
     {"core"},
-    {"peers", "work"},
+    {"peers", "run", "work"},
     {"fast_engine", "intake", "invariants", "watch", "zero_copy"},
     {"deadline"},
     {"lifecycle"},

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import gc
+import random
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -506,3 +509,126 @@ def test_a_turn_sends_once_per_member(backend: Backend) -> None:
         it.turn()
         expected = server_frame(BINARY, b"x" * 20) * 64
         assert it.peers[0].sock.recv(1 << 16) == expected  # all of them in one segment
+
+
+# Publishes that directly follow one another
+
+
+def test_members_may_be_skipped_in_any_order(backend: Backend) -> None:
+    """Frames that follow one another are added to the members' lists in one go: each skipped one has a gap."""
+    with room(backend, 4) as it:
+        expected: list[list[Frame]] = [[] for _ in it.conns]
+        for number, skipped in enumerate([None, 0, 0, 1, None, 2, 3, 3, 0, None, 1, 1, 2]):
+            payload = b"%d" % number
+            assert it.topic.publish(payload, skip=None if skipped is None else it.conns[skipped]) == 4 - (
+                skipped is not None
+            )
+            for place, frames in enumerate(expected):
+                if place != skipped:
+                    frames.append(Frame(BINARY, payload))
+        it.turn()
+        for peer, frames in zip(it.peers, expected, strict=True):
+            assert peer.read_frames(len(frames)) == frames
+            assert peer.quiet(0.01)
+        assert it.topic.stats().sent == sum(map(len, expected))
+
+
+def test_a_member_that_is_skipped_by_every_publish_gets_nothing(backend: Backend) -> None:
+    with room(backend, 2) as it:
+        for number in range(20):
+            assert it.topic.publish(b"%d" % number, skip=it.conns[0]) == 1
+        it.turn()
+        assert it.peers[0].quiet()
+        assert it.peers[1].read_frames(20) == [Frame(BINARY, b"%d" % number) for number in range(20)]
+
+
+class Model:
+    """A room, and lists of the frames that its peers must get. Each method does one thing to both, by chance."""
+
+    CALLS: ClassVar = {
+        "publish": 40,
+        "send": 4,
+        "ping": 2,
+        "broadcast": 2,
+        "add": 3,
+        "remove": 3,
+        "turn": 4,
+        "ask": 2,
+        "close": 0.3,
+    }
+
+    def __init__(self, it: Room, seed: int) -> None:
+        self.it, self.chance = it, random.Random(seed)
+        self.topics = [it.topic, it.reactor.topic("other")]
+        self.members = [set(range(6)), set[int]()]
+        self.expected: list[list[Frame]] = [[] for _ in it.conns]
+        self.open = set(range(6))
+
+    def step(self, number: int) -> None:
+        call = self.chance.choices(list(self.CALLS), list(self.CALLS.values()))[0]
+        self.payload = b"%d" % number * self.chance.choice([1, 1, 1, 40, 400])
+        self.which, self.place = self.chance.randrange(2), self.chance.choice(sorted(self.open))
+        self.topic, self.conn = self.topics[self.which], self.it.conns[self.place]
+        getattr(self, call)()
+        assert [len(topic) for topic in self.topics] == [len(there) for there in self.members]
+
+    def expect(self, opcode: int, payload: bytes, places: set[int]) -> None:
+        for place in places:
+            self.expected[place].append(Frame(opcode, payload))
+
+    def publish(self) -> None:
+        skip = self.chance.choice([None, self.place])
+        got = self.members[self.which] - {skip}
+        assert self.topic.publish(self.payload, skip=None if skip is None else self.conn) == len(got)
+        self.expect(BINARY, self.payload, got)
+
+    def broadcast(self) -> None:
+        assert self.it.reactor.broadcast(self.payload) == len(self.open)
+        self.expect(BINARY, self.payload, self.open)
+
+    def send(self) -> None:
+        self.conn.send(self.payload)
+        self.expect(BINARY, self.payload, {self.place})
+
+    def ping(self) -> None:
+        self.conn.ping(self.payload[:10])
+        self.expect(PING, self.payload[:10], {self.place})
+
+    def add(self) -> None:
+        self.topic.add(self.conn)
+        self.members[self.which].add(self.place)
+
+    def remove(self) -> None:
+        assert self.topic.remove(self.conn) == (self.place in self.members[self.which])
+        self.members[self.which].discard(self.place)
+
+    def turn(self) -> None:
+        self.it.turn()
+
+    def ask(self) -> None:
+        assert (self.conn in self.topic) == (self.place in self.members[self.which])
+        assert self.conn.buffered_amount >= 0
+
+    def close(self) -> None:
+        if len(self.open) == 2:
+            return
+        self.conn.close()
+        self.expect(CLOSE, b"\x03\xe8", {self.place})
+        self.open.discard(self.place)
+        for there in self.members:
+            there.discard(self.place)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_any_mix_of_calls_reaches_each_peer_in_order(backend: Backend, seed: int) -> None:
+    with room(backend, 6) as it, ThreadPoolExecutor(6) as pool:
+        model = Model(it, seed)
+        for number in range(800):
+            model.step(number)
+        for peer, frames in zip(it.peers, model.expected, strict=True):
+            reading = pool.submit(peer.read_frames, len(frames))
+            run_until(it.reactor, reading.done)
+            assert reading.result() == frames
+        for topic in model.topics:
+            stats = topic.stats()
+            assert stats.addressed == stats.sent + stats.queued

@@ -6,6 +6,7 @@
 
 #include "flush.h"
 #include "lifecycle.h"
+#include "run.h"
 #include "work.h"
 
 /* Returns whether the echo of an item, of `count` messages, may join. If the backlog is full, applies on_full; no call of
@@ -62,6 +63,8 @@ static void apply_message(struct urs_reactor *reactor, struct urs_session *sessi
     struct urs_item *item = &reactor->events[index].item;
     bool echo = reactor->options.echo_flags[index] != 0;
     uint32_t count = item->kind == URS_ITEM_ECHO_RUN ? item->count : 1;
+    if (echo)
+        urs_run_seal(reactor);
     if (echo && may_join(reactor, session, item, count)) {
         reactor->stats.messages_out += count;
         int error = add_echo(reactor, session, item, in_hand);
@@ -110,6 +113,7 @@ static void count_pong(struct urs_session *session)
 /* Sends pongs, and close frames that answer one. */
 static void apply_reply(struct urs_reactor *reactor, struct urs_session *session, struct urs_item *item)
 {
+    urs_run_seal(reactor);
     bool ping = item->kind == URS_ITEM_PING;
     enum urs_gate gate = urs_gate_check(session, urs_core_rules(reactor, session),
                                         ping ? URS_OUTPUT_PONG : URS_OUTPUT_CLOSE, item->bytes);

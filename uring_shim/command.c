@@ -15,6 +15,7 @@
 #include "intake.h"
 #include "lifecycle.h"
 #include "peers.h"
+#include "run.h"
 #include "work.h"
 
 /* From this size on a system call of its own, which displaces Python's data from the CPU caches, costs less than
@@ -225,6 +226,7 @@ static inline int send_frame(struct urs_reactor *reactor, uint64_t id, uint32_t 
     if (refused != 0)
         return refused;
     urs_apply_events(reactor, index, URS_NO_EVENT);
+    urs_run_seal(reactor);
     enum urs_gate gate = urs_gate_check(session, urs_core_rules(reactor, session), output_of(opcode), bytes);
     if (gate != URS_GATE_OPEN)
         return refuse_message(reactor, session, gate, opcode);
@@ -288,6 +290,7 @@ int urs_command_close(struct urs_reactor *reactor, uint64_t id, uint32_t index, 
     if (refused != 0)
         return refused;
     urs_apply_events(reactor, index, index - 1);
+    urs_run_seal(reactor);
     if (urs_gate_check(session, urs_core_rules(reactor, session), URS_OUTPUT_CLOSE, 2 + bytes) != URS_GATE_OPEN)
         return URS_ERROR_CLOSING;
     return urs_life_close(reactor, session, code, reason, bytes);
@@ -338,7 +341,10 @@ int64_t urs_command_buffered(struct urs_reactor *reactor, uint64_t id)
 {
     struct urs_session *session;
     int refused = find(reactor, id, &session);
-    return refused != 0 ? refused : (int64_t)waiting(reactor, session);
+    if (refused != 0)
+        return refused;
+    urs_run_seal(reactor);
+    return (int64_t)waiting(reactor, session);
 }
 
 double urs_command_latency(struct urs_reactor *reactor, uint64_t id)

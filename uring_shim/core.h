@@ -99,6 +99,15 @@ struct urs_watches {
     bool due;                            /* a watch must be armed or stopped before the next wait */
 };
 
+/* The run of run.h: frames of one topic that follow one another in the arena. */
+struct urs_topic_run {
+    uint32_t topic;                      /* index + 1; 0: no run is open */
+    uint32_t skipped;                    /* the slot of the session that the first frame is not for; UINT32_MAX: none */
+    uint8_t *end;                        /* of the last frame */
+    size_t room;                         /* payload bytes that each member's backlog has room for */
+    bool extended;                       /* it has more than one frame */
+};
+
 struct urs_reactor {
     struct urs_io *io;
     struct urs_pool pool;
@@ -107,6 +116,7 @@ struct urs_reactor {
     struct urs_sessions sessions;
     struct urs_wheel wheel;
     struct urs_topics topics;
+    struct urs_topic_run run;
     struct urs_reactor_options options;
     struct urs_rules_table rules;
 

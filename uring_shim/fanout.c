@@ -5,6 +5,7 @@
 
 #include "apply.h"
 #include "core.h"
+#include "run.h"
 
 /* Finds a topic for a call by the owner. Returns 0 or the error. */
 static int find(struct urs_reactor *reactor, uint64_t id, struct urs_topic **topic)
@@ -71,6 +72,7 @@ int urs_fanout_add(struct urs_reactor *reactor, uint64_t id, uint32_t index, uin
         return URS_ERROR_STALE;
     if (!urs_session_is_open(session))
         return URS_ERROR_CLOSING;
+    urs_run_seal(reactor);
     return urs_topic_add(topic, session);
 }
 
@@ -81,6 +83,7 @@ int urs_fanout_remove(struct urs_reactor *reactor, uint64_t id, uint32_t index, 
     if (refused != 0)
         return refused;
     struct urs_session *session = urs_session_find(&reactor->sessions, session_id);
+    urs_run_seal(reactor);
     return session == NULL ? 0 : urs_topic_remove(&reactor->topics, &reactor->sessions, topic, session);
 }
 

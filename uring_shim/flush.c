@@ -10,6 +10,7 @@
 #include "fault.h"
 #include "intake.h"
 #include "lifecycle.h"
+#include "run.h"
 #include "work.h"
 #include "zero_copy.h"
 
@@ -229,6 +230,7 @@ static int submit(struct urs_reactor *reactor)
 int urs_flush_sessions(struct urs_reactor *reactor)
 {
     int error = 0;
+    urs_run_seal(reactor);
     while (reactor->dirty.count > 0 && error == 0) {
         uint32_t count = reactor->dirty.count;
         for (uint32_t index = 0; index < count && error == 0; index++) {

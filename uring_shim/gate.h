@@ -47,7 +47,7 @@ static inline enum urs_gate urs_gate_check(const struct urs_session *session, co
         [URS_OUTPUT_PONG] = {.limited = true, .header_counts = true, .reserve_bytes = URS_CONTROL_RESERVE_BYTES},
         [URS_OUTPUT_CLOSE] = {.limited = false},
     };
-    URS_ASSERT((size_t)kind < URS_COUNT(table));
+    URS_ASSERT((size_t)kind < URS_COUNT(table) && !session->in_run);
     if (!urs_session_is_open(session))
         return URS_GATE_ENDED;
     if (kind <= URS_OUTPUT_CONTINUATION && URS_UNLIKELY(session->unfinished != (kind == URS_OUTPUT_CONTINUATION)))

@@ -176,7 +176,7 @@ static void check_watches(const struct urs_watches *watches)
 
 void urs_invariants_check(const struct urs_reactor *reactor)
 {
-    URS_ASSERT(reactor->sends == 0 && reactor->vector_count == 0);
+    URS_ASSERT(reactor->sends == 0 && reactor->vector_count == 0 && reactor->run.topic == 0);
     URS_ASSERT(reactor->applied <= reactor->event_count && reactor->event_count <= URS_EVENTS_MAX);
     URS_ASSERT(reactor->visible <= reactor->event_count);
     URS_ASSERT(reactor->late_count <= reactor->late_room);

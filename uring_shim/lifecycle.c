@@ -12,6 +12,7 @@
 #include "fault.h"
 #include "intake.h"
 #include "peers.h"
+#include "run.h"
 #include "work.h"
 
 enum { LATE_EVENTS = 4 };
@@ -116,6 +117,7 @@ void urs_life_resume_input(struct urs_reactor *reactor, struct urs_session *sess
 /* A session that is not open any more is a member of no topic. Its slot may then be used again at any time. */
 static void leave_topics(struct urs_reactor *reactor, struct urs_session *session)
 {
+    urs_run_seal(reactor);
     if (session->memberships != NULL)
         urs_topics_leave(&reactor->topics, &reactor->sessions, session);
 }
@@ -124,13 +126,13 @@ int urs_life_close(struct urs_reactor *reactor, struct urs_session *session, uns
                    size_t bytes)
 {
     URS_ASSERT(session->state == URS_SESSION_OPEN && session->fd >= 0);  /* so the gate is open for a close frame */
+    leave_topics(reactor, session);
     bool queued = urs_deadline_is_queued(session);
     int error = urs_outbound_close(&reactor->outbox, &session->outbound, code, reason, bytes);
     if (error != 0) {
         urs_life_lose(reactor, session, error);
         return error;
     }
-    leave_topics(reactor, session);
     urs_session_set_state(session, URS_SESSION_AWAIT_CLOSE);
     urs_deadline_set_ending(reactor, session, queued);
     urs_work_dirty(reactor, session);

@@ -208,6 +208,26 @@ int urs_outbound_slice(struct urs_outbox *outbox, struct urs_outbound *outbound,
                                                          .block = slice.block, .output = true});
 }
 
+void urs_outbound_resume(struct urs_outbox *outbox, struct urs_outbound *outbound, uint8_t *data,
+                         uint32_t publication)
+{
+    URS_ASSERT(outbox->count < outbox->capacity);
+    add_segment(outbox, outbound, (struct urs_segment){.data = data, .published = (publication + 1) & INT32_MAX});
+}
+
+void urs_outbound_remove_last(const struct urs_outbox *outbox, struct urs_outbound *outbound)
+{
+    uint32_t previous = 0;
+    for (uint32_t index = outbound->first; index != outbound->last; index = outbox->segments[index - 1].next)
+        previous = index;
+    URS_ASSERT(outbox->segments[outbound->last - 1].bytes == 0);
+    outbound->last = previous;
+    if (previous == 0)
+        outbound->first = 0;
+    else
+        outbox->segments[previous - 1].next = 0;
+}
+
 static int reserve_publication(struct urs_outbox *outbox)
 {
     if (outbox->publication_count < outbox->publication_room)

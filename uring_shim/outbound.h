@@ -104,6 +104,14 @@ struct urs_publication *urs_outbox_publish(struct urs_outbox *outbox, struct urs
 void urs_outbound_publish(struct urs_outbox *outbox, struct urs_outbound *outbound,
                           const struct urs_publication *publication);
 
+/* Adds an empty segment at `data`, which is to be lengthened by publications from that index on. Cannot fail, as
+ * urs_outbound_publish. */
+void urs_outbound_resume(struct urs_outbox *outbox, struct urs_outbound *outbound, uint8_t *data,
+                         uint32_t publication);
+
+/* Removes the last segment, which must be empty. */
+void urs_outbound_remove_last(const struct urs_outbox *outbox, struct urs_outbound *outbound);
+
 /* Adds a close frame. With `code` 0 or 1005 it carries no code; the reason is at most URS_CLOSE_REASON_BYTES_MAX bytes
  * of UTF-8. Returns 0 or -ENOMEM. */
 int urs_outbound_close(struct urs_outbox *outbox, struct urs_outbound *outbound, unsigned code,
@@ -123,5 +131,12 @@ void urs_outbox_reset(struct urs_outbox *outbox);
 void urs_outbox_clear(struct urs_outbox *outbox);
 
 /* cdef: end */
+
+/* Returns true if the next `bytes` bytes of the arena will follow directly on `end`. */
+static inline bool urs_outbox_follows(const struct urs_outbox *outbox, const uint8_t *end, size_t bytes)
+{
+    const struct urs_block *arena = outbox->arena;
+    return arena != NULL && arena->bytes + arena->end == end && urs_block_room(arena) >= bytes;
+}
 
 #endif

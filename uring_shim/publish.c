@@ -7,6 +7,7 @@
 #include "core.h"
 #include "flush.h"
 #include "lifecycle.h"
+#include "run.h"
 #include "work.h"
 
 enum {
@@ -19,6 +20,7 @@ enum {
 struct delivery {
     struct urs_publication *publication;
     size_t bytes;                        /* of the payload */
+    size_t room;                         /* the least room that a member's backlog has after it */
     int64_t addressed;
     uint64_t taken;
     uint64_t dropped;
@@ -116,6 +118,14 @@ static enum urs_gate make_room(struct urs_reactor *reactor, struct urs_topic *to
     return gate;
 }
 
+static void note_room(const struct urs_reactor *reactor, const struct urs_session *session,
+                      struct delivery *delivery)
+{
+    size_t max = urs_core_rules(reactor, session)->backlog_bytes_max;
+    size_t waiting = session->backlog.bytes + session->outbound.bytes;
+    delivery->room = urs_min(delivery->room, waiting < max ? max - waiting : 0);
+}
+
 static void deliver_to_member(struct urs_reactor *reactor, struct urs_topic *topic, uint32_t place,
                               struct delivery *delivery)
 {
@@ -125,12 +135,48 @@ static void deliver_to_member(struct urs_reactor *reactor, struct urs_topic *top
         gate = make_room(reactor, topic, place, session, delivery);
     if (deliver(reactor, session, delivery, gate, topic->on_full == URS_TOPIC_CLOSE))
         note_drop(reactor, topic, place);
+    else if (URS_LIKELY(gate == URS_GATE_OPEN))
+        note_room(reactor, session, delivery);
+}
+
+/* Returns the slot of the member with that id, or UINT32_MAX if it is not a member. */
+static uint32_t skipped_slot(const struct urs_reactor *reactor, const struct urs_topic *topic, uint64_t id)
+{
+    const struct urs_session *session = id == URS_SKIP_NONE ? NULL : urs_session_find(&reactor->sessions, id);
+    return session != NULL && urs_topic_place(topic, session) != UINT32_MAX ? session->slot : UINT32_MAX;
 }
 
 static void prefetch(const struct urs_session *session)
 {
     __builtin_prefetch(&session->outbound);
     __builtin_prefetch(&session->state);
+}
+
+/* Adds the results of a publish to the counters of its topic. */
+static void count(struct urs_topic *topic, const struct delivery *delivery)
+{
+    topic->stats.published++;
+    topic->stats.addressed += (uint64_t)delivery->addressed;
+    topic->stats.sent += delivery->taken;
+    topic->stats.dropped += delivery->dropped;
+    topic->stats.closed += delivery->closed;
+}
+
+/* Publishes to each member by itself. Opens a run if all of them took the message. */
+static void publish_to_each(struct urs_reactor *reactor, struct urs_topic *topic, uint32_t skipped,
+                            struct delivery *delivery)
+{
+    delivery->room = SIZE_MAX;
+    /* Backwards: a member that is closed here leaves, and the last one, which has had its turn, takes its place. */
+    for (uint32_t place = topic->count; place-- > 0;) {
+        if (place >= PREFETCH_AHEAD)
+            prefetch(urs_core_session(reactor, topic->members[place - PREFETCH_AHEAD]));
+        if (topic->members[place] != skipped)
+            deliver_to_member(reactor, topic, place, delivery);
+    }
+    if (delivery->taken == (uint64_t)delivery->addressed && delivery->taken > 0
+        && delivery->publication->kept.block == NULL)
+        urs_run_begin(reactor, topic, delivery->publication, skipped, delivery->room);
 }
 
 int64_t urs_publish(struct urs_reactor *reactor, uint64_t topic_id, uint32_t index, uint8_t opcode,
@@ -143,23 +189,22 @@ int64_t urs_publish(struct urs_reactor *reactor, uint64_t topic_id, uint32_t ind
     struct urs_topic *topic = urs_topics_find(&reactor->topics, topic_id);
     if (topic == NULL)
         return URS_ERROR_STALE;
-    error = begin(reactor, opcode, data, bytes, topic->count, &delivery);
+    uint32_t skipped = skipped_slot(reactor, topic, skip);
+    bool in_run = bytes < BLOCK_BYTES_MIN && urs_run_takes(reactor, topic, bytes);
+    if (!in_run)
+        urs_run_seal(reactor);
+    error = begin(reactor, opcode, data, bytes, in_run ? URS_RUN_SEGMENTS : topic->count, &delivery);
     if (error != 0)
         return error;
-    const struct urs_session *skipped = skip == URS_SKIP_NONE ? NULL : urs_session_find(&reactor->sessions, skip);
-    topic->stats.published++;
     urs_topics_label(&reactor->topics, topic, delivery.publication);
-    /* Backwards: a member that is closed here leaves, and the last one, which has had its turn, takes its place. */
-    for (uint32_t place = topic->count; place-- > 0;) {
-        if (place >= PREFETCH_AHEAD)
-            prefetch(urs_core_session(reactor, topic->members[place - PREFETCH_AHEAD]));
-        if (skipped == NULL || topic->members[place] != skipped->slot)
-            deliver_to_member(reactor, topic, place, &delivery);
+    if (in_run) {
+        urs_run_extend(reactor, delivery.publication, skipped);
+        delivery.addressed = (int64_t)topic->count - (skipped != UINT32_MAX);
+        delivery.taken = (uint64_t)delivery.addressed;
+    } else {
+        publish_to_each(reactor, topic, skipped, &delivery);
     }
-    topic->stats.addressed += (uint64_t)delivery.addressed;
-    topic->stats.sent += delivery.taken;
-    topic->stats.dropped += delivery.dropped;
-    topic->stats.closed += delivery.closed;
+    count(topic, &delivery);
     return end(reactor, &delivery);
 }
 
@@ -168,6 +213,8 @@ int64_t urs_send_many(struct urs_reactor *reactor, const uint64_t *ids, size_t c
 {
     struct delivery delivery = {0};
     int error = enter(reactor, index);
+    if (error == 0)
+        urs_run_seal(reactor);
     if (error == 0)
         error = begin(reactor, opcode, data, bytes, count, &delivery);
     if (error != 0)
@@ -185,6 +232,8 @@ int64_t urs_send_all(struct urs_reactor *reactor, uint32_t index, uint8_t opcode
 {
     struct delivery delivery = {0};
     int error = enter(reactor, index);
+    if (error == 0)
+        urs_run_seal(reactor);
     if (error == 0)
         error = begin(reactor, opcode, data, bytes, reactor->sessions.in_use, &delivery);
     if (error != 0)

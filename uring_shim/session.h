@@ -148,6 +148,7 @@ struct urs_session {
     bool unread : 1;                     /* set while deadlines are judged: a completion with its input is not handled
                                             yet */
     bool unsure : 1;                     /* data came and nothing was sent since: a receive may have missed a reset */
+    bool in_run : 1;                     /* only builds with assertions set it: a member of the open run, see run.h */
     bool pong_waits : 1;
     bool reset : 1;                      /* bytes were discarded: end with a reset, so that the stream does not look
                                             complete */

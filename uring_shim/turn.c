@@ -20,6 +20,7 @@
 #include "intake.h"
 #include "invariants.h"
 #include "lifecycle.h"
+#include "run.h"
 #include "upkeep.h"
 #include "watch.h"
 #include "work.h"
@@ -221,6 +222,7 @@ static int begin_turn(struct urs_reactor *reactor, int64_t timeout_ms, bool echo
 {
     int64_t until_ms = timeout_ms < 0 ? -1 : (int64_t)reactor->now_ms + timeout_ms;
     URS_ASSERT(reactor->event_count == 0 && reactor->used_count == 0);
+    urs_run_seal(reactor);
     reactor->echo = echo;
     for (;;) {
         if (URS_UNLIKELY(reactor->broken))
