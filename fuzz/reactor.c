@@ -713,6 +713,7 @@ static void read_options(struct world *world, struct input *input)
     rules->proxy_protocol = flags & 32;
     world->is_unix = (flags & 64) == 0;
     options->receive_buffers = 2u << (sizes & 3);
+    options->fanout_turn_max = 1 + (sizes & 7);
     options->receive_buffer_bytes = (size_t)256 << (sizes >> 2 & 7);
     rules->engine.message_bytes_max = UINT64_C(1) << (message & 31);
     rules->backlog_bytes_max = UINT64_C(256) << (backlog & 15);

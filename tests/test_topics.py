@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import random
+import select
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +30,7 @@ from uringws import (
     WrongThread,
 )
 from uringws.backend import Backend
+from uringws.driver import Driver
 from wire import BINARY, CLOSE, PING, PONG, TEXT, Frame, Peer, frame, server_frame
 
 
@@ -619,10 +621,19 @@ class Model:
             there.discard(self.place)
 
 
+class SlicedModel(Model):
+    """Its turns serve one or two members of a topic: the frames of several turns wait at the same time."""
+
+    def turn(self) -> None:
+        driver = Driver(self.it.reactor)
+        with driver.driving():
+            driver.take_turn(0, 1)
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_any_mix_of_calls_reaches_each_peer_in_order(backend: Backend, seed: int) -> None:
-    with room(backend, 6) as it, ThreadPoolExecutor(6) as pool:
-        model = Model(it, seed)
+    with room(backend, 6, fanout_turn_max=1 + seed % 2) as it, ThreadPoolExecutor(6) as pool:
+        model = (SlicedModel if seed >= 3 else Model)(it, seed)
         for number in range(800):
             model.step(number)
         for peer, frames in zip(it.peers, model.expected, strict=True):
@@ -632,3 +643,58 @@ def test_any_mix_of_calls_reaches_each_peer_in_order(backend: Backend, seed: int
         for topic in model.topics:
             stats = topic.stats()
             assert stats.addressed == stats.sent + stats.queued
+
+
+# Large topics
+
+
+class Lively(Publisher):
+    """Publishes what the first connection sends; notes how many members had it when another one was answered."""
+
+    peers: list[Peer]
+    served: int | None = None
+
+    def on_message(self, conn: Connection, message: Message) -> None:
+        if bytes(message) == b"publish":
+            self.topic.publish(b"to all")
+            self.peers[-1].send(TEXT, b"echo")  # it is there when the next turn looks for input
+        else:
+            conn.echo()
+            self.served = len(select.select([peer.sock for peer in self.peers[:-1]], [], [], 0)[0])
+
+
+def test_others_are_answered_while_a_large_topic_is_served(backend: Backend) -> None:
+    lively = Lively()
+    with room(backend, 31, lively, fanout_turn_max=5) as it:
+        lively.topic, lively.peers = it.topic, it.peers
+        it.topic.remove(it.conns[-1])
+        it.turn()
+        it.peers[0].send(TEXT, b"publish")
+        driver = Driver(it.reactor)
+        with driver.driving():
+            for _ in range(20):
+                driver.take_turn(0.01, 1)
+        assert lively.served is not None
+        assert 5 <= lively.served <= 10
+        assert it.peers[-1].read_frame() == Frame(TEXT, b"echo")
+        for peer in it.peers[:-1]:
+            assert peer.read_frame() == Frame(BINARY, b"to all")
+
+
+def test_connections_may_end_while_they_wait_for_their_slice(backend: Backend) -> None:
+    with room(backend, 12, fanout_turn_max=1) as it:
+        driver = Driver(it.reactor)
+        it.turn()
+        for number in range(3):
+            it.topic.publish(b"%d" % number)
+            with driver.driving():
+                driver.take_turn(0, 1)
+        it.conns[0].abort()
+        it.conns[1].close()
+        it.peers[2].close()
+        it.reactor.drain(1)
+        frames = [Frame(BINARY, b"%d" % number) for number in range(3)]
+        for peer in [*it.peers[3:], it.peers[1]]:
+            assert peer.read_frames(3) == frames
+            assert peer.read_frame().opcode == CLOSE
+        assert it.topic.stats().addressed == 36

@@ -147,6 +147,7 @@ struct urs_reactor {
     uint8_t *lent;                       /* indexed by receive buffer: enum urs_lent */
 
     struct urs_slots dirty;              /* sessions to flush */
+    struct urs_slots fanout;             /* sessions that have only published messages to flush, a slice per turn */
     struct urs_slots feed_list;          /* sessions with held input to feed */
     struct urs_queue lively;             /* sessions that wait for a receive buffer, see intake.c */
     struct urs_queue heavy;

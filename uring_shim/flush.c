@@ -14,6 +14,8 @@
 #include "work.h"
 #include "zero_copy.h"
 
+enum { SEGMENTS_WAITING_MAX = 1 << 18 };
+
 /* Checks the water marks after the backlog has grown or shrunk. */
 static void note_backlog(struct urs_reactor *reactor, struct urs_session *session)
 {
@@ -227,24 +229,47 @@ static int submit(struct urs_reactor *reactor)
     return result < 0 ? result : 0;
 }
 
-int urs_flush_sessions(struct urs_reactor *reactor)
+/* Sends for the first `count` sessions of a list, and takes them off it. */
+static int flush_list(struct urs_reactor *reactor, struct urs_slots *list, enum urs_list flag, uint32_t count)
 {
     int error = 0;
-    urs_run_seal(reactor);
-    while (reactor->dirty.count > 0 && error == 0) {
-        uint32_t count = reactor->dirty.count;
-        for (uint32_t index = 0; index < count && error == 0; index++) {
-            struct urs_session *session = urs_core_session(reactor, reactor->dirty.slots[index]);
-            urs_session_leave(session, URS_LIST_DIRTY);
-            while ((error = send_one(reactor, session)) == -EBUSY && (error = submit(reactor)) == 0)
-                ;
-        }
-        /* Sessions that became dirty meanwhile (because more of their backlog must be sent) come after the first
-         * `count`. */
-        reactor->dirty.count -= count;
-        memmove(reactor->dirty.slots, reactor->dirty.slots + count, reactor->dirty.count * sizeof(uint32_t));
-        if (error == 0)
-            error = submit(reactor);
+    uint32_t index = 0;
+    URS_ASSERT(count <= list->count);
+    for (; index < count && error == 0; index++) {
+        struct urs_session *session = urs_core_session(reactor, list->slots[index]);
+        urs_session_leave(session, flag);
+        while ((error = send_one(reactor, session)) == -EBUSY && (error = submit(reactor)) == 0)
+            ;
     }
+    list->count -= index;
+    memmove(list->slots, list->slots + index, list->count * sizeof *list->slots);
+    return error != 0 ? error : submit(reactor);
+}
+
+/* Sends for all dirty sessions, and for those that become dirty meanwhile, because more of their backlog must be sent. */
+static int flush_dirty(struct urs_reactor *reactor)
+{
+    int error = 0;
+    while (reactor->dirty.count > 0 && error == 0)
+        error = flush_list(reactor, &reactor->dirty, URS_LIST_DIRTY, reactor->dirty.count);
+    return error;
+}
+
+int urs_flush_sessions(struct urs_reactor *reactor, enum urs_flush_scope scope)
+{
+    urs_run_seal(reactor);
+    int error = flush_dirty(reactor);
+    if (URS_UNLIKELY(reactor->fanout.count > 0) && error == 0) {
+        /* What waits for its slice keeps the arena and the segments: their size is bounded. */
+        bool all = scope == URS_FLUSH_ALL || reactor->outbox.arena_bytes > URS_ARENA_FLUSH_BYTES
+            || reactor->outbox.count > SEGMENTS_WAITING_MAX;
+        uint32_t count = all ? reactor->fanout.count
+                             : (uint32_t)urs_min(reactor->fanout.count, reactor->options.fanout_turn_max);
+        error = flush_list(reactor, &reactor->fanout, URS_LIST_FANOUT, count);
+        if (error == 0)
+            error = flush_dirty(reactor);
+    }
+    if (error == 0 && reactor->fanout.count == 0)
+        urs_outbox_reset(&reactor->outbox);
     return error;
 }

@@ -4,8 +4,15 @@
 
 #include "core.h"
 
-/* Sends everything that is queued. Returns 0, or -errno if the backend is unusable. */
-int urs_flush_sessions(struct urs_reactor *reactor);
+enum urs_flush_scope {
+    URS_FLUSH_ALL = 0,
+    URS_FLUSH_SLICE = 1                  /* of the sessions that have only published messages to send, at most
+                                            fanout_turn_max; the others wait for the next flush */
+};
+
+/* Sends everything that is queued, or a slice of it, and empties the outbox if nothing is left. Returns 0, or -errno if
+ * the backend is unusable. */
+int urs_flush_sessions(struct urs_reactor *reactor, enum urs_flush_scope scope);
 
 /* Sends everything that is queued if the frames written since the last flush have become large. Then the calls of one
  * turn need little memory, however many they are. Returns 0 or -errno. */
@@ -13,10 +20,7 @@ static inline int urs_flush_arena(struct urs_reactor *reactor)
 {
     if (URS_LIKELY(reactor->outbox.arena_bytes <= URS_ARENA_FLUSH_BYTES) || !reactor->started)
         return 0;
-    int error = urs_flush_sessions(reactor);
-    if (error == 0)
-        urs_outbox_reset(&reactor->outbox);
-    return error;
+    return urs_flush_sessions(reactor, URS_FLUSH_ALL);
 }
 
 /* Collects the completions that have arrived already, without a system call; dispatch handles them. */

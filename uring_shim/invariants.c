@@ -73,7 +73,7 @@ static void check_session(const struct urs_session *session)
     /* After submit no send is in flight, and every session with bytes left to send is on a list or awaits a
      * completion. */
     URS_ASSERT(!urs_session_is_sending(session));
-    URS_ASSERT(session->outbound.first == 0 || urs_session_is_on(session, URS_LIST_DIRTY)
+    URS_ASSERT(session->outbound.first == 0 || (session->lists & (URS_LIST_DIRTY | URS_LIST_FANOUT)) != 0
                || urs_session_is_lost(session));
     URS_ASSERT(session->backlog.bytes == 0 || urs_session_is_on(session, URS_LIST_DIRTY)
                || session->send_state != URS_SEND_IDLE);
@@ -93,6 +93,7 @@ static void check_session(const struct urs_session *session)
 /* The sums of the flags and counts of all sessions. */
 struct sums {
     uint32_t dirty;
+    uint32_t fanout;
     uint32_t feed_list;
     uint32_t await_buffers;
     uint32_t retries;
@@ -118,6 +119,7 @@ static void check_sessions(const struct urs_reactor *reactor)
         URS_ASSERT(session->slot == slot);
         check_session(session);
         sums.dirty += urs_session_is_on(session, URS_LIST_DIRTY);
+        sums.fanout += urs_session_is_on(session, URS_LIST_FANOUT);
         sums.feed_list += urs_session_is_on(session, URS_LIST_FEED);
         sums.await_buffers += urs_session_is_on(session, URS_LIST_BUFFERS);
         sums.retries += urs_session_is_on(session, URS_LIST_RETRIES);
@@ -127,6 +129,7 @@ static void check_sessions(const struct urs_reactor *reactor)
         sums.late_events += session->late_events;
     }
     URS_ASSERT(sums.dirty == reactor->dirty.count);
+    URS_ASSERT(sums.fanout == reactor->fanout.count);
     URS_ASSERT(sums.feed_list == reactor->feed_list.count);
     URS_ASSERT(sums.await_buffers == urs_intake_waiting(reactor));
     URS_ASSERT(sums.retries == reactor->retries.count);
@@ -189,6 +192,7 @@ void urs_invariants_check(const struct urs_reactor *reactor)
     check_sessions(reactor);
     check_watches(&reactor->watches);
     check_list(reactor, &reactor->dirty, URS_LIST_DIRTY);
+    check_list(reactor, &reactor->fanout, URS_LIST_FANOUT);
     check_list(reactor, &reactor->feed_list, URS_LIST_FEED);
     check_list(reactor, &reactor->retries, URS_LIST_RETRIES);
     check_list(reactor, &reactor->dead, URS_LIST_DEAD);

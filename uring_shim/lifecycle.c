@@ -41,7 +41,7 @@ static int reserve_slots(struct urs_reactor *reactor, uint32_t slots)
         return -ENOMEM;
     reactor->late = late;
     /* dirty and feed_list: a slot may be on the list twice while the list is processed. */
-    if (grow_list(&reactor->dirty, 2 * room) != 0 || grow_list(&reactor->feed_list, 2 * room) != 0
+    if (grow_list(&reactor->fanout, room) != 0 || grow_list(&reactor->dirty, 2 * room) != 0 || grow_list(&reactor->feed_list, 2 * room) != 0
         || grow_list(&reactor->retries, room) != 0 || grow_list(&reactor->dead, room) != 0)
         return -ENOMEM;
     reactor->late_room = (uint32_t)(LATE_EVENTS * room);

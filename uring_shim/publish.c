@@ -77,7 +77,7 @@ static bool deliver(struct urs_reactor *reactor, struct urs_session *session, st
     if (URS_LIKELY(gate == URS_GATE_OPEN)) {
         delivery->taken++;
         urs_outbound_publish(&reactor->outbox, &session->outbound, delivery->publication);
-        urs_work_dirty(reactor, session);
+        urs_work_fanout(reactor, session);
     } else if (closes) {
         delivery->closed++;
         urs_life_fail(reactor, session, gate == URS_GATE_FULL ? URS_FAILURE_BACKLOG : URS_FAILURE_ORDER);

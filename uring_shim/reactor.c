@@ -42,6 +42,7 @@ static void free_all(struct urs_reactor *reactor)
     urs_sessions_close(&reactor->sessions);
     urs_watch_close(reactor);
     free(reactor->dirty.slots);
+    free(reactor->fanout.slots);
     free(reactor->feed_list.slots);
     free(reactor->retries.slots);
     free(reactor->dead.slots);
@@ -284,10 +285,8 @@ int urs_reactor_flush_handled(struct urs_reactor *reactor)
     if (refused != 0)
         return refused;
     urs_apply_events(reactor, *reactor->options.handled, URS_NO_EVENT);
-    int error = urs_flush_sessions(reactor);
+    int error = urs_flush_sessions(reactor, URS_FLUSH_SLICE);
     URS_ASSERT(error != 0 || (reactor->sends == 0 && reactor->dirty.count == 0));
-    if (error == 0)
-        urs_outbox_reset(&reactor->outbox);
     return error;
 }
 

@@ -55,6 +55,8 @@ struct urs_reactor_options {
                                             handshakes_max; 0: never */
     uint32_t busy_poll_us;
     uint32_t zero_copy;                  /* enum urs_zero_copy */
+    uint32_t fanout_turn_max;            /* never 0: the most sessions that published messages are sent to in a turn,
+                                            apart from sessions that have something else to send */
     uint32_t zero_copy_bytes_min;        /* the least size of a segment for a zero-copy send */
 };
 
@@ -150,7 +152,8 @@ int urs_reactor_flush(struct urs_reactor *reactor);
  * message (or frame) that may be echoed, and URS_TARGET_OTHER for every other event. */
 int urs_reactor_collect(struct urs_reactor *reactor, int64_t timeout_ms, bool echo);
 
-/* Both halves: urs_reactor_flush, and urs_reactor_collect if it returned 0. */
+/* Both halves: like urs_reactor_flush, and urs_reactor_collect if that returned 0. But of the sessions that have only
+ * published messages to send, at most fanout_turn_max are served per turn. */
 int urs_reactor_turn(struct urs_reactor *reactor, int64_t timeout_ms, bool echo);
 
 /* Returns in how many milliseconds the reactor has something to do even if no completion arrives: 0 for now, INT64_MAX

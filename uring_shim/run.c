@@ -60,7 +60,7 @@ static void resume(struct urs_reactor *reactor, uint32_t slot, uint32_t publicat
 {
     struct urs_session *session = urs_core_session(reactor, slot);
     urs_outbound_resume(&reactor->outbox, &session->outbound, reactor->run.end, publication);
-    urs_work_dirty(reactor, session);
+    urs_work_fanout(reactor, session);
 }
 
 void urs_run_extend(struct urs_reactor *reactor, const struct urs_publication *publication, uint32_t skipped)

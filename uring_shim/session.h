@@ -87,7 +87,8 @@ enum urs_list {
     URS_LIST_RETRIES = 4,                /* its receive or its send awaits a retry */
     URS_LIST_BUFFERS = 8,                /* it waits for a receive buffer, in one of the two queues of intake.c */
     URS_LIST_SILENT = 16,                /* it has not sent a byte yet */
-    URS_LIST_DEAD = 32                   /* it has ended, and is freed once it is on no other list */
+    URS_LIST_FANOUT = 32,                /* it has published messages to send, which may wait for a later turn */
+    URS_LIST_DEAD = 64                   /* it has ended, and is freed once it is on no other list */
 };
 
 /* The reasons for which the engine takes no input of an open session, one bit each. */

@@ -1,7 +1,8 @@
 /* One turn of the reactor, from completions to events and from replies to sends. This file is the hot path. The steps:
  *
  *     apply      write the replies for the last events into outbound lists, in wire order
- *     flush      send once per session that has something to send; copy what its socket refuses to its backlog
+ *     flush      send once per session that has something to send; copy what its socket refuses to its backlog. Of the
+ *                sessions that have only published messages to send, at most fanout_turn_max are served
  *     release    return every receive buffer of the turn to the pool
  *     wait       wait for completions
  *     dispatch   pass the bytes through the session's engine; items become events
@@ -121,12 +122,12 @@ static void free_dead(struct urs_reactor *reactor)
 }
 
 /* Ends a turn: afterwards nothing refers to its buffers, its events, or the sessions that ended in it. */
-static int end_turn(struct urs_reactor *reactor)
+static int end_turn(struct urs_reactor *reactor, enum urs_flush_scope scope)
 {
     urs_apply_events(reactor, reactor->event_count, URS_NO_EVENT);
     reactor->event_count = reactor->applied = reactor->visible = 0;
     *reactor->options.handled = 0;
-    int error = urs_flush_sessions(reactor);
+    int error = urs_flush_sessions(reactor, scope);
     if (error != 0)
         return error;
     for (uint32_t index = 0; index < reactor->used_count; index++) {
@@ -137,8 +138,7 @@ static int end_turn(struct urs_reactor *reactor)
             reactor->lent[buffer] = URS_LENT_BEYOND;
     }
     reactor->used_count = 0;
-    urs_outbox_reset(&reactor->outbox);
-    if (URS_UNLIKELY(urs_topics_need_sweep(&reactor->topics)))
+    if (URS_UNLIKELY(urs_topics_need_sweep(&reactor->topics)) && reactor->outbox.publication_count == 0)
         urs_topics_sweep(&reactor->topics);
     free_dead(reactor);
     urs_invariants_check(reactor);
@@ -177,7 +177,7 @@ static int64_t sooner(const struct urs_reactor *reactor, int64_t wait_ms, uint64
 static int64_t due_ms(const struct urs_reactor *reactor)
 {
     bool work = reactor->event_count > 0 || reactor->woken || reactor->feed_list.count > 0 || reactor->dirty.count > 0
-        || reactor->late_count > 0 || (urs_intake_waiting(reactor) > 0 && urs_intake_free_buffers(reactor) > 0);
+        || reactor->fanout.count > 0 || reactor->late_count > 0 || (urs_intake_waiting(reactor) > 0 && urs_intake_free_buffers(reactor) > 0);
     if (work)
         return 0;
     int64_t wait_ms = urs_wheel_next_ms(&reactor->wheel, reactor->now_ms);
@@ -244,13 +244,14 @@ static int begin_turn(struct urs_reactor *reactor, int64_t timeout_ms, bool echo
             reactor->woken = false;
             return (int)reactor->event_count;
         }
-        error = end_turn(reactor);
+        error = end_turn(reactor, URS_FLUSH_SLICE);
         if (error != 0)
             return error;
     }
 }
 
-int urs_reactor_flush(struct urs_reactor *reactor)
+/* The first half of a turn. */
+static int end_last_turn(struct urs_reactor *reactor, enum urs_flush_scope scope)
 {
     int refused = urs_core_check(reactor);
     if (refused != 0)
@@ -258,8 +259,10 @@ int urs_reactor_flush(struct urs_reactor *reactor)
     if (URS_UNLIKELY(*reactor->options.handled < reactor->event_count))
         return (int)reactor->event_count;
     urs_work_clock(reactor);
-    return end_turn(reactor);
+    return end_turn(reactor, scope);
 }
+
+int urs_reactor_flush(struct urs_reactor *reactor) { return end_last_turn(reactor, URS_FLUSH_ALL); }
 
 int urs_reactor_collect(struct urs_reactor *reactor, int64_t timeout_ms, bool echo)
 {
@@ -274,7 +277,7 @@ int urs_reactor_collect(struct urs_reactor *reactor, int64_t timeout_ms, bool ec
 
 int urs_reactor_turn(struct urs_reactor *reactor, int64_t timeout_ms, bool echo)
 {
-    int left = urs_reactor_flush(reactor);
+    int left = end_last_turn(reactor, URS_FLUSH_SLICE);
     return left != 0 ? left : begin_turn(reactor, timeout_ms, echo);
 }
 

@@ -25,6 +25,14 @@ static inline void urs_work_dirty(struct urs_reactor *reactor, struct urs_sessio
         urs_slots_add(&reactor->dirty, session, URS_LIST_DIRTY);
 }
 
+/* Puts a session that has a published message to send on the list of sessions that are flushed in slices, unless it is to
+ * be flushed in this turn anyway. */
+static inline void urs_work_fanout(struct urs_reactor *reactor, struct urs_session *session)
+{
+    if ((session->lists & (URS_LIST_DIRTY | URS_LIST_FANOUT)) == 0)
+        urs_slots_add(&reactor->fanout, session, URS_LIST_FANOUT);
+}
+
 /* Gives held input to the engine as soon as the turn has room. */
 static inline void urs_work_queue_feed(struct urs_reactor *reactor, struct urs_session *session)
 {

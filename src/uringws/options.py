@@ -47,6 +47,7 @@ _SHARED: Final = (
     "receive_buffer_bytes",
     "ring_entries",
     "busy_poll_microseconds",
+    "fanout_turn_max",
     "zero_copy",
     "zero_copy_bytes_min",
     "sender_commands_max",
@@ -87,7 +88,7 @@ class Options:
     made with `dataclasses.replace(reactor.options, ...)`, because all connections of a reactor share the limits on
     their number (`sessions_max`, `sessions_per_ip_max`, `handshakes_max`, `silent_seconds_max`), its memory
     (`memory_bytes_max`, `receive_buffers`, `receive_buffer_bytes`), its ring (`ring_entries`, `zero_copy`,
-    `zero_copy_bytes_min`, `busy_poll_microseconds`), `sender_commands_max`, `batch_messages_max` and
+    `zero_copy_bytes_min`, `busy_poll_microseconds`), `fanout_turn_max`, `sender_commands_max`, `batch_messages_max` and
     `drain_seconds_max`.
     """
 
@@ -228,6 +229,11 @@ class Options:
     """The most messages of one session, pings included, that one turn handles before it goes on with the other
     sessions. The rest is put aside until the next turn, at the cost of one copy of that input.
     In `run_echo`, which needs no handler, a run of small messages counts as one."""
+
+    fanout_turn_max: Annotated[int, _Count] = 256
+    """How many connections a turn sends published messages to before it looks for input; the others wait for the next
+    turns. A small number answers other connections sooner while a large topic is served; a large one saves a system
+    call per slice. Connections that have anything else to send do not count."""
 
     ring_entries: Annotated[int, _Range(8, 32_768)] = 512
     """Submission queue entries. The kernel rounds up to a power of two; if locked memory is short, a smaller ring is
@@ -378,6 +384,7 @@ def copy_options(options: Options, shim: Any, pool_bytes: int) -> None:
     shim.handshakes_max = options.handshakes_max or 0
     shim.silent_ms = milliseconds(options.silent_seconds_max)
     shim.busy_poll_us = options.busy_poll_microseconds
+    shim.fanout_turn_max = options.fanout_turn_max
     shim.zero_copy = _ZERO_COPY.index(options.zero_copy)
     shim.zero_copy_bytes_min = options.zero_copy_bytes_min
 

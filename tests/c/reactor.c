@@ -45,7 +45,8 @@ static struct urs_reactor *start_reactor(uint64_t memory_bytes_max)
 {
     struct urs_io_report report;
     const struct urs_reactor_options options = {
-        .receive_buffers = BUFFERS, .receive_buffer_bytes = BUFFER_BYTES, .pool_memory = pool, .echo_flags = echo_flags,
+        .fanout_turn_max = 2, .receive_buffers = BUFFERS, .receive_buffer_bytes = BUFFER_BYTES, .pool_memory = pool,
+        .echo_flags = echo_flags,
         .handled = &handled, .memory_bytes_max = memory_bytes_max};
     struct urs_reactor *reactor = urs_reactor_open("epoll", &options, &rules, &report);
     CHECK(reactor != NULL && urs_reactor_start(reactor) == 0);
