@@ -37,7 +37,7 @@ C_LAYERS = (
     {"io_fault"},
     {"io_epoll", "io_uring"},
     {"rules", "session"},
-    {"topics"},
+    {"history", "topics"},
     {"backlog", "gate"},
     {"reactor.h"},
     {"core"},

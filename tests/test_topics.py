@@ -455,7 +455,7 @@ def test_wrong_arguments_are_refused(backend: Backend) -> None:
                 it.reactor.topic(name)  # type: ignore[arg-type]
         with pytest.raises(ValueError, match="on_full='never'"):
             it.reactor.topic("x", on_full="never")  # type: ignore[arg-type]
-        with pytest.raises(ValueError, match="made with on_full='close'"):
+        with pytest.raises(ValueError, match="made with 'close'"):
             it.reactor.topic("room", on_full="drop_new")
         for opcode in (Opcode.PING, Opcode.CONTINUATION, Opcode.CLOSE, 3):
             with pytest.raises(ValueError, match="cannot be sent to many"):

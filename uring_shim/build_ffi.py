@@ -39,6 +39,7 @@ HEADERS = (
     "pool.h",
     "rules.h",
     "session.h",
+    "history.h",
     "topics.h",
     "fault.h",
     "io.h",

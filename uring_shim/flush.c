@@ -260,7 +260,7 @@ int urs_flush_sessions(struct urs_reactor *reactor, enum urs_flush_scope scope)
     urs_run_seal(reactor);
     int error = flush_dirty(reactor);
     if (URS_UNLIKELY(reactor->fanout.count > 0) && error == 0) {
-        /* What waits for its slice keeps the arena and the segments: their size is bounded. */
+        /* Sessions that wait for their slice keep the arena and the segments, so the size of both is bounded. */
         bool all = scope == URS_FLUSH_ALL || reactor->outbox.arena_bytes > URS_ARENA_FLUSH_BYTES
             || reactor->outbox.count > SEGMENTS_WAITING_MAX;
         uint32_t count = all ? reactor->fanout.count

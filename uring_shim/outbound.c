@@ -228,19 +228,32 @@ void urs_outbound_remove_last(const struct urs_outbox *outbox, struct urs_outbou
         outbox->segments[previous - 1].next = 0;
 }
 
-static int reserve_publication(struct urs_outbox *outbox)
+int urs_outbox_reserve(struct urs_outbox *outbox, uint32_t publications, uint32_t segments)
 {
-    if (outbox->publication_count < outbox->publication_room)
+    if (reserve_segments(outbox, segments) != 0)
+        return -ENOMEM;
+    if (outbox->publication_room - outbox->publication_count >= publications)
         return 0;
-    size_t room = urs_max(PUBLICATIONS_MIN, 2 * (size_t)outbox->publication_room);
+    size_t room = urs_max(urs_max(PUBLICATIONS_MIN, 2 * (size_t)outbox->publication_room),
+                          outbox->publication_count + (size_t)publications);
     if (room > INT32_MAX)
         return -ENOMEM;
-    struct urs_publication *publications = realloc(outbox->publications, room * sizeof *publications);
-    if (publications == NULL)
+    struct urs_publication *grown = realloc(outbox->publications, room * sizeof *grown);
+    if (grown == NULL)
         return -ENOMEM;
-    outbox->publications = publications;
+    outbox->publications = grown;
     outbox->publication_room = (uint32_t)room;
     return 0;
+}
+
+const struct urs_publication *urs_outbox_republish(struct urs_outbox *outbox, struct urs_slice kept, uint32_t topic)
+{
+    URS_ASSERT(outbox->publication_count < outbox->publication_room);
+    struct urs_publication *publication = &outbox->publications[outbox->publication_count++];
+    urs_block_hold(kept.block);
+    *publication = (struct urs_publication){
+        .data = urs_slice_data(&kept), .bytes = (uint32_t)urs_slice_bytes(&kept), .topic = topic, .kept = kept};
+    return publication;
 }
 
 /* Returns a sealed block for a frame as the only slice of it, or a slice without a block. */
@@ -259,7 +272,7 @@ struct urs_publication *urs_outbox_publish(struct urs_outbox *outbox, struct urs
 {
     size_t header_bytes = urs_frame_answer_bytes(bytes);
     URS_ASSERT(bytes <= INT32_MAX);
-    if (reserve_publication(outbox) != 0 || reserve_segments(outbox, segments) != 0)
+    if (urs_outbox_reserve(outbox, 1, segments) != 0)
         return NULL;
     struct urs_slice kept = new_frame_block(memory, header_bytes + bytes);
     uint8_t *target = kept.block != NULL ? urs_slice_data(&kept) : arena_take(outbox, header_bytes + bytes);

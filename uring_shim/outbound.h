@@ -99,6 +99,13 @@ int urs_outbound_slice(struct urs_outbox *outbox, struct urs_outbound *outbound,
 struct urs_publication *urs_outbox_publish(struct urs_outbox *outbox, struct urs_memory *memory, uint8_t opcode,
                                            const uint8_t *payload, size_t bytes, uint32_t segments);
 
+/* Ensures that so many publications and segments can be added without an allocation. Returns 0 or -ENOMEM. */
+int urs_outbox_reserve(struct urs_outbox *outbox, uint32_t publications, uint32_t segments);
+
+/* Adds a publication of a frame that is kept already, with a reference of its own. urs_outbox_reserve was called for
+ * it. */
+const struct urs_publication *urs_outbox_republish(struct urs_outbox *outbox, struct urs_slice kept, uint32_t topic);
+
 /* Adds a publication to one connection's list. Cannot fail for as many connections as urs_outbox_publish was asked
  * for. */
 void urs_outbound_publish(struct urs_outbox *outbox, struct urs_outbound *outbound,

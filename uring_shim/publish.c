@@ -155,6 +155,7 @@ static void prefetch(const struct urs_session *session)
 /* Adds the results of a publish to the counters of its topic. */
 static void count(struct urs_topic *topic, const struct delivery *delivery)
 {
+    topic->position++;
     topic->stats.published++;
     topic->stats.addressed += (uint64_t)delivery->addressed;
     topic->stats.sent += delivery->taken;
@@ -179,6 +180,15 @@ static void publish_to_each(struct urs_reactor *reactor, struct urs_topic *topic
         urs_run_begin(reactor, topic, delivery->publication, skipped, delivery->room);
 }
 
+/* Adds the message to the topic's history. Without memory for it the history ends: it may have no hole. */
+static void keep_history(struct urs_reactor *reactor, struct urs_topic *topic, struct urs_publication *publication)
+{
+    if (urs_topics_keep(&reactor->topics, &reactor->memory, publication) != 0)
+        urs_history_clear(&topic->history);
+    else
+        urs_history_add(&topic->history, publication->kept, reactor->now_ms);
+}
+
 int64_t urs_publish(struct urs_reactor *reactor, uint64_t topic_id, uint32_t index, uint8_t opcode,
                     const uint8_t *data, size_t bytes, uint64_t skip)
 {
@@ -189,6 +199,11 @@ int64_t urs_publish(struct urs_reactor *reactor, uint64_t topic_id, uint32_t ind
     struct urs_topic *topic = urs_topics_find(&reactor->topics, topic_id);
     if (topic == NULL)
         return URS_ERROR_STALE;
+    bool keeps = topic->history.limits.messages_max > 0;
+    if (topic->count == 0 && !keeps) {
+        count(topic, &delivery);
+        return 0;
+    }
     uint32_t skipped = skipped_slot(reactor, topic, skip);
     bool in_run = bytes < BLOCK_BYTES_MIN && urs_run_takes(reactor, topic, bytes);
     if (!in_run)
@@ -205,6 +220,8 @@ int64_t urs_publish(struct urs_reactor *reactor, uint64_t topic_id, uint32_t ind
         publish_to_each(reactor, topic, skipped, &delivery);
     }
     count(topic, &delivery);
+    if (keeps)
+        keep_history(reactor, topic, delivery.publication);
     return end(reactor, &delivery);
 }
 

@@ -36,9 +36,9 @@ static void free_all(struct urs_reactor *reactor)
     urs_zero_copy_close(reactor);
     urs_wheel_close(&reactor->wheel);
     urs_outbox_clear(&reactor->outbox);
+    urs_topics_close(&reactor->topics);
     urs_memory_clear(&reactor->memory);
     urs_rules_clear(&reactor->rules);
-    urs_topics_close(&reactor->topics);
     urs_sessions_close(&reactor->sessions);
     urs_watch_close(reactor);
     free(reactor->dirty.slots);

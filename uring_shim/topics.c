@@ -74,6 +74,7 @@ static void free_topic(struct urs_topics *topics, struct urs_topic *topic)
         topics->free_first = topic->index + 1;
     }
     topics->count--;
+    urs_history_clear(&topic->history);
     urs_slice_drop(&topic->log);
     free(topic->members);
     free(topic->hints);
@@ -81,11 +82,16 @@ static void free_topic(struct urs_topics *topics, struct urs_topic *topic)
     free(topic);
 }
 
+static bool is_used(const struct urs_topic *topic)
+{
+    return topic->held || topic->count > 0 || topic->logged || topic->history.count > 0;
+}
+
 /* Puts a topic on the list for the next sweep if nothing uses it any more. It is not freed here, because a frame of this
  * turn may still refer to it. */
 static void note_unused(struct urs_topics *topics, struct urs_topic *topic)
 {
-    if (topic->held || topic->count > 0 || topic->unused)
+    if (topic->unused || is_used(topic))
         return;
     URS_ASSERT(topics->unused_count < topics->places_room);
     topic->unused = true;
@@ -96,6 +102,17 @@ void urs_topics_release(struct urs_topics *topics, struct urs_topic *topic)
 {
     topic->held = false;
     note_unused(topics, topic);
+}
+
+void urs_topics_expire(struct urs_topics *topics, uint64_t now_ms)
+{
+    for (uint32_t index = 0; index < topics->places_used; index++) {
+        struct urs_topic *topic = topics->places[index].topic;
+        if (topic == NULL)
+            continue;
+        urs_history_expire(&topic->history, now_ms);
+        note_unused(topics, topic);
+    }
 }
 
 static void drop_log(struct urs_slice *log)
@@ -128,7 +145,7 @@ void urs_topics_sweep(struct urs_topics *topics)
         struct urs_topic *topic = topics->places[topics->unused[number]].topic;
         URS_ASSERT(topic != NULL && topic->unused);
         topic->unused = false;
-        if (!topic->held && topic->count == 0 && !topic->logged)
+        if (!is_used(topic))
             free_topic(topics, topic);
     }
     topics->unused_count = 0;

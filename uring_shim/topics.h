@@ -4,6 +4,7 @@
 #define URS_TOPICS_H
 
 #include "base.h"
+#include "history.h"
 #include "session.h"
 
 /* cdef: begin */
@@ -48,6 +49,9 @@ struct urs_topic {
     bool unused;                         /* on the list of topics to look at in urs_topics_sweep */
     struct urs_slice log;                /* the block to which frames for slow readers are copied, up to `end`; it is
                                             sealed. No block: none yet */
+    struct urs_history history;
+    uint64_t position;                   /* grows by one per message, from a random number: a position of another topic, or
+                                            of an earlier process, is found to be none of this one */
     struct urs_topic_stats stats;
 };
 
@@ -109,7 +113,10 @@ static inline bool urs_topics_need_sweep(const struct urs_topics *topics)
     return topics->unused_count > 0 || topics->log_count > 0 || topics->log.block != NULL;
 }
 
-/* Frees the topics that are not held and have no members, and a few of the logs that no backlog refers to. Call it when
+/* Drops what is too old from the histories of all topics, so that those that are not used any more can be freed. */
+void urs_topics_expire(struct urs_topics *topics, uint64_t now_ms);
+
+/* Frees the topics that are not held and have no members and no history, and a few of the logs that no backlog refers to. Call it when
  * no publication is left. */
 void urs_topics_sweep(struct urs_topics *topics);
 

@@ -18,6 +18,7 @@ from uringws.engine import EngineColumns, EngineMessage, OutboundSegment, Server
 from uringws.errors import (
     BacklogFull,
     ConnectionClosed,
+    Gap,
     HandshakeError,
     LimitReached,
     OptionsError,
@@ -41,7 +42,7 @@ from uringws.reactor_thread import ReactorThread
 from uringws.sender import Sender
 from uringws.stats import Stats
 from uringws.timers import Timer
-from uringws.topics import Topic, TopicStats
+from uringws.topics import History, Topic, TopicStats
 from uringws.version import __version__
 from uringws.watches import Watch
 
@@ -63,10 +64,12 @@ __all__ = [
     "EngineColumns",
     "EngineMessage",
     "FrameHeader",
+    "Gap",
     "Handler",
     "HandlerProtocol",
     "HandshakeError",
     "Headers",
+    "History",
     "Incomplete",
     "Later",
     "LimitReached",

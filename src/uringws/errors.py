@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BacklogFull",
     "ConnectionClosed",
+    "Gap",
     "HandshakeError",
     "LimitReached",
     "OptionsError",
@@ -153,6 +154,23 @@ class HandshakeError(UringWSError):
 
 class ConnectionClosed(UringWSError):
     """The connection's close handshake has begun, or the connection has ended: nothing more can be sent on it."""
+
+
+class Gap(UringWSError):
+    """A topic's history does not reach back to a position, or the position is none of the topic's.
+
+    Raised by `Topic.add`: the connection was not added, and was sent nothing. Attributes: `since`, the position asked
+    for; `oldest` and `newest`, the first and the last one from which the topic can go on.
+    """
+
+    def __init__(self, since: int, oldest: int, newest: int) -> None:
+        super().__init__(since, oldest, newest)
+        self.since = since
+        self.oldest = oldest
+        self.newest = newest
+
+    def __str__(self) -> str:
+        return f"the history goes from position {self.oldest} to {self.newest}, so it cannot go on from {self.since}"
 
 
 class LimitReached(UringWSError):

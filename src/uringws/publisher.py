@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from uringws.core import Core
     from uringws.frames import AnyBuffer
     from uringws.sending import Payload
-    from uringws.topics import OnFull, Topic, Topics
+    from uringws.topics import History, OnFull, Topic, Topics
 
 __all__ = ["Publisher"]
 
@@ -22,7 +22,7 @@ class Publisher:
     _core: Core
     _topics: Topics
 
-    def topic(self, name: str, *, on_full: OnFull | None = None) -> Topic:
+    def topic(self, name: str, *, on_full: OnFull | None = None, history: History | None = None) -> Topic:
         """Return the topic of that name; make it if there is none.
 
         `on_full` is for members whose backlog a message would exceed (`Options.backlog_bytes_max`). "close" closes the
@@ -32,15 +32,18 @@ class Publisher:
         a part has been sent is always sent to its end. `Handler.on_drop` tells of messages that were left out. None is
         the topic's own, "close" for a new one.
 
-        A topic is there while the application has it or it has members; names of 1 to 1,024 characters are compared
-        exactly.
+        `history` keeps the last messages for connections that come back (`Topic.add`). None is the topic's own, and
+        none for a new one.
 
-        Raises ValueError if the topic was made with another `on_full`, or for a wrong name, LimitReached with more than
-        16 million topics, WrongThread, ReactorStateError once closed.
+        A topic is there while the application has it or it has members or a history. Its name has 1 to 1,024
+        characters.
+
+        Raises ValueError if the topic was made with another `on_full` or `history`, or for a wrong name, LimitReached
+        with more than 16 million topics, WrongThread, ReactorStateError once closed.
         """
         self._core.check_usable()
         self._core.check_thread()
-        return self._topics.get(name, on_full)
+        return self._topics.get(name, on_full, history)
 
     def broadcast(
         self, payload: Payload, opcode: int | None = None, *, to: Iterable[Connection] | AnyBuffer | None = None

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import secrets
 import weakref
 from array import array
 from collections import deque
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
 
 from uringws.connection import Connection
-from uringws.errors import ConnectionClosed, LimitReached, ReactorStateError, check
+from uringws.errors import ConnectionClosed, Gap, LimitReached, ReactorStateError, check
 from uringws.run_state import RunState
+from uringws.seconds import check_seconds, milliseconds
 from uringws.sending import check_publish
 from uringws.shim import fast_publish, fast_publish_event, ffi, lib
 
@@ -20,7 +24,7 @@ if TYPE_CHECKING:
     from uringws.sending import Payload
     from uringws.turn import Turn
 
-__all__ = ["OnFull", "Topic", "TopicStats", "Topics"]
+__all__ = ["History", "OnFull", "Topic", "TopicStats", "Topics"]
 
 OnFull: TypeAlias = Literal["close", "drop_new", "drop_old", "conflate"]
 
@@ -32,10 +36,43 @@ _ON_FULL: Final = {
 }
 _NAME_LENGTH_MAX: Final = 1024
 _SPARE_NAMES: Final = 64
+_EPOCH_BITS: Final = 21
+_MESSAGES_BITS: Final = 32
+_POSITIONS: Final = 1 << (_EPOCH_BITS + _MESSAGES_BITS)
 _STALE: Final[int] = lib.URS_ERROR_STALE
 _NOT_EVENT: Final[int] = lib.URS_ERROR_STATE
 _IDS: Final = ffi.typeof("uint64_t[]")
 _BYTES: Final = ffi.typeof("uint8_t[]")
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """How many of its last messages a topic keeps, for connections that come back: the first limit reached counts.
+
+    They are kept in memory, in the blocks that slow readers share, and count for `Options.memory_bytes_max`. If there
+    is no memory for a message, the history begins again after it. A topic whose messages are kept stays although the
+    application has let go of it and it has no members; with `seconds` None, until the reactor is closed.
+
+    Raises ValueError or TypeError for anything but numbers in their range.
+    """
+
+    messages: int
+    """1 to 1,000,000."""
+    bytes: int = 1 << 20
+    """Of all of them, with their frame headers (2 to 10 bytes each); at most 2 GiB."""
+    seconds: float | None = None
+    """The age at which a message is dropped; None is no limit."""
+
+    def __post_init__(self) -> None:
+        for name, most in ("messages", 1_000_000), ("bytes", 2**31 - 1):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"History.{name} is an int, not {type(value).__name__}")
+            if not 1 <= value <= most:
+                raise ValueError(f"History.{name} is 1 to {most}, not {value}")
+        check_seconds(self.seconds)
+        if self.seconds is not None and self.seconds < 0.001:
+            raise ValueError(f"History.seconds is 0.001 or more, or None, not {self.seconds}")
 
 
 class TopicStats(NamedTuple):
@@ -57,6 +94,14 @@ class TopicStats(NamedTuple):
     """Deliveries for which the member was closed, and those to a member that was lost in the same turn."""
 
 
+class _Kind(NamedTuple):
+    """All that is said of a topic when it is made."""
+
+    name: str
+    on_full: OnFull
+    history: History | None
+
+
 class Topic:
     """A named set of connections of one reactor: `Reactor.topic` makes it.
 
@@ -68,30 +113,65 @@ class Topic:
     `Reactor.topic` makes a new one.
     """
 
-    __slots__ = ("__weakref__", "_core", "_id", "_released", "_turn", "name", "on_full")
+    __slots__ = ("__weakref__", "_core", "_id", "_released", "_turn", "history", "name", "on_full")
 
-    def __init__(self, topics: Topics, identity: int, name: str, on_full: OnFull) -> None:
+    def __init__(self, topics: Topics, identity: int, kind: _Kind) -> None:
         """Only `Reactor.topic` makes topics."""
-        self.name: Final = name
-        self.on_full: Final[OnFull] = on_full
+        self.name: Final = kind.name
+        self.on_full: Final = kind.on_full
+        self.history: Final = kind.history
         self._core: Final = topics._core
         self._turn: Final = topics._turn
         self._released: Final = topics._released
         self._id: Final = identity
 
-    def add(self, connection: Connection) -> None:
-        """Make a connection a member; nothing if it is one. It gets what is published from now on.
+    def add(self, connection: Connection, since: int | None = None) -> int:
+        """Make a connection a member; nothing if it is one. It gets the messages that are published from now on.
 
-        Raises ConnectionClosed for one that is not open, ValueError for one of another reactor, TypeError for anything
-        else, WrongThread.
+        With `since`, a `position` that the topic had, it first gets the messages that were published after that, in the
+        same step: none is missing and none comes twice. Return how many these were. Raises Gap if the `history` does
+        not have them all any more: then the connection is not added, and gets nothing.
+
+        Raises ConnectionClosed for one that is not open, BacklogFull if the messages do not fit into its backlog or it
+        is being sent a fragmented one, ValueError for one of another reactor, and for `since` with one that is a member
+        already, TypeError for anything else, WrongThread.
         """
-        identity = self._identity_of(connection)
-        result = lib.urs_fanout_add(self._turn._handle, self._id, self._turn._index, identity)
-        if result < 0:
-            if result == _STALE:
-                self._core.check_usable()
-                raise ConnectionClosed(f"add connection {identity} to topic {self.name!r}: the connection is gone")
-            check(result, f"add connection {identity} to topic {self.name!r}")
+        identity, turn = self._identity_of(connection), self._turn
+        if since is None:
+            result = lib.urs_fanout_add(turn._handle, self._id, turn._index, identity)
+        else:
+            if isinstance(since, bool) or not isinstance(since, int):
+                raise TypeError(f"since is a position, an int, not {type(since).__name__}")
+            known = 0 <= since < _POSITIONS
+            number = since if known else _POSITIONS
+            result = lib.urs_fanout_add_since(turn._handle, self._id, turn._index, identity, number)
+            if result == lib.URS_ERROR_STATE:
+                raise Gap(since, *self._positions())
+            if result == -errno.EALREADY:
+                raise ValueError(
+                    f"connection {identity} is a member of topic {self.name!r} already: since has no effect"
+                )
+        if result == _STALE:
+            self._core.check_usable()
+            raise ConnectionClosed(f"add connection {identity} to topic {self.name!r}: the connection is gone")
+        check(result, f"add connection {identity} to topic {self.name!r}")
+        return 0 if since is None else int(result)
+
+    @property
+    def position(self) -> int:
+        """The place after the last message: below 2**53, so that JavaScript can keep it as a number.
+
+        It grows by one per message and begins at random, so that a position of a topic of the same name that was made
+        later, or in another process, is a Gap. Tell clients the position with each message or now and then; one that
+        comes back tells the last one that it had, for `add`.
+        """
+        return self._positions()[1]
+
+    def _positions(self) -> tuple[int, int]:
+        """Return the oldest position from which `add` can go on, and the present one."""
+        oldest, newest = ffi.new("uint64_t *"), ffi.new("uint64_t *")
+        self._checked(lib.urs_fanout_position(self._turn._handle, self._id, oldest, newest), "position")
+        return int(oldest[0]), int(newest[0])
 
     def remove(self, connection: Connection) -> bool:
         """End a membership; return whether the connection was a member. Messages that wait for it are still sent.
@@ -192,11 +272,13 @@ class Topics:
         """Those that the application has. The shim may have others, which have members."""
         self._identities: dict[str, int] = {}
         """Of all that the shim may have. One that it has freed stays here until the next sweep."""
-        self._named: dict[int, tuple[str, OnFull]] = {}
+        self._kinds: dict[int, _Kind] = {}
+        self._kept = 0
+        """How many the last sweep left."""
         self._released: deque[int] = deque()
         """Those that the application has let go of: only the reactor's thread may tell the shim."""
 
-    def get(self, name: str, on_full: OnFull | None) -> Topic:
+    def get(self, name: str, on_full: OnFull | None, history: History | None) -> Topic:
         """Return the topic of that name; make it if there is none. See `Reactor.topic`."""
         if not isinstance(name, str):
             raise TypeError(f"the name of a topic is a str, not {type(name).__name__}")
@@ -204,12 +286,13 @@ class Topics:
             raise ValueError(f"the name of a topic has 1 to {_NAME_LENGTH_MAX} characters, not {len(name)}")
         if on_full is not None and on_full not in _ON_FULL:
             raise ValueError(f"on_full={on_full!r}: must be one of {', '.join(map(repr, _ON_FULL))}")
+        if history is not None and not isinstance(history, History):
+            raise TypeError(f"history is a History, not {type(history).__name__}")
         self._release()
-        topic = self._live.get(name)
-        if topic is None:
-            topic = self._hold(name) or self._make(name, on_full or "close")
-        if on_full is not None and on_full != topic.on_full:
-            raise ValueError(f"topic {name!r} was made with on_full={topic.on_full!r}, not {on_full!r}")
+        topic = self._live.get(name) or self._hold(name) or self._make(_Kind(name, on_full or "close", history))
+        for given, own in (on_full, topic.on_full), (history, topic.history):
+            if given is not None and given != own:
+                raise ValueError(f"topic {name!r} was made with {own!r}, not {given!r}")
         return topic
 
     def of(self, identity: int) -> list[Topic]:
@@ -278,7 +361,7 @@ class Topics:
         return ids
 
     def _named_topic(self, identity: int) -> Topic:
-        name, _ = self._named[identity]
+        name = self._kinds[identity].name
         topic = self._live.get(name) or self._hold(name)
         assert topic is not None  # noqa: S101 - it has a member
         return topic
@@ -292,22 +375,27 @@ class Topics:
         if result == _STALE:
             return None
         check(result, f"topic {name!r}")
-        return self._keep(name, identity, self._named[identity][1])
+        return self._keep(identity, self._kinds[identity])
 
-    def _make(self, name: str, on_full: OnFull) -> Topic:
+    def _make(self, kind: _Kind) -> Topic:
         self._forget_stale()
-        identity = ffi.new("uint64_t *")
-        result = lib.urs_fanout_open(self._core.handle, _ON_FULL[on_full], identity)
+        identity, limits = ffi.new("uint64_t *"), ffi.new("struct urs_history_limits *")
+        if kind.history is not None:
+            limits.messages_max = kind.history.messages
+            limits.bytes_max = kind.history.bytes
+            limits.age_ms_max = milliseconds(kind.history.seconds)
+        begin = secrets.randbits(_EPOCH_BITS) << _MESSAGES_BITS
+        result = lib.urs_fanout_open(self._core.handle, _ON_FULL[kind.on_full], limits, begin, identity)
         if result == lib.URS_ERROR_LIMIT:
             raise LimitReached(f"a reactor has at most {lib.URS_TOPICS_MAX} topics")
-        check(result, f"topic {name!r}")
-        self._named.pop(self._identities.get(name, 0), None)
-        return self._keep(name, int(identity[0]), on_full)
+        check(result, f"topic {kind.name!r}")
+        self._kinds.pop(self._identities.get(kind.name, 0), None)
+        return self._keep(int(identity[0]), kind)
 
-    def _keep(self, name: str, identity: int, on_full: OnFull) -> Topic:
-        topic = self._live[name] = Topic(self, identity, name, on_full)
-        self._identities[name] = identity
-        self._named[identity] = name, on_full
+    def _keep(self, identity: int, kind: _Kind) -> Topic:
+        topic = self._live[kind.name] = Topic(self, identity, kind)
+        self._identities[kind.name] = identity
+        self._kinds[identity] = kind
         return topic
 
     def _release(self) -> None:
@@ -315,16 +403,18 @@ class Topics:
         released = self._released
         while released:
             identity = released.popleft()
-            named = self._named.get(identity)
-            if named is None or named[0] not in self._live:
+            kind = self._kinds.get(identity)
+            if kind is None or kind.name not in self._live:
                 lib.urs_fanout_release(self._core.handle, identity)
 
     def _forget_stale(self) -> None:
-        """Forget the names of topics that the shim has freed, when they are the larger part."""
+        """Forget the names of topics that the shim has freed, each time that there are twice as many names."""
         handle = self._core.handle
-        if len(self._identities) <= 2 * lib.urs_fanout_topic_count(handle) + _SPARE_NAMES:
+        if len(self._identities) <= 2 * self._kept + _SPARE_NAMES:
             return
+        lib.urs_fanout_expire(handle)
         for name, identity in list(self._identities.items()):
             if lib.urs_fanout_count(handle, identity, self._turn._index) == _STALE:
                 del self._identities[name]
-                del self._named[identity]
+                del self._kinds[identity]
+        self._kept = len(self._identities)
