@@ -71,6 +71,7 @@ TARGETS = {
     for target in (
         Target("leaves", ("frame", "head", "mask", "utf8"), seeds.leaves, 512),
         Target("engine", CODEC, seeds.engine, 1024, ALLOCATION),
+        Target("topics", (*CODEC, "history", "session", "topics"), seeds.topics, 2048, ALLOCATION),
         Target("reactor", REACTOR, seeds.reactor, 2048, (*ALLOCATION, *CLOCK), ("URS_FAULTS",)),
     )
 }

@@ -67,6 +67,17 @@ def engine() -> Iterator[bytes]:
         yield bytes([(2, 4)[number & 1], limit, 1, number, chunk_log2, 0, 9, 0]) + stream
 
 
+def topics() -> Iterator[bytes]:
+    """Operations of three or four bytes: the operation, the topic, the session, and for some a size."""
+    add, remove, leave, publish, drop, consume, release, sweep, no_memory = range(9)
+    joined = b"".join(bytes([add, topic, session]) for topic in range(6) for session in range(12))
+    for topic in range(6):
+        stalled = b"".join(bytes([publish, topic, 0, size]) for size in (1, 200, 30, 254) * 5)
+        yield joined + stalled + bytes([drop, topic, 3, consume, 0, 3, 1, 0, drop, topic, 3]) + stalled
+        yield joined + stalled + bytes([remove, topic, 5, leave, 0, 5, add, topic, 5]) + stalled + bytes([sweep, 0, 0])
+        yield joined + bytes([no_memory, 0, topic]) + stalled + bytes([leave, 0, 1, release, topic, 0, sweep, 0, 0])
+
+
 # Operations of the reactor's target (enum operation in fuzz/reactor.c), each with its peer in the upper half.
 CONNECT, ADOPT, REQUEST, FRAME, RAW_BYTES, READ, HALF_CLOSE, HANG_UP = range(8)
 TURN, TIME, COMMAND, FAULT, NO_MEMORY, END, SETTLE, ANSWER_PING = range(8, 16)
