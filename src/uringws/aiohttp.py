@@ -116,7 +116,7 @@ class WebSocketResponse(web.WebSocketResponse):
 
 
 class _Leftover(bytearray):
-    """Stands where aiohttp expects a parser of frames, and keeps the bytes that it read past the request."""
+    """Takes the place of aiohttp's parser of frames, and keeps the bytes that were read after the request."""
 
     def feed_data(self, data: bytes) -> tuple[bool, bytes]:
         """Keep bytes. False: more may come."""
@@ -124,7 +124,7 @@ class _Leftover(bytearray):
         return False, b""
 
     def feed_eof(self) -> None:
-        """Do nothing: the link tells of the end."""
+        """Do nothing: the link reports the end."""
 
 
 class _Link(RingLink):
@@ -135,13 +135,13 @@ class _Link(RingLink):
         self._end_handler = owner.end_handler
 
     def close(self) -> None:
-        """End the connection once what was sent has left."""
+        """End the connection after the queued bytes have been sent."""
         super().close()
         self._end_handler()
 
 
 class _Owner:
-    """Puts what a link brings into the queue from which the response reads."""
+    """Puts the messages of a link into the queue from which the response reads."""
 
     __slots__ = ("_handler", "_is_closed", "_is_lost", "_queue", "_response")
 
@@ -183,7 +183,7 @@ class _Owner:
         self._handler.pause_writing()
 
     def resume_writing(self) -> None:
-        """Let senders go on."""
+        """Let senders continue."""
         self._handler.resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -157,7 +157,7 @@ class Denial:
     """
 
     def __init__(self, message: Event, default_headers: Fields) -> None:
-        """Take the `websocket.http.response.start`. Raises RuntimeError for a status or a header that cannot be."""
+        """Take the `websocket.http.response.start`. Raises RuntimeError for an invalid status or header."""
         status = message["status"]
         if isinstance(status, bool) or not isinstance(status, int) or not 200 <= status <= 599:
             raise RuntimeError(f"Invalid HTTP status code '{status}' in response.")

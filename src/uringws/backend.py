@@ -102,7 +102,7 @@ def open_core(backend: str, options: Any, rules: Any) -> Opened:
 
 
 def _warn_reduced(opened: Opened) -> None:
-    """Say in which way the ring is less than it should be: the kernel lacks a flag, or memory was short, or both."""
+    """Log what the ring lacks: a flag that this kernel does not have, or entries for which memory was short."""
     if not opened.setup_flags & DEFER_TASKRUN:
         reason = UnavailableReason.KERNEL_TOO_OLD
         logger.warning("io_uring (%s): a ring without DEFER_TASKRUN; remedy: %s", reason, REMEDIES[reason])

@@ -1,4 +1,4 @@
-"""A run of messages as a batch handler is given it: columns, payloads and answers, each in one call. No callbacks.
+"""A run of messages, as a batch handler gets it: columns, payloads and answers, each in one call. No callbacks.
 
 numpy is imported when the first handler with `on_batch` is looked up, and never by importing this module.
 """

@@ -29,7 +29,7 @@ class Commands:
         self._core = core
         self._commands_max = commands_max
         self.senders: set[object] = set()
-        """One key per Sender that lives. A change of it takes no lock: a Sender may be collected in any thread."""
+        """One key per Sender that lives. Changing it takes no lock, because a Sender may be collected in any thread."""
         self.renew_lock()
         core.owner.on_end = self.drop_all
 

@@ -64,9 +64,9 @@ class Connection:
     __slots__ = ("__weakref__", "_turn", "data", "id")
 
     id: int
-    """Unique within the reactor: a number never names another connection later on."""
+    """Unique within the reactor: no later connection gets the same number."""
     data: Any
-    """Yours. Begins as what `Accept.data` or `add_session` gave."""
+    """For the application. Its first value is the one given to `Accept.data` or `add_session`."""
     subprotocol: str | None = None
     """The subprotocol that the upgrade agreed on (RFC 6455 1.9). Connections without one spend no memory on it."""
     deflate: DeflateTerms | None = None
@@ -90,7 +90,9 @@ class Connection:
 
     @property
     def peer(self) -> Peer:
-        """(host, port) of the other end, as a trusted PROXY header named it; None for a Unix socket, or once gone."""
+        """(host, port) of the other end, as a trusted PROXY header named it; None for a Unix socket, or for a
+        connection that is gone.
+        """
         return self._turn._core.peer(self.id)
 
     @property
@@ -251,8 +253,8 @@ class Connection:
     def ping(self, payload: Payload = b"") -> SendResult:
         """Send a ping of at most 125 bytes (RFC 6455 5.5.2). See `send`.
 
-        Its pong, which has the same payload, goes to the handler's `on_pong`, if it defines one. `latency_seconds` goes
-        by pings of its own.
+        Its pong, which has the same payload, goes to the handler's `on_pong`, if it defines one. `latency_seconds`
+        comes from the pings that the reactor sends itself.
         """
         return self.send(_PING, payload)
 

@@ -70,7 +70,7 @@ class Core:
         self.batch_messages_max = options.batch_messages_max
         self.state = RunState.NEW
         self.on_failure: Callable[[str, Exception, Connection | None], object] | None = None
-        """Gets what callbacks raise, with a sentence about it, in place of the log."""
+        """Called with each exception of a callback and a sentence about it; replaces the log."""
         self.owner: Final = Owner()
         self.renew_lock()
         self.opened: Final = open_core(backend, shim, rules)
@@ -130,7 +130,7 @@ class Core:
             self._refuse()
 
     def check_lasting(self) -> None:
-        """Raise for what would begin something: also in an `on_close` that `close` calls."""
+        """Raise if no new work may begin: also in an `on_close` that `close` calls."""
         self.check_usable()
         if self.state is RunState.CLOSING:
             raise ReactorStateError("the reactor is being closed")
@@ -187,7 +187,7 @@ class Core:
             lib.urs_reactor_forked(self.handle)
 
     def report(self, error: Exception, message: str, *arguments: object, connection: Connection | None = None) -> None:
-        """Tell of an exception that a callback raised: to the event loop that runs the reactor, else in the log."""
+        """Report an exception of a callback: to the event loop that runs the reactor, or to the log."""
         if self.on_failure is None:
             logger.error(message, *arguments, exc_info=error)
         else:

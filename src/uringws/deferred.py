@@ -46,7 +46,7 @@ class Deferred:
         return decision, error
 
     def find(self, request: Request | RequestHead | int) -> Pending | None:
-        """Return what awaits an answer, named by its request or its id; None if it awaits none any more.
+        """Return the deferred request, named by its request or its id; None if it no longer awaits an answer.
 
         From any thread. Raises ReactorStateError for a request that was answered, or is not the one that the last
         callback was given; TypeError or ValueError for what is no request and no id.

@@ -91,7 +91,7 @@ class Dispatcher:
     # ---- handlers
 
     def begin_to_serve(self, service: Service) -> None:
-        """Expect connections of a service. While there is only one, nothing is looked up for a message."""
+        """Register a service. While there is only one, a message needs no lookup of its service."""
         if self._first is None:
             self._first = service
             self._on_message = service.on_message
@@ -184,7 +184,8 @@ class Dispatcher:
         return last
 
     def _note_handled(self) -> None:
-        """Tell the shim where an exception got out of the dispatch: it returns the rest of the turn's events again.
+        """Tell the shim how many events were handled when an exception interrupted the dispatch: it returns the others
+        again.
 
         An event is handled once its callback is called. For a message that is when it becomes the current one: between
         the two nothing can raise. Events of other kinds are noted as their callbacks are called.
@@ -344,7 +345,7 @@ class Dispatcher:
             self._on_ending(slot, item)
 
     def _on_drop(self, slot: int) -> None:
-        """Tell of messages of topics that were dropped for a connection."""
+        """Report messages of topics that were dropped for a connection."""
         connection, topics = self._sessions.by_slot[slot], self._message._topics
         if connection is None or topics is None:
             return
@@ -469,7 +470,7 @@ class Dispatcher:
         error = connection = None
         decision: Decision | Later
         if self._decided is not None and self._decided[0] == identity:
-            decision = self._decided[1]  # an exception prevented that it was carried out
+            decision = self._decided[1]  # an exception interrupted its execution
         else:
             decision, error = self._deferred.decide(upgrade, service)
         if decision is not LATER:
@@ -516,7 +517,7 @@ class Dispatcher:
         return False
 
     def _abandon(self, slot: int) -> None:
-        """Tell of a request that cannot be answered any more: its peer has left, or the shim has refused it."""
+        """Report a request that can no longer be answered: its peer has left, or the shim has refused it."""
         if self._message._index < EVENTS_MAX:
             self._core.handled[0] = self._message._index
         self._deferred.abandon(int(lib.urs_reactor_id(self._core.handle, slot)))

@@ -55,7 +55,7 @@ class Drain:
         if core.state is RunState.CUT or not sessions:
             return False
         if core.state is RunState.DRAINING and lib.urs_reactor_unread(core.handle):
-            # This thread was held up: peers have answered, and it has not read that.
+            # This thread was blocked: peers have answered, and their answers have not been read yet.
             core.become(RunState.READING_LAST)
             self._until = time.monotonic() + _LAST_READ_SECONDS
             return True

@@ -61,5 +61,7 @@ class Driver:
         self._reactor._check_may_close()
 
     def hand_failures_to(self, take: Callable[[str, Exception, Connection | None], object]) -> None:
-        """Have a function called with what callbacks raise, a sentence about it and its connection: not the log."""
+        """Set the function that is called with an exception of a callback, a sentence about it and its connection,
+        instead of the log.
+        """
         self._reactor._core.on_failure = take

@@ -47,7 +47,7 @@ class EngineColumns(NamedTuple):
 
 
 class _Exclusive:
-    """Lets one thread at a time into an engine, as often as it likes, and raises in the others."""
+    """Admits one thread at a time to an engine (reentrant); raises in other threads."""
 
     __slots__ = ("_lock",)
 
@@ -104,8 +104,8 @@ class EngineMessage:
         compressed where `send` compresses.
 
         Once, and only while its handler runs: else RuntimeError. Raises ConnectionClosed after a close frame, and
-        ValueError inside a fragmented message that this is not a part of. Its bytes are the answer's from then on,
-        which may move them: look at `data` before, not after.
+        ValueError inside a fragmented message that this is not a part of. From then on its bytes belong to the answer,
+        which may move them: read `data` before this call, not after it.
         """
         self._engine._echo(self)
 

@@ -276,7 +276,8 @@ class Topics:
         self._kept = 0
         """How many the last sweep left."""
         self._released: deque[int] = deque()
-        """Those that the application has let go of: only the reactor's thread may tell the shim."""
+        """Topics that the application no longer refers to. Only the thread of the reactor may release them in the
+        shim."""
 
     def get(self, name: str, on_full: OnFull | None, history: History | None) -> Topic:
         """Return the topic of that name; make it if there is none. See `Reactor.topic`."""

@@ -52,13 +52,14 @@ class Upgrade:
     peer: Peer
     handler_called: bool = False
     is_readable: bool = False
-    """Whether it is a request of HTTP, however unwelcome."""
+    """Whether it is an HTTP request, even one that is refused."""
     head_only: bool = False
     """Whether the answer has no body: the request is a HEAD."""
     asked: Request | RequestHead | None = None
     """The argument of the callback that was called last."""
     settle: Callable[[object], Decision | Later] | None = None
-    """Goes on with what that callback returned. Raises HandshakeError, and TypeError or ValueError for nonsense."""
+    """Continues with the value that the callback returned. Raises HandshakeError, and TypeError or ValueError for an
+    invalid value."""
     is_asked: bool = False
     """Whether that callback runs."""
     early: list[object] = field(default_factory=list)
@@ -239,7 +240,7 @@ class Upgrader:
         return Decision(encode_response(response, head_only=upgrade.head_only, server_header=server_header))
 
     def _check(self, upgrade: Upgrade, request: Request) -> Decision | Later:
-        """Hold a request against RFC 6455 and the options, and let the handler decide if it stands."""
+        """Check a request against RFC 6455 and the options; if it passes, let the handler decide."""
         key = check_upgrade(request, self._options)
         terms = None
         if self._options.deflate is not None:
@@ -267,7 +268,7 @@ class Upgrader:
     # ---- answers that come later
 
     def check_answer(self, upgrade: Upgrade, returned: object) -> None:
-        """Raise TypeError or ValueError for what is no answer. From any thread."""
+        """Raise TypeError or ValueError for a value that is not an answer. From any thread."""
         assert upgrade.settle is not None  # noqa: S101 - it was asked
         if returned is LATER:
             raise TypeError("LATER is no answer: return it from the callback, and answer when you can")

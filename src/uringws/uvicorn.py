@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 __all__ = ["WebSocketProtocol"]
 
 _EARLY_BYTES_MAX: Final = 64 * 1024
-"""The most that is kept of a client that sends before it is accepted, which RFC 6455 4.1 forbids."""
+"""The most bytes that are kept from a client that sends before it is accepted, which RFC 6455 4.1 forbids."""
 _OPTIONS: Final = Options()
 _rules: Final[weakref.WeakKeyDictionary[Reactor, weakref.WeakKeyDictionary[Config, RingRules]]] = (
     weakref.WeakKeyDictionary()
@@ -74,7 +74,7 @@ class _Phase(Enum):
     CLOSE = auto()
     """The peer's close frame, which answers ours."""
     END = auto()
-    """The end of the transport: nothing more is said."""
+    """The end of the transport: no more frames are sent."""
     LOST = auto()
     """Nothing: the transport is gone."""
 
@@ -172,11 +172,11 @@ class WebSocketProtocol(asyncio.Protocol):
             self.transport.close()
 
     def pause_writing(self) -> None:
-        """Hold back senders: the peer does not read."""
+        """Make senders wait: the peer does not read."""
         self._write_paused = True
 
     def resume_writing(self) -> None:
-        """Let senders go on."""
+        """Let senders continue."""
         self._write_paused = False
         senders, self._senders = self._senders, []
         for sender in senders:
@@ -381,7 +381,9 @@ class WebSocketProtocol(asyncio.Protocol):
             raise RuntimeError(f"Unexpected ASGI message '{message['type']}', after sending 'websocket.close'.")
 
     def _refuse(self, message: Event) -> None:
-        """Raise, since the peer has left. A close that crosses the peer's own asks for what has come about."""
+        """Raise, since the peer has left. A close that crosses the close of the peer is not an error: the connection is
+        closed, as requested.
+        """
         if message["type"] == "websocket.close" and not self._disconnect_delivered:
             return
         raise ClientDisconnected("the client has left")

@@ -1,4 +1,6 @@
-"""Watches of a reactor: functions to be called when a descriptor of someone else is ready. Reads no descriptor."""
+"""Watches of a reactor: functions that are called when a descriptor of the application is ready. Reads no
+descriptor.
+"""
 
 from __future__ import annotations
 
@@ -122,7 +124,8 @@ class Watches:
 def _check_descriptor(descriptor: Any) -> int:
     """Return the number of a descriptor that can be watched.
 
-    Raises TypeError for what has no descriptor, ValueError for a closed one and for one that is always ready.
+    Raises TypeError for an object without a descriptor, ValueError for a closed descriptor and for one that is always
+    ready.
     """
     number = descriptor if isinstance(descriptor, int) else getattr(descriptor, "fileno", lambda: None)()
     if isinstance(number, bool) or not isinstance(number, int):

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["LIMITS", "Admission"]
 
 LIMITS: Final = ("sessions_max", "sessions_per_ip_max", "handshakes_max", "silent_seconds_max")
-"""The fields of `Options` that are heeded here: each server has its own, whatever the others of its loop have."""
+"""The fields of `Options` that apply here. Each server has its own values, independent of other servers on the same
+loop."""
 _MAPPED: Final = "::ffff:"  # of an IPv4 peer on a socket for both families, RFC 4291 2.5.5.2
 
 
@@ -39,13 +40,15 @@ class Admission:
         self._sessions = 0
         self._openings: set[TransportLink] = set()
         self._silent: dict[TransportLink, float] = {}
-        """Those that have sent nothing, oldest first, each with the loop's time of its beginning."""
+        """Connections that have sent nothing, oldest first, each with the loop time at which it began."""
         self._ips: dict[ServerConnection, str] = {}
         """Empty without `sessions_per_ip_max`, and so is `_by_ip`."""
         self._by_ip: Counter[str] = Counter()
 
     def enter(self, link: TransportLink, connection: ServerConnection, peername: Any) -> HandshakeError | None:
-        """Count a new connection whose opening handshake begins; return why it is refused, which counts nothing."""
+        """Count a new connection whose opening handshake begins; return the reason if it is refused: a refused
+        connection is not counted.
+        """
         limits = self._limits
         if self._sessions >= (limits.sessions_max or math.inf):
             return refusal("sessions_max")
@@ -68,7 +71,7 @@ class Admission:
             self._by_ip[ip] += 1
 
     def _end_a_silent_one(self) -> bool:
-        """Make room in the place of the oldest connection that has sent nothing for long enough."""
+        """End the oldest connection that has sent nothing for long enough, to make room for another."""
         seconds = self._limits.silent_seconds_max
         for link, since in self._silent.items():
             if seconds is None or self._loop.time() - since < seconds:

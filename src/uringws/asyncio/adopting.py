@@ -16,7 +16,7 @@ __all__ = ["adopt"]
 
 
 async def adopt(server: Server, sock: socket.socket) -> ServerConnection:
-    """Take over a socket; the server's handler is called for it. The server need not listen."""
+    """Take over a socket; the server's handler is called for it. The server does not have to listen."""
     link = TransportLink(server, is_open=True)
     await server.loop.create_connection(lambda: link, sock=sock)
     return link._connection

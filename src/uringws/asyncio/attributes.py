@@ -43,7 +43,7 @@ class Attributes:
     _link: Link
     _state: State
     _waiter: Waiter
-    # Defaults that most connections never change: they take no memory in the object.
+    # Class attributes as defaults: most connections never change them, so the objects need no memory for them.
     _ending: Ending | None = None
     _head: bytes = b""
     _answer: bytes = b""
@@ -104,7 +104,7 @@ class Attributes:
 
     @property
     def state(self) -> State:
-        """CONNECTING, OPEN, CLOSING or CLOSED. Rather call `recv` or `send` and handle ConnectionClosed."""
+        """CONNECTING, OPEN, CLOSING or CLOSED. It is better to call `recv` or `send` and handle ConnectionClosed."""
         return self._state
 
     @property

@@ -1,7 +1,7 @@
 """`ServerConnection`: one connection as a coroutine sees it, with the surface of that of `websockets.asyncio.server`.
 
-What a connection is to its handler lives here: the queue of messages, who waits for what, the state. How frames get to
-the peer is its link's (link.py).
+This file has the state of a connection, its queue of messages, and the tasks that wait. Its link (link.py) moves the
+frames to and from the peer.
 """
 
 from __future__ import annotations
@@ -66,15 +66,16 @@ _RECV_RUNS: Final = "cannot call {} while another coroutine is already running r
 class ServerConnection(Attributes):
     """One connection of a `Server`, given to its handler.
 
-    `async for message in connection` ends when the connection is closed with code 1000, 1001 or none, and raises
-    ConnectionClosedError where it is lost or closed with another. All methods belong to the event loop of the server.
-    Objects are hashable, compare by identity, can be referenced weakly and take attributes of the application.
+    `async for message in connection` ends when the connection is closed with code 1000, 1001 or none. It raises
+    ConnectionClosedError if the connection is lost or closed with another code. All methods belong to the event loop of
+    the server. Objects are hashable, compare by identity, can be referenced weakly and take attributes of the
+    application.
 
     Applications do not make them; `serve(create_connection=...)` may be given a subclass. The arguments are those of
     `serve`; `protocol` is the link to the peer.
     """
 
-    # Defaults that most connections never change: they take no memory in the object.
+    # Class attributes as defaults: most connections never change them, so the objects need no memory for them.
     _pings: dict[bytes, tuple[asyncio.Future[float], float]] | None = None
     _sending: asyncio.Future[None] | None = None
     _closed_waiters: list[asyncio.Future[None]] | None = None
@@ -188,8 +189,8 @@ class ServerConnection(Attributes):
     async def recv_streaming(self, decode: bool | None = None) -> AsyncIterator[Data]:
         """Return an iterator over the fragments of the next message, each as it came.
 
-        It must be read to its end. Cancelled or left after the first fragment, it makes the connection unusable: `recv`
-        raises ConcurrencyError from then on. Raises as `recv` does.
+        Read it to its end: if it is cancelled or left after the first fragment, the connection becomes unusable, and
+        `recv` raises ConcurrencyError from then on. Raises the same errors as `recv`.
         """
         if self._is_reading:
             raise ConcurrencyError(_RECV_RUNS.format("recv_streaming"))
@@ -240,8 +241,8 @@ class ServerConnection(Attributes):
         """Send a message: str as text, a bytes-like object as binary, unless `text` says otherwise.
 
         An iterable or asynchronous iterable of either is sent in fragments. Waits while more bytes than `write_limit`
-        wait for the peer. Raises ConnectionClosed once the connection is closing, after its end is known; TypeError for
-        anything else, dicts included.
+        wait for the peer. Raises ConnectionClosed if the connection is closing, but only after it has ended; TypeError
+        for any other payload, including dicts.
         """
         if text is None and self._state is OPEN and self._sending is None:
             kind = type(message)
@@ -260,7 +261,7 @@ class ServerConnection(Attributes):
         await self._send_any(message, text)
 
     async def _send_any(self, message: Any, text: bool | None) -> None:
-        """Send what `send` has no shorter way for."""
+        """Send a payload for which `send` has no fast path."""
         while self._sending is not None:
             await asyncio.shield(self._sending)
         if isinstance(message, str):
@@ -315,7 +316,7 @@ class ServerConnection(Attributes):
                 await self._drain()
 
     async def _drain(self) -> None:
-        """Wait until no more bytes wait for the peer than may."""
+        """Wait until the bytes that wait for the peer are within `write_limit`."""
         if not (self._writes_paused or self._link.is_full()):
             return
         if self._drain_waiters is None:
@@ -330,7 +331,7 @@ class ServerConnection(Attributes):
             raise self._closed_error()
 
     async def _refuse(self) -> None:
-        """Raise ConnectionClosed, once everything is known that it contains."""
+        """Wait until the connection has ended, then raise ConnectionClosed: only then are all its fields known."""
         if self._state is CONNECTING:
             raise RuntimeError(
                 "the connection is not open yet: send and receive in the handler, not in process_request"
@@ -536,14 +537,16 @@ class ServerConnection(Attributes):
             ending.sent = Close(code, "")
 
     def _failed(self, code: int, reason: str, error: Exception) -> None:
-        """The peer has broken the protocol; the link has told it so in a close frame, unless one was sent before."""
+        """The peer has broken the protocol. The link has sent a close frame that says so, unless one was sent
+        before.
+        """
         self._note_cause(error)
         if self._state is OPEN:
             self._begin_ending().sent = Close(code, reason)
         self._begin_ending().has_failed = True
 
     def _ended(self, sent: Any, received: Any, received_first: bool | None, error: BaseException | None) -> None:
-        """The connection has ended as the reactor tells, which answers the peer's close frame by itself."""
+        """The reactor reports the end of the connection. The reactor itself has answered the peer's close frame."""
         self._note_cause(error)
         ending = self._begin_ending()
         if ending.sent is None and sent is not None:
@@ -573,7 +576,7 @@ class ServerConnection(Attributes):
         for pong, _ in (pings or {}).values():
             if not pong.done():
                 pong.set_exception(self._closed_error())
-                pong.exception()  # so that a ping whose future was thrown away is not logged
+                pong.exception()  # otherwise asyncio would log a ping whose future the application did not keep
 
     def _close_timed_out(self) -> None:
         """The peer has not answered our close frame, or not closed its stream, in `close_timeout` seconds."""

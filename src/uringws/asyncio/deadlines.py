@@ -16,9 +16,9 @@ _Key = TypeVar("_Key")
 class Deadlines(Generic[_Key]):
     """Calls `expired(key)` when the time that `start` gave a key has passed, unless `stop` came first.
 
-    Keys with the same number of seconds are kept in the order in which they started, which is the order in which they
-    expire: to start and to stop one costs the same however many there are. There are few different numbers of seconds,
-    because they are arguments of `serve`.
+    Keys with the same number of seconds are kept in the order in which they started, which is also the order in which
+    they expire. So starting or stopping one takes the same time, however many there are. There are few different
+    numbers of seconds, because they are arguments of `serve`.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, expired: Callable[[_Key], object]) -> None:

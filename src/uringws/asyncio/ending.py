@@ -15,7 +15,9 @@ _OK_CODES: Final = frozenset({1000, 1001, 1005})
 
 
 class Ending:
-    """The facts about a connection's end. Made when it begins, so that an open connection is small."""
+    """The facts about the end of a connection. Created when the end begins, so that an open connection takes little
+    memory.
+    """
 
     __slots__ = ("cause", "has_failed", "received", "received_first", "sent")
 

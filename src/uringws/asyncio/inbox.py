@@ -1,7 +1,7 @@
 """The queue of what has come in on a connection: messages and fragments, oldest first.
 
-A plain list while it is short, as it is for as long as `max_queue` counts: a deque takes 600 bytes, which an idle
-connection should not. One that has grown long moves into a deque.
+It is a plain list while it is short, because a deque takes 600 bytes even for an idle connection. `max_queue` normally
+keeps it short; a long queue is moved into a deque.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Inbox(deque[Item]):
 
 
 class Discarding(list[Item]):
-    """A queue that takes nothing more: the handler has returned, so that nothing reads."""
+    """A queue that ignores new items: the handler has returned, so no code reads them."""
 
     def append(self, item: Any) -> None:
         """Forget the item."""
@@ -49,13 +49,14 @@ def as_inbox(queue: list[Item] | Inbox) -> list[Item] | Inbox:
 
 
 def put_back(queue: list[Item] | Inbox, item: Fragment) -> list[Item] | Inbox:
-    """Put what was taken back in front of the queue."""
+    """Put items that were taken out back at the front of the queue."""
     queue.insert(0, item)
     return as_inbox(queue)
 
 
 def queue_marks(max_queue: int | tuple[int | None, int | None] | None) -> tuple[int, int | None]:
-    """Return above how many frames reading pauses, and at how many it resumes (None: it never pauses).
+    """Return the number of frames above which reading pauses, and the number at which it resumes (None: it never
+    pauses).
 
     Raises ValueError or TypeError.
     """

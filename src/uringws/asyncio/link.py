@@ -36,7 +36,9 @@ class Link(ABC):
 
     @abstractmethod
     def send(self, message: str | bytes) -> object:
-        """Send a whole message: str as text, bytes as binary. Return a false value, or a true one to ask `is_full`."""
+        """Send a whole message: str as text, bytes as binary. Return a true value if the caller must look at `is_full`,
+        otherwise a false value.
+        """
 
     @abstractmethod
     def send_frame(self, opcode: int, payload: AnyBuffer, *, fin: bool = True) -> object:
@@ -44,7 +46,9 @@ class Link(ABC):
 
     @abstractmethod
     def is_full(self) -> bool:
-        """Whether as much waits for the peer as `write_limit` allows: `_drained` of the connection will be called."""
+        """Whether the bytes that wait for the peer have reached `write_limit`. If so, `_drained` of the connection will
+        be called.
+        """
 
     @abstractmethod
     def close(self, code: int | None, reason: str) -> None:
@@ -52,7 +56,7 @@ class Link(ABC):
 
     @abstractmethod
     def end(self) -> None:
-        """Send no more, and take in nothing more: the connection has failed (RFC 6455 7.1.7)."""
+        """Stop sending and receiving: the connection has failed (RFC 6455 7.1.7)."""
 
     @abstractmethod
     def abort(self) -> None:

@@ -53,14 +53,14 @@ class Listening:
 
     @property
     def connections(self) -> list[Connection]:
-        """The connections that `on_close` was not called for yet."""
+        """The connections for which `on_close` has not been called yet."""
         return list(self._connections.values())
 
     def close(self, code: int = CloseCode.GOING_AWAY, reason: str = "") -> None:
         """Stop listening, and begin the close handshake of every connection. May be called twice.
 
         Opening requests that have begun are answered 503. A peer that does not answer is cut after
-        `Options.close_seconds_max`. Raises TypeError or ValueError for what is no close code or reason.
+        `Options.close_seconds_max`. Raises TypeError or ValueError for an invalid close code or reason.
         """
         check_close(code, reason)
         if self._is_closing:
@@ -144,8 +144,8 @@ async def listen(
 
     `handler` is as for `uringws.Reactor`; `EventLoop` says when its callbacks are called. `host` and `port` are as for
     `Reactor.bind`, a host of None stands for all interfaces (IPv4 and IPv6). `sock` is a socket that is bound already;
-    the reactor owns it from then on. `options` hold for these connections (None: those of the loop); what all
-    connections of a reactor share must be as in the loop's own.
+    the reactor owns it from then on. `options` hold for these connections (None: those of the loop); options that all
+    connections of a reactor share must equal those of the loop.
 
     Raises ReactorStateError, with the remedy, on a loop that is not `new_event_loop`'s, and what `Reactor.bind` raises.
     """

@@ -30,11 +30,12 @@ class EventLoop(asyncio.SelectorEventLoop):
     Everything of asyncio works on it as it does elsewhere. The callbacks of handlers (`uringws.Handler`) are called
     inside the turn, in the loop's thread, and outside of any task: `asyncio.get_running_loop()` returns this loop,
     `asyncio.current_task()` None. Callbacks and tasks that they make ready (`call_soon`, `create_task`,
-    `future.set_result`) runs in the same iteration, and what that sends leaves at the start of the next one. A turn
-    calls back for about a millisecond; events that are left over then come after the tasks and timers that are due.
+    `future.set_result`) run in the same iteration. The messages that these send leave at the start of the next
+    iteration. A turn calls back for about a millisecond; events that are left over then come after the tasks and timers
+    that are due.
 
     An exception that gets out of a callback goes to `call_exception_handler`, with the connection in the context under
-    "connection"; what follows for the connection is as `uringws.Handler` says. KeyboardInterrupt and SystemExit get
+    "connection"; the connection is then closed as `uringws.Handler` describes. KeyboardInterrupt and SystemExit get
     out of `run_forever`.
 
     The loop belongs to the thread that first runs it, since the ring does; to run it in another one raises WrongThread.
@@ -54,7 +55,7 @@ class EventLoop(asyncio.SelectorEventLoop):
 
     @property
     def reactor(self) -> Reactor:
-        """The reactor. The loop takes its turns and closes it: `run`, `run_once` and `close` are not for others. Its
+        """The reactor. The loop takes its turns and closes it: no other code may call `run`, `run_once` or `close`. Its
         `stop` stops the loop, from any thread.
         """
         return self._reactor
@@ -62,7 +63,7 @@ class EventLoop(asyncio.SelectorEventLoop):
     def run_forever(self) -> None:
         """Run until `stop`. Raises WrongThread, or ReactorStateError in a forked child, before anything runs."""
         if self.is_closed() or self.is_running():
-            super().run_forever()  # it raises what says so
+            super().run_forever()  # this raises the right error
         with self._driver.driving():
             super().run_forever()
 

@@ -59,7 +59,7 @@ _SEE_LOG: Final = f"{_FAILED_TEXT}.\nSee server log for more information.\n"
 
 
 class Head(NamedTuple):
-    """A request's head, taken apart."""
+    """A parsed request head."""
 
     method: str
     target: str
@@ -86,7 +86,7 @@ def is_junk(line: bytes) -> bool:
 
 
 def parse_head(head: bytes, *, header_count_max: int) -> Head:
-    """Take a request's head apart: all bytes up to its empty line, that included.
+    """Parse the head of a request: all bytes up to and including its empty line.
 
     Any method is taken, HTTP/1.1 and HTTP/1.0. Raises ValueError for anything else, and for a request with a body;
     HandshakeError (431) for too many field lines.
@@ -225,7 +225,7 @@ class OpeningRules:
     def _check(
         self, connection: ServerConnection, method: str, protocol: str, get_all: Callable[[str], list[str]]
     ) -> Answer:
-        """Hold a request against RFC 6455 4.2.1 and the rules, and return the answer: 101 or a refusal."""
+        """Check a request against RFC 6455 4.2.1 and the rules; return the answer: 101 or a refusal."""
         try:
             key = _check_upgrade(method, protocol, get_all)
             self._check_origin(get_all("origin"))

@@ -1,4 +1,4 @@
-"""Payloads: fragments to be sent checked, those received decoded one by one, the data of pings. No I/O."""
+"""Payloads: checks fragments to be sent, decodes received fragments one by one, makes the data of pings. No I/O."""
 
 from __future__ import annotations
 

@@ -59,7 +59,8 @@ class Ring:
     def take_over(self, connection: ServerConnection, transport: Any, early: bytes) -> RingLink | None:
         """Move a connection to the ring, with the bytes that came after its request; None where that is not possible.
 
-        The transport must have written everything, and must call its protocol no more: it is given up.
+        The transport must have written everything and must not call its protocol again, because the connection leaves
+        it.
         """
         sock = transport.get_extra_info("socket")
         if sock is None or transport.get_extra_info("sslcontext") is not None or sock.family not in _FAMILIES:
@@ -71,13 +72,13 @@ class Ring:
         descriptor = os.dup(sock.fileno())
         try:
             self._reactor.add_session_with_prefix(descriptor, early, handler=self._handler, options=options, data=link)
-        except (OSError, LimitReached):  # the peer has left, or `sessions_max`: the transport can deal with that
+        except (OSError, LimitReached):  # the peer has left, or sessions_max is reached: the transport handles both
             os.close(descriptor)
             return None
         return link
 
     def is_full(self, beside: int) -> bool:
-        """Whether the reactor takes no more sessions than it has and so many others."""
+        """Whether the reactor has no room for so many more sessions."""
         sessions_max = self._reactor.options.sessions_max
         return sessions_max is not None and self._reactor.stats().sessions + beside >= sessions_max
 
@@ -135,7 +136,7 @@ class RingLink(Link):
 
     @property
     def send(self) -> Callable[[Any], object]:
-        """See `Link`. The reactor's own function, so that nothing comes between."""
+        """See `Link`. This is the function of the reactor itself: no call in between."""
         return self._conn.send
 
     def send_frame(self, opcode: int, payload: AnyBuffer, *, fin: bool = True) -> object:
@@ -223,7 +224,7 @@ class RingTransport:
         return not self._link._conn.is_open
 
     def close(self) -> None:
-        """End the connection without a close frame, as with any transport. Rather close the connection."""
+        """End the connection without a close frame, as with any transport. Prefer to close the connection."""
         self._link.abort()
 
     def abort(self) -> None:
@@ -253,7 +254,7 @@ class _RingHandler(Handler):
     def __init__(self, server: Server) -> None:
         self.open_count = 0
         fragment_max = server.fragment_bytes_max
-        # A function of the instance: the reactor calls it with nothing between.
+        # A function of the instance: the reactor calls it directly.
         self.on_frame = _take_frame if fragment_max is None else _limited(fragment_max)
 
     def on_open(self, conn: Connection) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["ReactorSelector"]
 
 _CALLBACK_SECONDS: Final = 0.001
-"""About how long one turn may call back: timers and tasks of the loop wait for it."""
+"""About how long one turn may call callbacks. Timers and tasks of the loop wait that long."""
 
 
 class ReactorSelector(selectors.BaseSelector):

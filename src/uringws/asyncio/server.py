@@ -1,7 +1,7 @@
 """`serve`, `unix_serve` and `Server`: a server for coroutines, with the surface of `websockets.asyncio.server`.
 
-Listening sockets, connections and the end of a server live here. On the loop of `uringws.asyncio` the connections of a
-plain socket live on its ring; everywhere else, and under TLS, they use asyncio's transports.
+This file has the listening sockets, the connections and the end of a server. On the loop of `uringws.asyncio` the
+connections of a plain socket live on its ring; everywhere else, and under TLS, they use asyncio's transports.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ class Server:
         return self.server.is_serving()
 
     async def start_serving(self) -> None:
-        """Accept connections, where `serve` was given start_serving=False."""
+        """Start accepting connections, if `serve` was called with start_serving=False."""
         await self.server.start_serving()
 
     async def serve_forever(self) -> None:
@@ -328,7 +328,9 @@ def _check_own(settings: dict[str, Any]) -> None:
 
 
 def _check_seconds(name: str, value: object) -> None:
-    """Raise TypeError or ValueError for what is neither seconds nor None. A ping takes more than 0 seconds."""
+    """Raise TypeError or ValueError for a value that is neither seconds nor None. An interval of pings must exceed
+    0.
+    """
     if value is None:
         return
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -353,7 +355,7 @@ def _check_bytes(name: str, value: object, *, least: int) -> None:
 
 
 def _check_write_limit(value: object) -> None:
-    """Raise TypeError or ValueError for what is neither bytes nor (high, low)."""
+    """Raise TypeError or ValueError for a value that is neither a number of bytes nor (high, low)."""
     _check_bytes("write_limit", value, least=0)
     high, low = value if isinstance(value, tuple) else (value, None)
     if high is None:
@@ -430,7 +432,7 @@ def _check_extensions(compression: object, extensions: object) -> None:
 async def _create_server(
     host: Any, port: int | None, settings: dict[str, Any], factory: Callable[[], TransportLink]
 ) -> asyncio.Server:
-    """Listen with asyncio's own means, which know all that may be asked of a listening socket."""
+    """Listen through asyncio, which supports every setting of a listening socket."""
     loop: Any = asyncio.get_running_loop()
     is_unix = settings.pop("unix", False)
     if is_unix:

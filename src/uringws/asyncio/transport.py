@@ -1,7 +1,7 @@
 """A connection over an asyncio transport: any event loop, TLS, anything that is no plain socket on our loop.
 
-The transport brings bytes, the shim's engine makes frames of them, and frames to the peer are written as they are: a
-server does not mask.
+The transport delivers bytes, and the engine of the shim turns them into frames. Frames to the peer are written
+unchanged, because a server does not mask.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ class _Stage(Enum):
     HEAD = auto()
     """The opening request."""
     HOOKS = auto()
-    """Nothing that may be used yet: a hook decides on the request."""
+    """Bytes that must wait: a hook still decides on the request."""
     FRAMES = auto()
     IGNORED = auto()
-    """The rest of a stream that has failed, been refused or been closed."""
+    """The rest of a stream after a failure, a refusal or a close: it is ignored."""
 
 
 class TransportLink(Link, asyncio.BufferedProtocol):
@@ -184,7 +184,7 @@ class TransportLink(Link, asyncio.BufferedProtocol):
     # ---- the opening handshake
 
     def _refuse(self, refusal: HandshakeError) -> None:
-        """Answer a connection that is one too many, as far as its socket takes that at once, and give it up."""
+        """Refuse a connection that exceeds a limit: send the answer once, without waiting, and close it."""
         self._stage = _Stage.IGNORED
         answer = plain_answer(refusal.status, f"{refusal.body}.\n")
         self._connection.logger.info("connection refused (%d %s: %s)", answer.status, answer.phrase, refusal.reason)
@@ -298,7 +298,7 @@ class TransportLink(Link, asyncio.BufferedProtocol):
         return True
 
     def open_timed_out(self) -> None:
-        """The opening request, or the answer to it, was not there in `open_timeout` seconds."""
+        """The opening handshake was not complete within `open_timeout` seconds."""
         self.abort()
 
     # ---- frames that come in
@@ -329,7 +329,9 @@ class TransportLink(Link, asyncio.BufferedProtocol):
             data = b""
 
     def _reply(self, reply: bytes) -> None:
-        """Send pongs, or the close frame that answers the peer's. A peer that takes none must stop asking."""
+        """Send pongs, or the close frame that answers the peer's. A peer that does not read them is not read from
+        either.
+        """
         self._transport.write(reply)
         if self._is_paused and self._transport.get_write_buffer_size() > _REPLIES_BYTES_MAX:
             self._waits_for_peer = True

@@ -80,8 +80,8 @@ class Wakeups:
 class Waiter:
     """An awaitable for one task at a time, which may wait on it any number of times.
 
-    To the task it is a future (asyncio's protocol of `_asyncio_future_blocking`), except that its callback runs from
-    `Wakeups` and not from a handle of its own.
+    To the task it is a future (asyncio's protocol of `_asyncio_future_blocking`), except that `Wakeups` runs its
+    callback, without a handle of its own.
     """
 
     __slots__ = ("_asyncio_future_blocking", "_callback", "_context", "_message", "_state", "_wakeups", "get_loop")
@@ -94,7 +94,7 @@ class Waiter:
         self._context: Context | None = None
         self._message: object = None
         self.get_loop = wakeups.get_loop
-        """Returns the loop whose tasks may wait on it; a task of another loop is told so by asyncio."""
+        """Returns the loop whose tasks may wait on it; asyncio raises an error for a task of another loop."""
 
     def __await__(self) -> Generator[Waiter, None, None]:
         self._asyncio_future_blocking = True
