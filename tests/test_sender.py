@@ -13,7 +13,7 @@ import time
 import pytest
 
 from servers import EchoRecorder, ReactorThread, Silent, run_until, wait_until
-from uringws import CloseCode, Opcode, Options, Reactor, ReactorStateError, SenderFull
+from uringws import CloseCode, Opcode, Options, Reactor, ReactorStateError, SenderFull, Topic
 from uringws.backend import Backend
 from wire import BINARY, TEXT, Frame, Peer
 
@@ -335,3 +335,77 @@ def test_a_coroutine_function_cannot_be_called_by_a_sender(backend: Backend) -> 
         pytest.raises(TypeError, match="async def"),
     ):
         sender.call(coroutine)
+
+
+# ---- topics
+
+
+def test_publish_reaches_the_members_in_the_order_of_the_calls_with_one_command_each(
+    echo: ReactorThread, recorder: EchoRecorder
+) -> None:
+    with contextlib.ExitStack() as stack:
+        peers = [stack.enter_context(Peer.connect(echo.address)) for _ in range(20)]
+        recorder.wait_for("open", 20)
+
+        def join() -> Topic:
+            topic = echo.reactor.topic("room")
+            for conn in recorder.connections.values():
+                topic.add(conn)
+            return topic
+
+        topic = echo.ask(join)
+        held = threading.Event()
+        echo.sender.call(held.wait, 10)
+        for number in range(30):
+            echo.sender.publish("room", f"{number}")
+            echo.sender.broadcast(b"%d" % number)
+        assert len(echo.reactor._commands.waiting) <= 61
+        held.set()
+        expected = [Frame(opcode, b"%d" % number) for number in range(30) for opcode in (TEXT, BINARY)]
+        for peer in peers:
+            assert peer.read_frames(60) == expected
+        assert echo.ask(lambda: topic.stats().addressed) == 600
+
+
+def test_publish_copies_what_can_change(echo: ReactorThread, recorder: EchoRecorder) -> None:
+    with Peer.connect(echo.address) as peer:
+        recorder.wait_for("open")
+        (conn,) = recorder.connections.values()
+        echo.ask(lambda: echo.reactor.topic("room").add(conn))
+        payload = bytearray(b"before" * 10_000)
+        held = threading.Event()
+        echo.sender.call(held.wait, 10)
+        echo.sender.publish("room", payload)
+        payload[:] = b"later." * 10_000
+        held.set()
+        assert peer.read_frame().payload == b"before" * 10_000
+
+
+def test_publish_to_a_topic_that_does_not_exist_sends_nothing_and_makes_none(backend: Backend) -> None:
+    with Reactor(Silent(), backend=backend) as reactor, reactor.sender() as sender:
+        sender.publish("nowhere", "hello")
+        reactor.run_once(0)
+        assert reactor.topic("nowhere").stats().published == 0
+
+
+def test_publish_refuses_at_once(backend: Backend) -> None:
+    with Reactor(Silent(), Options(sender_commands_max=1), backend=backend) as reactor:
+        sender = reactor.sender()
+        with pytest.raises(ValueError, match="1 to 1024"):
+            sender.publish("", "x")
+        with pytest.raises(TypeError, match="name of a topic"):
+            sender.publish(1, "x")  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="payload"):
+            sender.publish("room", 5)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="to many"):
+            sender.publish("room", b"", Opcode.PING)
+        sender.publish("room", "fits")
+        with pytest.raises(SenderFull):
+            sender.publish("room", "too many", timeout=0)
+        with pytest.raises(SenderFull):
+            sender.broadcast("too many", timeout=0)
+    with pytest.raises(ReactorStateError, match="closed"):
+        sender.publish("room", "late")
+    sender.release()
+    with pytest.raises(ReactorStateError, match="released"):
+        sender.publish("room", "late")

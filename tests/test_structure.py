@@ -30,7 +30,7 @@ C_LAYERS = (
     {"block", "fault", "frame", "head", "mask", "signals", "utf8", "wheel"},
     {"chain"},
     {"deflate"},
-    {"engine"},
+    {"engine", "prepared"},
     {"outbound"},
     {"pool"},
     {"io"},
@@ -75,7 +75,7 @@ PYTHON_LAYERS = (
     {"backend", "engine", "handshake", "http", "losses", "metrics", "proxy_protocol", "refusals"},
     {"core"},
     {"commands", "draining", "listeners", "services", "sessions", "upgrade", "watches"},
-    {"batch", "connection", "deferred", "dispatch", "message", "runs", "socket_view", "topics", "turn"},
+    {"batch", "connection", "deferred", "dispatch", "message", "prepared", "runs", "socket_view", "topics", "turn"},
     {"handler", "publisher", "sender"},
     {"driver", "reactor", "reactor_thread"},
     {"workers"},
@@ -87,13 +87,13 @@ PYTHON_LAYERS = (
 )
 
 # The engine and what it stands on do no I/O and know no clock: from the system they take memory and arithmetic.
-PURE = {"base", "block", "chain", "engine", "frame", "head", "mask", "outbound", "utf8", "wheel"}
+PURE = {"base", "block", "chain", "engine", "frame", "head", "mask", "outbound", "prepared", "utf8", "wheel"}
 PURE_HEADERS = re.compile(
     r"(assert|errno|limits|stdbool|stddef|stdint|stdlib|string|emmintrin|immintrin|arm_neon|cpuid)\.h|sys/auxv\.h"
 )
 
 # The I/O backends move bytes and do not know what the bytes mean.
-PROTOCOL = {"engine.h", "frame.h", "mask.h", "outbound.h", "utf8.h"}
+PROTOCOL = {"engine.h", "frame.h", "mask.h", "outbound.h", "prepared.h", "utf8.h"}
 
 ONLY_IN = {
     "liburing.h": "io_uring.c",

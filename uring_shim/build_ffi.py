@@ -35,6 +35,7 @@ HEADERS = (
     "frame.h",
     "deflate.h",
     "engine.h",
+    "prepared.h",
     "outbound.h",
     "pool.h",
     "rules.h",

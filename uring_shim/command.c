@@ -260,6 +260,30 @@ int urs_command_send_fragment(struct urs_reactor *reactor, uint64_t id, uint32_t
     return send_frame(reactor, id, index, opcode, false, data, bytes);
 }
 
+int urs_command_send_prepared(struct urs_reactor *reactor, uint64_t id, uint32_t index, struct urs_block *prepared)
+{
+    struct urs_session *session;
+    int refused = find(reactor, id, &session);
+    if (refused != 0)
+        return refused;
+    urs_apply_events(reactor, index, URS_NO_EVENT);
+    urs_run_seal(reactor);
+    enum urs_gate gate = urs_gate_check(session, urs_core_rules(reactor, session), URS_OUTPUT_MESSAGE,
+                                        urs_prepared_payload_bytes(prepared));
+    if (gate != URS_GATE_OPEN)
+        return refuse_message(reactor, session, gate, URS_OPCODE_BINARY);
+    int error = urs_outbound_prepared(&reactor->outbox, &session->outbound, prepared);
+    if (error != 0)
+        return error;
+    URS_ASSERT(session->state == URS_SESSION_OPEN && session->outbound.first != 0);
+    reactor->stats.messages_out++;
+    urs_work_dirty(reactor, session);
+    size_t high = urs_core_rules(reactor, session)->backlog_high_bytes;
+    bool queued = waiting(reactor, session) >= urs_max(high, TURN_BYTES_MIN) || session->backlog.bytes > 0
+        || session->send_state != URS_SEND_IDLE;
+    return queued ? URS_QUEUED : URS_SENT;
+}
+
 const struct urs_item *urs_command_item(const struct urs_reactor *reactor, uint32_t index, uint8_t *opcode)
 {
     /* This reads before the check of the thread. It does no harm: the arrays keep their size as long as the reactor

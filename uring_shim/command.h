@@ -3,6 +3,7 @@
 #ifndef URS_COMMAND_H
 #define URS_COMMAND_H
 
+#include "prepared.h"
 #include "reactor.h"
 
 /* cdef: begin */
@@ -26,6 +27,9 @@ enum urs_send_flag { URS_SEND_UNCOMPRESSED = 0x10 };
  * URS_ERROR_FULL (with URS_ON_FULL_ERROR) or -ENOMEM. */
 int urs_command_send(struct urs_reactor *reactor, uint64_t id, uint32_t index, uint8_t opcode, const uint8_t *data,
                      size_t bytes);
+
+/* Like urs_command_send, for a prepared message, which is not copied. */
+int urs_command_send_prepared(struct urs_reactor *reactor, uint64_t id, uint32_t index, struct urs_block *prepared);
 
 /* Like urs_command_send, for a fragment that others follow (RFC 6455 5.4); urs_command_send with
  * URS_OPCODE_CONTINUATION sends the last one. Both return URS_ERROR_INTERLEAVED for a new message while one is

@@ -208,6 +208,14 @@ int urs_outbound_slice(struct urs_outbox *outbox, struct urs_outbound *outbound,
                                                          .block = slice.block, .output = true});
 }
 
+int urs_outbound_prepared(struct urs_outbox *outbox, struct urs_outbound *outbound, struct urs_block *prepared)
+{
+    URS_ASSERT(prepared->memory == NULL);
+    urs_block_hold(prepared);
+    return append(outbox, outbound, (struct urs_segment){.data = urs_block_data(prepared),
+                                                         .bytes = urs_block_bytes(prepared), .block = prepared});
+}
+
 void urs_outbound_resume(struct urs_outbox *outbox, struct urs_outbound *outbound, uint8_t *data,
                          uint32_t publication)
 {
@@ -287,6 +295,19 @@ struct urs_publication *urs_outbox_publish(struct urs_outbox *outbox, struct urs
     return publication;
 }
 
+struct urs_publication *urs_outbox_publish_prepared(struct urs_outbox *outbox, struct urs_block *prepared,
+                                                    uint32_t segments)
+{
+    URS_ASSERT(prepared->memory == NULL);
+    if (urs_outbox_reserve(outbox, 1, segments) != 0)
+        return NULL;
+    urs_block_hold(prepared);
+    struct urs_publication *publication = &outbox->publications[outbox->publication_count++];
+    *publication = (struct urs_publication){
+        .data = urs_block_data(prepared), .bytes = (uint32_t)urs_block_bytes(prepared), .prepared = prepared};
+    return publication;
+}
+
 void urs_outbound_publish(struct urs_outbox *outbox, struct urs_outbound *outbound,
                           const struct urs_publication *publication)
 {
@@ -343,8 +364,10 @@ void urs_outbound_clear(struct urs_outbox *outbox, struct urs_outbound *outbound
 void urs_outbox_reset(struct urs_outbox *outbox)
 {
     struct urs_block *arena = outbox->arena;
-    for (uint32_t index = 0; index < outbox->publication_count; index++)
+    for (uint32_t index = 0; index < outbox->publication_count; index++) {
         urs_slice_drop(&outbox->publications[index].kept);
+        urs_block_drop(outbox->publications[index].prepared);
+    }
     outbox->publication_count = 0;
     outbox->count = 0;
     outbox->arena_bytes = 0;

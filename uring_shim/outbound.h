@@ -7,6 +7,7 @@
 #include "block.h"
 #include "chain.h"
 #include "engine.h"
+#include "prepared.h"
 
 /* cdef: begin */
 
@@ -32,12 +33,13 @@ struct urs_segment {
                                             arena, and for a reply whose payload still has a reader */
 };
 
-/* A frame that many connections send. It lies in the arena or in a block of its own. */
+/* A frame that many connections send. It lies in the arena, in a block of its own, or in a prepared message. */
 struct urs_publication {
     uint8_t *data;
     uint32_t bytes;
     uint32_t topic;                      /* index + 1 of the topic; 0: it belongs to none */
     struct urs_slice kept;               /* the frame in a block, for backlogs; no block: nothing keeps it yet */
+    struct urs_block *prepared;          /* the prepared message that it is, with a reference; NULL for none */
 };
 
 /* The segments and the arena that all connections of one thread share during a turn. Zero-initialise it. */
@@ -89,6 +91,9 @@ bool urs_outbound_compressed(struct urs_outbox *outbox, struct urs_outbound *out
 /* Copies bytes that are not a frame (an HTTP response) into the arena. Returns 0 or -ENOMEM. */
 int urs_outbound_bytes(struct urs_outbox *outbox, struct urs_outbound *outbound, const uint8_t *data, size_t bytes);
 
+/* Adds a prepared message without copying it: takes a reference. Returns 0 or -ENOMEM. */
+int urs_outbound_prepared(struct urs_outbox *outbox, struct urs_outbound *outbound, struct urs_block *prepared);
+
 /* Adds a part of a sealed block without copying it. Takes over the slice's reference, also on failure. Returns 0 or
  * -ENOMEM. */
 int urs_outbound_slice(struct urs_outbox *outbox, struct urs_outbound *outbound, struct urs_slice slice);
@@ -105,6 +110,10 @@ int urs_outbox_reserve(struct urs_outbox *outbox, uint32_t publications, uint32_
 /* Adds a publication of a frame that is kept already, with a reference of its own. urs_outbox_reserve was called for
  * it. */
 const struct urs_publication *urs_outbox_republish(struct urs_outbox *outbox, struct urs_slice kept, uint32_t topic);
+
+/* Like urs_outbox_publish, for a prepared message, which is not copied: takes a reference. */
+struct urs_publication *urs_outbox_publish_prepared(struct urs_outbox *outbox, struct urs_block *prepared,
+                                                    uint32_t segments);
 
 /* Adds a publication to one connection's list. Cannot fail for as many connections as urs_outbox_publish was asked
  * for. */

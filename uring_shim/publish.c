@@ -16,6 +16,14 @@ enum {
                                             readers */
 };
 
+/* A message to send: bytes of the caller, or a prepared message. */
+struct message {
+    struct urs_block *prepared;          /* NULL: the other fields */
+    const uint8_t *data;
+    size_t bytes;
+    uint8_t opcode;
+};
+
 /* A message on its way to its sessions. */
 struct delivery {
     struct urs_publication *publication;
@@ -39,16 +47,23 @@ static int enter(struct urs_reactor *reactor, uint32_t index)
     return refused;
 }
 
-/* Writes the frame. Returns 0 or an error. */
-static int begin(struct urs_reactor *reactor, uint8_t opcode, const uint8_t *data, size_t bytes,
-                 size_t sessions, struct delivery *delivery)
+/* Writes the frame, unless it is prepared. Returns 0 or an error. */
+static int begin(struct urs_reactor *reactor, const struct message *message, size_t sessions,
+                 struct delivery *delivery)
 {
-    if (bytes > URS_PUBLISH_BYTES_MAX)
-        return -EMSGSIZE;
-    struct urs_memory *memory = bytes >= BLOCK_BYTES_MIN ? &reactor->memory : NULL;
+    struct urs_outbox *outbox = &reactor->outbox;
     URS_ASSERT(sessions <= UINT32_MAX);
-    delivery->bytes = bytes;
-    delivery->publication = urs_outbox_publish(&reactor->outbox, memory, opcode, data, bytes, (uint32_t)sessions);
+    if (message->prepared != NULL) {
+        delivery->bytes = urs_prepared_payload_bytes(message->prepared);
+        delivery->publication = urs_outbox_publish_prepared(outbox, message->prepared, (uint32_t)sessions);
+    } else {
+        if (message->bytes > URS_PUBLISH_BYTES_MAX)
+            return -EMSGSIZE;
+        struct urs_memory *memory = message->bytes >= BLOCK_BYTES_MIN ? &reactor->memory : NULL;
+        delivery->bytes = message->bytes;
+        delivery->publication = urs_outbox_publish(outbox, memory, message->opcode, message->data, message->bytes,
+                                                   (uint32_t)sessions);
+    }
     return delivery->publication == NULL ? -ENOMEM : 0;
 }
 
@@ -176,7 +191,7 @@ static void publish_to_each(struct urs_reactor *reactor, struct urs_topic *topic
             deliver_to_member(reactor, topic, place, delivery);
     }
     if (delivery->taken == (uint64_t)delivery->addressed && delivery->taken > 0
-        && delivery->publication->kept.block == NULL)
+        && delivery->publication->kept.block == NULL && delivery->publication->prepared == NULL)
         urs_run_begin(reactor, topic, delivery->publication, skipped, delivery->room);
 }
 
@@ -189,8 +204,8 @@ static void keep_history(struct urs_reactor *reactor, struct urs_topic *topic, s
         urs_history_add(&topic->history, publication->kept, reactor->now_ms);
 }
 
-int64_t urs_publish(struct urs_reactor *reactor, uint64_t topic_id, uint32_t index, uint8_t opcode,
-                    const uint8_t *data, size_t bytes, uint64_t skip)
+static int64_t publish(struct urs_reactor *reactor, uint64_t topic_id, uint32_t index, const struct message *message,
+                       uint64_t skip)
 {
     struct delivery delivery = {0};
     int error = enter(reactor, index);
@@ -205,10 +220,11 @@ int64_t urs_publish(struct urs_reactor *reactor, uint64_t topic_id, uint32_t ind
         return 0;
     }
     uint32_t skipped = skipped_slot(reactor, topic, skip);
-    bool in_run = bytes < BLOCK_BYTES_MIN && urs_run_takes(reactor, topic, bytes);
+    bool in_run = message->prepared == NULL && message->bytes < BLOCK_BYTES_MIN
+        && urs_run_takes(reactor, topic, message->bytes);
     if (!in_run)
         urs_run_seal(reactor);
-    error = begin(reactor, opcode, data, bytes, in_run ? URS_RUN_SEGMENTS : topic->count, &delivery);
+    error = begin(reactor, message, in_run ? URS_RUN_SEGMENTS : topic->count, &delivery);
     if (error != 0)
         return error;
     urs_topics_label(&reactor->topics, topic, delivery.publication);
@@ -225,15 +241,15 @@ int64_t urs_publish(struct urs_reactor *reactor, uint64_t topic_id, uint32_t ind
     return end(reactor, &delivery);
 }
 
-int64_t urs_send_many(struct urs_reactor *reactor, const uint64_t *ids, size_t count, uint32_t index, uint8_t opcode,
-                      const uint8_t *data, size_t bytes)
+static int64_t send_many(struct urs_reactor *reactor, const uint64_t *ids, size_t count, uint32_t index,
+                         const struct message *message)
 {
     struct delivery delivery = {0};
     int error = enter(reactor, index);
     if (error == 0)
         urs_run_seal(reactor);
     if (error == 0)
-        error = begin(reactor, opcode, data, bytes, count, &delivery);
+        error = begin(reactor, message, count, &delivery);
     if (error != 0)
         return error;
     for (size_t number = 0; number < count; number++) {
@@ -245,14 +261,14 @@ int64_t urs_send_many(struct urs_reactor *reactor, const uint64_t *ids, size_t c
     return end(reactor, &delivery);
 }
 
-int64_t urs_send_all(struct urs_reactor *reactor, uint32_t index, uint8_t opcode, const uint8_t *data, size_t bytes)
+static int64_t send_all(struct urs_reactor *reactor, uint32_t index, const struct message *message)
 {
     struct delivery delivery = {0};
     int error = enter(reactor, index);
     if (error == 0)
         urs_run_seal(reactor);
     if (error == 0)
-        error = begin(reactor, opcode, data, bytes, reactor->sessions.in_use, &delivery);
+        error = begin(reactor, message, reactor->sessions.in_use, &delivery);
     if (error != 0)
         return error;
     for (uint32_t slot = 0; slot < reactor->sessions.slots; slot++) {
@@ -262,4 +278,44 @@ int64_t urs_send_all(struct urs_reactor *reactor, uint32_t index, uint8_t opcode
                     urs_core_rules(reactor, session)->on_full == URS_ON_FULL_CLOSE);
     }
     return end(reactor, &delivery);
+}
+
+int64_t urs_publish(struct urs_reactor *reactor, uint64_t topic, uint32_t index, uint8_t opcode, const uint8_t *data,
+                    size_t bytes, uint64_t skip)
+{
+    const struct message message = {.data = data, .bytes = bytes, .opcode = opcode};
+    return publish(reactor, topic, index, &message, skip);
+}
+
+int64_t urs_send_many(struct urs_reactor *reactor, const uint64_t *ids, size_t count, uint32_t index, uint8_t opcode,
+                      const uint8_t *data, size_t bytes)
+{
+    const struct message message = {.data = data, .bytes = bytes, .opcode = opcode};
+    return send_many(reactor, ids, count, index, &message);
+}
+
+int64_t urs_send_all(struct urs_reactor *reactor, uint32_t index, uint8_t opcode, const uint8_t *data, size_t bytes)
+{
+    const struct message message = {.data = data, .bytes = bytes, .opcode = opcode};
+    return send_all(reactor, index, &message);
+}
+
+int64_t urs_publish_prepared(struct urs_reactor *reactor, uint64_t topic, uint32_t index, struct urs_block *prepared,
+                             uint64_t skip)
+{
+    const struct message message = {.prepared = prepared};
+    return publish(reactor, topic, index, &message, skip);
+}
+
+int64_t urs_send_many_prepared(struct urs_reactor *reactor, const uint64_t *ids, size_t count, uint32_t index,
+                               struct urs_block *prepared)
+{
+    const struct message message = {.prepared = prepared};
+    return send_many(reactor, ids, count, index, &message);
+}
+
+int64_t urs_send_all_prepared(struct urs_reactor *reactor, uint32_t index, struct urs_block *prepared)
+{
+    const struct message message = {.prepared = prepared};
+    return send_all(reactor, index, &message);
 }

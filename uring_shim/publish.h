@@ -2,6 +2,7 @@
 #ifndef URS_PUBLISH_H
 #define URS_PUBLISH_H
 
+#include "prepared.h"
 #include "reactor.h"
 
 /* cdef: begin */
@@ -26,6 +27,13 @@ int64_t urs_send_many(struct urs_reactor *reactor, const uint64_t *ids, size_t c
 
 /* Like urs_send_many, for every open session. */
 int64_t urs_send_all(struct urs_reactor *reactor, uint32_t index, uint8_t opcode, const uint8_t *data, size_t bytes);
+
+/* The same for a prepared message: its frame is sent as it is, without a copy. */
+int64_t urs_publish_prepared(struct urs_reactor *reactor, uint64_t topic, uint32_t index, struct urs_block *prepared,
+                             uint64_t skip);
+int64_t urs_send_many_prepared(struct urs_reactor *reactor, const uint64_t *ids, size_t count, uint32_t index,
+                               struct urs_block *prepared);
+int64_t urs_send_all_prepared(struct urs_reactor *reactor, uint32_t index, struct urs_block *prepared);
 
 /* cdef: end */
 

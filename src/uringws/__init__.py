@@ -37,6 +37,7 @@ from uringws.handshake import LATER, Accept, Later, RawAnswer, Reject, RequestHe
 from uringws.http import Headers, Request, Response, encode_refusal, encode_response, parse_request
 from uringws.message import Message
 from uringws.options import Options
+from uringws.prepared import Frame
 from uringws.reactor import Reactor
 from uringws.reactor_thread import ReactorThread
 from uringws.sender import Sender
@@ -63,6 +64,7 @@ __all__ = [
     "DeflateTerms",
     "EngineColumns",
     "EngineMessage",
+    "Frame",
     "FrameHeader",
     "Gap",
     "Handler",

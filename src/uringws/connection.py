@@ -10,6 +10,7 @@ from uringws.closing import Close, Closing, begin, lost
 from uringws.core import slot_of
 from uringws.errors import ConnectionClosed, UringWSError, WrongThread, check
 from uringws.frames import CloseCode, Opcode
+from uringws.prepared import Frame
 from uringws.sending import ABSENT, NOT_BEGUN, UNFINISHED, check_close, check_send, name_opcode
 from uringws.shim import fast_send, fast_send_event, ffi, lib
 
@@ -170,10 +171,11 @@ class Connection:
     def send(self, opcode: Any, payload: Any = ABSENT, *, fin: bool = True, compress: bool = True) -> SendResult:
         """Send a message: `send(payload)`, or `send(opcode, payload)`, in one frame. Never waits.
 
-        `payload` is a str, bytes, any C-contiguous buffer (its bytes are sent as they lie in memory), or a Message.
-        On return it is copied or already with the kernel. `send(payload)` sends a str as text, a Message with its own
-        opcode, and everything else as binary. `opcode` is TEXT, BINARY, PING or PONG (RFC 6455 5.6, 5.5). Bytes sent
-        as TEXT are not checked for UTF-8. All sends to one connection within one turn leave in one system call.
+        `payload` is a str, bytes, any C-contiguous buffer (its bytes are sent as they lie in memory), a Message, or
+        a Frame, which is not copied. On return it is copied or already with the kernel. `send(payload)` sends a str as
+        text, a Message or a Frame with its own opcode, and everything else as binary. `opcode` is TEXT, BINARY, PING or
+        PONG (RFC 6455 5.6, 5.5). Bytes sent as TEXT are not checked for UTF-8. All sends to one connection within one
+        turn leave in one system call.
 
         To send the message that is being handled, pass the Message: `send(message)` costs half of
         `send(message.opcode, message.data)`, which makes a view of the payload first.
@@ -219,6 +221,9 @@ class Connection:
         """Send a payload that `send` has no fast path for."""
         turn = self._turn
         if payload is ABSENT:
+            if type(opcode) is Frame and fin:
+                result = lib.urs_command_send_prepared(turn._handle, self.id, turn._index, opcode._block)
+                return _SENT if result == 0 else self._result_or_raise(result)
             opcode, payload = name_opcode(opcode)
         data = check_send(opcode, payload, fin=fin)
         flags = opcode if compress or not fin else opcode | _UNCOMPRESSED

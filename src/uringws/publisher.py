@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, overload
+
+from uringws.prepared import Frame, make_frame
+from uringws.sending import ABSENT
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -44,6 +47,21 @@ class Publisher:
         self._core.check_usable()
         self._core.check_thread()
         return self._topics.get(name, on_full, history)
+
+    @overload
+    def frame(self, payload: Payload, /) -> Frame: ...
+
+    @overload
+    def frame(self, opcode: int, payload: Payload) -> Frame: ...
+
+    def frame(self, opcode: Any, payload: Any = ABSENT) -> Frame:
+        """Return a message that is framed once and kept: `frame(payload)`, or `frame(opcode, payload)`.
+
+        Use it for what is sent again and again. The payload is copied once, here; opcode and payload as for
+        `Topic.publish`, whose TypeError and ValueError it raises; MemoryError if there is no memory. From any thread,
+        also when the reactor is closed: a Frame belongs to no reactor.
+        """
+        return make_frame(opcode, payload)
 
     def broadcast(
         self, payload: Payload, opcode: int | None = None, *, to: Iterable[Connection] | AnyBuffer | None = None

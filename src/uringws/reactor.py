@@ -542,7 +542,7 @@ class Reactor(Publisher):
     def sender(self) -> Sender:
         """Return a handle for other threads. `run` goes on while one is alive: release it, or use it in a `with`."""
         self._core.check_usable()
-        return Sender(self, self._core, self._sessions, self._commands, self._deferred)
+        return Sender(self, self._core, self._sessions, self._commands, self._deferred, topics=self._topics)
 
     # ---- figures
 

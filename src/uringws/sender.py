@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any, Final, Self, overload
 
 from uringws.errors import ConnectionClosed, ReactorStateError
 from uringws.frames import CloseCode
-from uringws.sending import ABSENT, check_close, check_send, name_opcode
+from uringws.prepared import Frame
+from uringws.sending import ABSENT, check_close, check_publish, check_send, name_opcode
 from uringws.sockets import check_stream
+from uringws.topics import check_name
 
 if TYPE_CHECKING:
     import socket
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from uringws.reactor import Reactor
     from uringws.sending import Payload
     from uringws.sessions import Sessions
+    from uringws.topics import Topics
 
 __all__ = ["Sender"]
 
@@ -52,7 +55,14 @@ class Sender:
     """
 
     def __init__(
-        self, reactor: Reactor, core: Core, sessions: Sessions, commands: Commands, deferred: Deferred
+        self,
+        reactor: Reactor,
+        core: Core,
+        sessions: Sessions,
+        commands: Commands,
+        deferred: Deferred,
+        *,
+        topics: Topics,
     ) -> None:
         """Use `reactor.sender()`."""
         self._reactor: Final = reactor
@@ -60,6 +70,7 @@ class Sender:
         self._sessions: Final = sessions
         self._commands: Final = commands
         self._deferred: Final = deferred
+        self._topics: Final = topics
         self._key: Final = object()
         commands.senders.add(self._key)
 
@@ -99,6 +110,9 @@ class Sender:
         is logged. Raises SenderFull, and ReactorStateError once released or the reactor is closed.
         """
         if payload is ABSENT:
+            if type(opcode) is Frame and fin:
+                frame = opcode
+                return self._command(id, lambda connection: connection.send(frame), timeout)
             opcode, payload = name_opcode(opcode)
         buffer = check_send(opcode, payload, fin=fin)
         if type(buffer) is not bytes:
@@ -106,6 +120,28 @@ class Sender:
         return self._command(
             id, lambda connection: connection.send(opcode, buffer, fin=fin, compress=compress), timeout
         )
+
+    def publish(self, topic: str, payload: Payload, opcode: int | None = None, *, timeout: float | None = None) -> None:
+        """Publish a message to the topic of that name: one command, whatever the number of its members.
+
+        As `Topic.publish`, whose TypeError and ValueError it raises at once. If there is no such topic when the reactor
+        comes to the command, it has no members, and nothing is sent: a topic need not be made before it is published
+        to. How many members a message was addressed to is in `Topic.stats`. Raises SenderFull and ReactorStateError as
+        `send`.
+        """
+        check_name(topic)
+        message = self._message(payload, opcode)
+        self._check_live()
+        self._commands.put(lambda: self._topics.publish(topic, *message), timeout)
+
+    def broadcast(self, payload: Payload, opcode: int | None = None, *, timeout: float | None = None) -> None:
+        """Send a message to all connections that are open when the reactor comes to it: one command.
+
+        As `Reactor.broadcast`, and with the exceptions of `publish`.
+        """
+        message = self._message(payload, opcode)
+        self._check_live()
+        self._commands.put(lambda: self._topics.broadcast(*message, None), timeout)
 
     def close_connection(
         self, id: int, code: int | None = CloseCode.NORMAL, reason: str = "", *, timeout: float | None = None
@@ -231,7 +267,7 @@ class Sender:
     def clone(self) -> Sender:
         """Return another handle to the same reactor, to be released separately."""
         self._check_live()
-        return Sender(self._reactor, self._core, self._sessions, self._commands, self._deferred)
+        return Sender(self._reactor, self._core, self._sessions, self._commands, self._deferred, topics=self._topics)
 
     def release(self) -> None:
         """Give up the Sender. Its commands that wait still run, and connections stay open."""
@@ -260,6 +296,13 @@ class Sender:
         if self._key not in self._commands.senders:
             raise ReactorStateError("this Sender was released")
         self._commands.check_open()
+
+    def _message(self, payload: Payload, opcode: int | None) -> tuple[Payload, int | None]:
+        """Return a payload that cannot change, and its opcode. Raises TypeError, ValueError."""
+        number, buffer = check_publish(opcode, payload)
+        if type(payload) is Frame and number == payload.opcode:
+            return payload, None
+        return buffer if type(buffer) is bytes else bytes(buffer), number
 
     def _command(self, id: int, act: Callable[[Connection], object], timeout: float | None) -> bool:
         self._check_live()

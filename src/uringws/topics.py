@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
 
 from uringws.connection import Connection
 from uringws.errors import ConnectionClosed, Gap, LimitReached, ReactorStateError, check
+from uringws.prepared import Frame
 from uringws.run_state import RunState
 from uringws.seconds import check_seconds, milliseconds
 from uringws.sending import check_publish
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from uringws.sending import Payload
     from uringws.turn import Turn
 
-__all__ = ["History", "OnFull", "Topic", "TopicStats", "Topics"]
+__all__ = ["History", "OnFull", "Topic", "TopicStats", "Topics", "check_name"]
 
 OnFull: TypeAlias = Literal["close", "drop_new", "drop_old", "conflate"]
 
@@ -204,7 +205,7 @@ class Topic:
 
         `payload` and `opcode` as for `Connection.send`: without an opcode a str is text, a Message keeps its own, and
         everything else is binary. Only TEXT and BINARY can be published. To publish the message that is being handled,
-        pass the Message: its payload is copied once.
+        pass the Message: its payload is copied once. A Frame is not copied.
 
         `on_full` says what happens to a member whose backlog would exceed its `Options.backlog_bytes_max`; it counts as
         addressed, and `stats` has the number of such members. The same holds for a member to which a fragmented message
@@ -219,6 +220,8 @@ class Topic:
         message: object = turn  # to the application, the turn is the Message
         if payload is message and opcode is None:
             result = fast_publish_event(turn._address, self._id, turn._index, 0, skipped)
+        elif type(payload) is Frame and opcode in (None, payload.opcode):
+            result = lib.urs_publish_prepared(turn._handle, self._id, turn._index, payload._block, skipped)
         if result == _NOT_EVENT:
             number, data = check_publish(opcode, payload)
             if type(data) is bytes:
@@ -262,6 +265,14 @@ class Topic:
         return check(result, f"{what} of topic {self.name!r}")
 
 
+def check_name(name: str) -> None:
+    """Raise TypeError or ValueError for what cannot be the name of a topic."""
+    if not isinstance(name, str):
+        raise TypeError(f"the name of a topic is a str, not {type(name).__name__}")
+    if not 0 < len(name) <= _NAME_LENGTH_MAX:
+        raise ValueError(f"the name of a topic has 1 to {_NAME_LENGTH_MAX} characters, not {len(name)}")
+
+
 class Topics:
     """The topics of one reactor by name, and messages to connections that are in none."""
 
@@ -281,10 +292,7 @@ class Topics:
 
     def get(self, name: str, on_full: OnFull | None, history: History | None) -> Topic:
         """Return the topic of that name; make it if there is none. See `Reactor.topic`."""
-        if not isinstance(name, str):
-            raise TypeError(f"the name of a topic is a str, not {type(name).__name__}")
-        if not 0 < len(name) <= _NAME_LENGTH_MAX:
-            raise ValueError(f"the name of a topic has 1 to {_NAME_LENGTH_MAX} characters, not {len(name)}")
+        check_name(name)
         if on_full is not None and on_full not in _ON_FULL:
             raise ValueError(f"on_full={on_full!r}: must be one of {', '.join(map(repr, _ON_FULL))}")
         if history is not None and not isinstance(history, History):
@@ -295,6 +303,12 @@ class Topics:
             if given is not None and given != own:
                 raise ValueError(f"topic {name!r} was made with {own!r}, not {given!r}")
         return topic
+
+    def publish(self, name: str, payload: Payload, opcode: int | None) -> int:
+        """Publish to the topic of that name; return 0 if there is none. See `Sender.publish`."""
+        self._release()
+        topic = self._live.get(name) or self._hold(name)
+        return 0 if topic is None else topic.publish(payload, opcode)
 
     def of(self, identity: int) -> list[Topic]:
         """Return the topics of which a connection is a member."""
@@ -320,20 +334,31 @@ class Topics:
 
     def broadcast(self, payload: Payload, opcode: int | None, to: Any) -> int:
         """Send a message to connections. See `Reactor.broadcast`."""
-        turn = self._turn
-        number, data = check_publish(opcode, payload)
         ids = None if to is None else self._ids_of(to)
-        with ffi.from_buffer(_BYTES, data) as buffer:
-            if ids is None:
-                result = lib.urs_send_all(turn._handle, turn._index, number, buffer, len(buffer))
-            else:
-                with ffi.from_buffer(_IDS, ids) as numbers:
-                    result = lib.urs_send_many(
-                        turn._handle, numbers, len(numbers), turn._index, number, buffer, len(buffer)
-                    )
+        if type(payload) is Frame and opcode in (None, payload.opcode):
+            result = self._broadcast_prepared(payload, ids)
+        else:
+            result = self._broadcast_bytes(*check_publish(opcode, payload), ids)
         if result == _STALE and self._core.state is RunState.CLOSING:
             return 0
         return check(result, "broadcast")
+
+    def _broadcast_bytes(self, opcode: int, data: Any, ids: Any) -> int:
+        turn = self._turn
+        with ffi.from_buffer(_BYTES, data) as buffer:
+            if ids is None:
+                return int(lib.urs_send_all(turn._handle, turn._index, opcode, buffer, len(buffer)))
+            with ffi.from_buffer(_IDS, ids) as numbers:
+                return int(
+                    lib.urs_send_many(turn._handle, numbers, len(numbers), turn._index, opcode, buffer, len(buffer))
+                )
+
+    def _broadcast_prepared(self, frame: Frame, ids: Any) -> int:
+        turn = self._turn
+        if ids is None:
+            return int(lib.urs_send_all_prepared(turn._handle, turn._index, frame._block))
+        with ffi.from_buffer(_IDS, ids) as numbers:
+            return int(lib.urs_send_many_prepared(turn._handle, numbers, len(numbers), turn._index, frame._block))
 
     def _count_topics(self, result: int) -> int:
         return 0 if result == _STALE else check(result, "topics")
