@@ -94,8 +94,8 @@ class Handler:
         """Answer a plain GET, HEAD or OPTIONS on the same port.
 
         Return a Response, or None for the default: 426 Upgrade Required to GET and HEAD, 204 No Content to OPTIONS,
-        which load balancers such as HAProxy take for a healthy server. `request.method` tells them apart. The
-        connection is closed after the answer, whatever it is. To HEAD the body is not sent. LATER as in `on_upgrade`.
+        which load balancers such as HAProxy treat as a sign of a healthy server. `request.method` tells them apart. The
+        connection is closed after any answer. The body is not sent to HEAD. LATER as in `on_upgrade`.
         """
         return None
 
@@ -111,8 +111,8 @@ class Handler:
     def on_drain(self, conn: Connection, /) -> None:
         """Send more: `conn.buffered_amount`, after it reached the high water mark, has fallen to the low one.
 
-        Called once for each such rise and fall. To send as fast as the peer reads and no faster, send while
-        `buffered_amount` is below `Options.backlog_high_bytes`, stop then, and go on from here.
+        Called once for each such rise and fall. To send as fast as the peer reads, send while `buffered_amount` is
+        below `Options.backlog_high_bytes`, then stop, and continue in this callback.
         """
 
     def on_drop(self, conn: Connection, topic: Topic, count: int, /) -> None:

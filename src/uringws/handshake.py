@@ -102,11 +102,11 @@ class RequestHead:
     """An opening request as `on_head` sees it: nothing of it is parsed, and nothing is checked."""
 
     id: int
-    """That of the connection which it may become."""
+    """The id of the connection that it may become."""
     data: bytes
-    """All bytes up to the empty line, that included, of any method and version, without a PROXY protocol header."""
+    """All bytes up to and including the empty line, of any method and version, without a PROXY protocol header."""
     peer: Peer
-    """Where the request comes from; if a PROXY protocol header said so, the address it named."""
+    """The address that the request comes from: the one that a PROXY protocol header named, if there was one."""
     is_answered: bool = field(init=False, repr=False, default=False)
     """Whether `Reactor.answer` has answered it."""
 

@@ -169,13 +169,13 @@ class Request:
     headers: Headers
     """The field lines, by name in upper or lower case.
 
-    The zone of an IPv6 address in Host is left out: it means nothing on another machine."""
+    The zone of an IPv6 address in Host is left out, because it has a meaning only on the client."""
     http_version: str
     """1.1 or 1.0."""
     peer: Peer
-    """Where the request comes from; if a PROXY protocol header said so, the address it named."""
+    """The address that the request comes from: the one that a PROXY protocol header named, if there was one."""
     id: int = 0
-    """That of the connection which it becomes if it is accepted; 0 for a request that no reactor has read."""
+    """The id of the connection that it becomes if it is accepted; 0 for a request that no reactor has read."""
     is_answered: bool = field(init=False, repr=False, default=False)
     """Whether `Reactor.answer` has answered it."""
 
@@ -189,7 +189,7 @@ class Request:
 
     @property
     def origin(self) -> str | None:
-        """The value of Origin: a browser says here whose page is asking."""
+        """The value of Origin: the site of the page from which a browser sends the request."""
         return self.headers.get("origin")
 
     @property

@@ -13,7 +13,7 @@ __all__ = ["FILES_WANTED", "files_remedy", "warn_of_few_files"]
 logger = logging.getLogger("uringws")
 
 FILES_WANTED: Final = 65_536
-"""The recommended limit of open files: one per session, and some to spare."""
+"""The recommended limit of open files: one per session, and a reserve."""
 _FILES_MIN: Final = 256
 """A server that can open fewer gets a warning: each browser alone keeps several connections."""
 

@@ -1,4 +1,4 @@
-"""How the connection of an asyncio server is carried after its upgrade: over its transport, or on the ring.
+"""Moves the frames of an asyncio server's connection after its upgrade: over its transport, or on the ring.
 
 A link moves messages; its owner knows their meaning. Nothing here knows ASGI or a server.
 """
@@ -55,7 +55,7 @@ class LinkOwner(Protocol):
         """Take a pong."""
 
     def on_closed(self, code: int, reason: str, *, failed: bool) -> None:
-        """Nothing more comes in: the peer's close frame came, or it broke the protocol (`failed`).
+        """No more messages follow: the peer's close frame came, or the peer broke the protocol (`failed`).
 
         The close frame that answers it has been written.
         """
@@ -64,10 +64,10 @@ class LinkOwner(Protocol):
         """Return how many messages wait until the application takes them."""
 
     def pause_writing(self) -> None:
-        """The peer does not read: hold back what is to be sent."""
+        """The peer does not read: stop sending."""
 
     def resume_writing(self) -> None:
-        """The peer has read what waited."""
+        """The peer has read the bytes that waited: continue sending."""
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone."""
@@ -116,7 +116,7 @@ class TransportLink:
             self._transport.pause_reading()
 
     def resume(self) -> None:
-        """Give messages again: first those of the bytes that were taken before the pause."""
+        """Deliver messages again: first those in the bytes that were received before the pause."""
         if self._is_paused:
             if self._engine.held_len:
                 self.feed(b"")
@@ -144,7 +144,7 @@ class TransportLink:
         self._transport.write(self._engine.encode_close(code, reason))
 
     def end_after_peer(self) -> bool:
-        """Say that nothing more is sent, and go on to read: return False where that cannot be done.
+        """Shut down our side of the stream, and continue to read. Return False if that is impossible.
 
         Closing a socket with unread input resets the connection, which destroys what the peer has not read yet.
         """
@@ -312,7 +312,7 @@ class RingLink(asyncio.Transport):
 
 
 class RingHandler(Handler):
-    """Passes on what the reactor has for each connection to its link."""
+    """Passes the events of each connection to its link."""
 
     def on_open(self, conn: Connection, /) -> None:
         """See `RingLink.opened`."""

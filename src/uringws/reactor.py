@@ -1,4 +1,4 @@
-"""The reactor: one thread, one I/O backend, many sessions. It decides when turns are taken, and when that ends.
+"""The reactor: one thread, one I/O backend, many sessions. It decides when a turn is taken, and when `run` ends.
 
 dispatch.py handles a turn's events, and each other part has its own module; bytes and protocol are in the shim.
 """
@@ -73,7 +73,7 @@ class Reactor(Publisher):
     """
 
     def __init__(self, handler: HandlerProtocol, options: Options | None = None, *, backend: Backend = "auto") -> None:
-        """Set everything up but the listening sockets; nothing is accepted before `run`."""
+        """Set up everything except the listening sockets. No connection is accepted before `run`."""
         self.handler: Final = handler
         self.options: Final = Options() if options is None else options
         if not isinstance(self.options, Options):
@@ -373,7 +373,7 @@ class Reactor(Publisher):
         core.check_thread()
 
     def _free(self) -> None:
-        """Give back all that the reactor has: the second half of `close`."""
+        """Release everything that the reactor holds: the second half of `close`."""
         self._listeners.close()
         self._core.free()
         self._timers.clear()
@@ -547,9 +547,8 @@ class Reactor(Publisher):
     # ---- figures
 
     def stats(self) -> Stats:
-        """Return counters and the present state, at the cost of some microseconds.
-
-        From the reactor's thread, or before it has one: else WrongThread.
+        """Return counters and the present state, which takes some microseconds. Raises WrongThread unless the reactor's
+        thread calls it, or the reactor has no thread yet.
         """
         self._core.check_usable()
         self._core.check_thread()

@@ -1,4 +1,4 @@
-"""Where a reactor stands between its making and its end, and what may follow what. No actions."""
+"""The states of a reactor from its creation to its end, and the states that may follow each. No actions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["MAY_FOLLOW", "RunState"]
 
 
 class RunState(Enum):
-    """A reactor's state. Whether a call of `run` is in progress is another matter: `Reactor` notes it."""
+    """A reactor's state. It does not tell whether a call of `run` is in progress: `Reactor` knows that."""
 
     NEW = auto()
     """Made; no thread has run it, so it belongs to none."""
@@ -18,7 +18,7 @@ class RunState(Enum):
     DRAINING = auto()
     """It takes no connection and waits for its sessions to close."""
     READING_LAST = auto()
-    """The drain's time is over. Input that arrived while the thread was held up is still read."""
+    """The drain's time is over. Input that arrived while the thread was blocked is still read."""
     CUT = auto()
     """The sessions that outlasted the drain were cut; their handlers are still to be called."""
     CLOSING = auto()
@@ -26,7 +26,7 @@ class RunState(Enum):
     CLOSED = auto()
     """Everything is freed."""
     INHERITED = auto()
-    """A copy in a forked child: the original works on in the parent process."""
+    """A copy in a forked child: the original continues to run in the parent process."""
 
 
 _ENDS: Final = frozenset({RunState.CLOSING, RunState.CLOSED, RunState.INHERITED})  # CLOSED: collected, never closed

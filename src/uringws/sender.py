@@ -172,9 +172,9 @@ class Sender:
     ) -> bool:
         """Answer a request for which a callback returned `uringws.LATER`, as `Reactor.answer`.
 
-        Return False if it awaits no answer any more. If it is abandoned before the reactor comes to it, the answer is
-        dropped, and `on_upgrade_abandoned` tells of that. Raises TypeError or ValueError at once for a decision that
-        does not fit, ReactorStateError for a request that was answered, SenderFull as `send`.
+        Return False if it no longer awaits an answer. If it is abandoned before the reactor runs the command, the
+        answer is dropped and `on_upgrade_abandoned` is called. Raises TypeError or ValueError at once for a decision
+        that does not fit, ReactorStateError for a request that was answered, SenderFull as `send`.
         """
         self._check_live()
         if not self._deferred.check_answer(request, decision):

@@ -66,7 +66,7 @@ def name_opcode(payload: Payload) -> tuple[int, Payload]:
 def check_send(opcode: int, payload: Payload, *, fin: bool = True) -> bytes | bytearray | memoryview:
     """Return a payload as the buffer to send. Raises TypeError or ValueError if it cannot be sent.
 
-    A small buffer is copied: the result is bytes then. Whether the frame may come now is for `check_fragment`.
+    A small buffer is copied: the result is bytes then. `check_fragment` decides whether the frame may come now.
     """
     if opcode not in _SENDABLE:
         raise ValueError(

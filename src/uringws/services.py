@@ -56,7 +56,7 @@ class Service:
         self.handler: Final = handler
         self.options: Final = options
         self.rules: Final = rules
-        """The index of what the shim knows of the options."""
+        """The index of the options' rules in the shim."""
         self.upgrader: Final = upgrader
         self.batch: Final = batch
         """The number by which the shim knows the messages that `on_batch` is given; 0 without it."""
@@ -91,8 +91,8 @@ class Services:
     def get(self, handler: HandlerProtocol | None, options: Options | None) -> Service:
         """Return the service of a handler (None: the reactor's) with options (None: the reactor's).
 
-        Raises TypeError for what is no handler and no Options, OptionsError for options that the reactor cannot have
-        beside its own, LimitReached if it has too many different ones.
+        Raises TypeError for an object that is not a handler or not Options, OptionsError for options that the reactor
+        cannot have beside its own, LimitReached if it has too many different ones.
         """
         own = self.own
         if handler is None:

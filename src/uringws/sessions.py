@@ -26,7 +26,7 @@ class Sessions:
         self.ending: dict[int, Connection] = {}
         """By slot, those that have begun to close and await `on_close`."""
         self.aborted: set[int] = set()
-        """The slots of those among them of which no message is delivered any more, whatever the options say."""
+        """The slots of those whose messages are no longer delivered, whatever the options say."""
         self.closings: weakref.WeakKeyDictionary[Connection, Closing] = weakref.WeakKeyDictionary()
         """How those ended, or how far their ending has come. A table, so that open connections spend no memory on
         it."""
