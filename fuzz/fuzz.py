@@ -63,13 +63,14 @@ class Target:
         return BUILD / self.name
 
 
-CODEC = ("block", "chain", "engine", "frame", "mask", "outbound", "pages", "utf8")
+CODEC = ("block", "chain", "deflate", "engine", "frame", "mask", "outbound", "pages", "utf8")
 NOT_FUZZED = {"io_uring", "fast_engine", "fast_send"}  # which need a kernel, and Python
 REACTOR = tuple(sorted({path.stem for path in SHIM.glob("*.c")} - NOT_FUZZED))
 TARGETS = {
     target.name: target
     for target in (
         Target("leaves", ("frame", "head", "mask", "utf8"), seeds.leaves, 512),
+        Target("deflate", ("block", "deflate", "pages"), seeds.deflate, 2048, ALLOCATION),
         Target("engine", CODEC, seeds.engine, 1024, ALLOCATION),
         Target("topics", (*CODEC, "history", "session", "topics"), seeds.topics, 2048, ALLOCATION),
         Target("reactor", REACTOR, seeds.reactor, 2048, (*ALLOCATION, *CLOCK), ("URS_FAULTS",)),
@@ -109,7 +110,7 @@ def build(target: Target, program: str, instrumentation: tuple[str, ...]) -> Pat
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         compiled = list(pool.map(compile_one, sources))
     path = target.directory / program
-    check(["clang", *FLAGS, *instrumentation, *compiled, "-o", path])
+    check(["clang", *FLAGS, *instrumentation, *compiled, "-lz", "-o", path])
     return path
 
 

@@ -1,5 +1,6 @@
 """The inputs that fuzzing begins with: for each target a few that reach far, in the target's own format."""
 
+import zlib
 from collections.abc import Iterator
 from itertools import product
 
@@ -43,6 +44,20 @@ STREAMS = (
     bytes([PING, RAW, 4, PING, 0xFE, 0x00, 0x80]),
     bytes([TEXT, RAW, 2, TEXT, 0x05]),
 )
+
+
+def deflate() -> Iterator[bytes]:
+    """Eight bytes of decisions, then messages with their sizes: compressed ones to inflate, or plain ones to send."""
+    texts = (b"", b"Hello", b"Hello, Hello, Hello", bytes(600), bytes(range(256)) * 2)
+    last = bytes.fromhex("f348cdc9c9070000")  # BFINAL, RFC 7692 7.2.3.4
+    stored = bytes.fromhex("000500faff48656c6c6f00")
+    for bits, takeover, limit in product((9, 12, 15), (0, 8), (64, 4096)):
+        stream = zlib.compressobj(6, zlib.DEFLATED, -bits)
+        payloads = [(stream.compress(text) + stream.flush(zlib.Z_SYNC_FLUSH))[:-4] for text in texts]
+        head = bytes([bits - 9 | takeover, 5]) + limit.to_bytes(2, "big") + bytes(4)
+        yield head + b"".join(len(one).to_bytes(2, "big") + one for one in (*payloads, last, stored))
+        sent = bytes([bits - 9 | takeover | 16, 50]) + bytes(6)
+        yield sent + b"".join(len(text).to_bytes(2, "big") + text for text in texts)
 
 
 def leaves() -> Iterator[bytes]:
