@@ -22,7 +22,6 @@ PEER = Path(os.environ.get("URINGWS_PEERS", "")) / "websockets"
 SUITES = ("test_server.py", "test_router.py", "test_connection.py")
 
 NEVER = {
-    "test_compression_is_enabled",
     "test_backpressure",
     "test_disable_keepalive",
     "test_keepalive",
@@ -34,7 +33,7 @@ NEVER = {
     "test_unexpected_failure_in_data_received",
     "test_unexpected_failure_in_send_context",
 }
-"""They look inside of websockets' own classes, except for the first one: no extension is negotiated."""
+"""They look inside of websockets' own classes."""
 NOT_THERE = {
     "uringws": {
         "test_broadcast_reports_connection_failing_to_send",

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from uringws.errors import HandshakeError
+    from uringws.extensions import DeflateTerms
     from uringws.http import Request
 
 __all__ = [
@@ -115,7 +116,7 @@ def _encode_fields(fields: Iterable[tuple[bytes, bytes]], refused: frozenset[byt
     return b"".join(lines)
 
 
-def encode_accepted(key: bytes, message: Event, default_headers: Fields) -> bytes:
+def encode_accepted(key: bytes, message: Event, default_headers: Fields, deflate: DeflateTerms | None = None) -> bytes:
     """Return the 101 answer that a `websocket.accept` stands for, `default_headers` first.
 
     Raises RuntimeError for headers that must not be there, or a subprotocol that is not a token.
@@ -127,7 +128,7 @@ def encode_accepted(key: bytes, message: Event, default_headers: Fields) -> byte
         if not TOKEN.fullmatch(name):
             raise RuntimeError(f"subprotocol {subprotocol!r} is not a token (RFC 6455 4.1)")
         lines += b"Sec-WebSocket-Protocol: %b\r\n" % name
-    return encode_accept(key, Accept())[:-2] + lines + b"\r\n"
+    return encode_accept(key, Accept(), deflate=deflate)[:-2] + lines + b"\r\n"
 
 
 def encode_denied(status: int, body: bytes, default_headers: Fields) -> bytes:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 from uringws.connection import SendResult
 from uringws.engine import ServerEngine
 from uringws.errors import ConnectionClosed
+from uringws.extensions import Deflate
 from uringws.frames import CloseCode, Opcode
 from uringws.handler import Handler
 from uringws.reactor import Reactor
@@ -22,13 +23,17 @@ from uringws.socket_view import SocketView
 
 if TYPE_CHECKING:
     from uringws.connection import Connection
+    from uringws.extensions import DeflateTerms
     from uringws.frames import AnyBuffer
     from uringws.message import Message
     from uringws.options import Options
 
-__all__ = ["LinkOwner", "Mode", "RingLink", "RingRules", "TransportLink", "reactor_for", "ring_rules"]
+__all__ = ["DEFLATE", "LinkOwner", "Mode", "RingLink", "RingRules", "TransportLink", "reactor_for", "ring_rules"]
 
 Mode = Literal["ring", "transport"]
+
+DEFLATE: Final = Deflate(takeover=True, bytes_min=0)
+"""The settings of permessage-deflate in uvicorn, which are those of websockets."""
 
 _TEXT: Final = int(Opcode.TEXT)
 _BINARY: Final = int(Opcode.BINARY)
@@ -80,10 +85,17 @@ class TransportLink:
 
     __slots__ = ("_engine", "_is_ending", "_is_paused", "_owner", "_transport")
 
-    def __init__(self, owner: LinkOwner, transport: asyncio.Transport, *, message_bytes_max: int) -> None:
+    def __init__(
+        self,
+        owner: LinkOwner,
+        transport: asyncio.Transport,
+        *,
+        message_bytes_max: int,
+        deflate: DeflateTerms | None = None,
+    ) -> None:
         self._owner = owner
         self._transport = transport
-        self._engine = ServerEngine(message_bytes_max=message_bytes_max)
+        self._engine = ServerEngine(message_bytes_max=message_bytes_max, deflate=deflate, deflate_settings=DEFLATE)
         self._is_paused = False
         self._is_ending = False
 
@@ -178,13 +190,23 @@ class RingLink(asyncio.Transport):
         self._is_full = False
         self._is_ending = False
 
-    def take(self, reactor: Reactor, transport: asyncio.Transport, prefix: bytes, rules: RingRules) -> None:
+    def take(
+        self,
+        reactor: Reactor,
+        transport: asyncio.Transport,
+        prefix: bytes,
+        rules: RingRules,
+        *,
+        deflate: DeflateTerms | None = None,
+    ) -> None:
         """Move the socket of a transport that has written everything. `prefix` was read from it already.
 
         Raises OSError, LimitReached: the socket is closed then.
         """
         with _take_socket(transport) as sock:  # which does nothing once the reactor has it
-            reactor.add_session_with_prefix(sock, prefix, handler=rules.handler, options=rules.options, data=self)
+            reactor.add_session_with_prefix(
+                sock, prefix, handler=rules.handler, options=rules.options, deflate=deflate, data=self
+            )
 
     # ---- what the handler calls
 
@@ -348,6 +370,7 @@ def ring_rules(reactor: Reactor, *, message_bytes_max: int, close_seconds: float
     options = dataclasses.replace(
         reactor.options,
         message_bytes_max=min(message_bytes_max, _SEND_BYTES_MAX),
+        deflate=DEFLATE,
         close_seconds_max=min(max(close_seconds, 0.001), 86400.0),  # the range of Options
         ping_interval_seconds=None,
         backlog_bytes_max=_SEND_BYTES_MAX,

@@ -35,10 +35,11 @@ from uringws.asgi import (
     scope_of,
 )
 from uringws.errors import ConnectionClosed, HandshakeError, LimitReached
+from uringws.extensions import negotiate
 from uringws.frames import CloseCode
 from uringws.handshake import check_upgrade
 from uringws.http import parse_request
-from uringws.links import RingLink, RingRules, TransportLink, reactor_for, ring_rules
+from uringws.links import DEFLATE, RingLink, RingRules, TransportLink, reactor_for, ring_rules
 from uringws.options import Options
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from uvicorn.config import Config
     from uvicorn.server import ServerState
 
+    from uringws.extensions import DeflateTerms
     from uringws.links import Mode
     from uringws.reactor import Reactor
 
@@ -84,7 +86,7 @@ class WebSocketProtocol(asyncio.Protocol):
 
     It keeps ASGI 2.4 (specs/www.rst, and the extension `websocket.http.response`) and heeds uvicorn's settings
     `ws_max_size`, `ws_max_queue`, `ws_ping_interval`, `ws_ping_timeout`, `root_path`, `reset_contextvars` and those of
-    headers and logs. permessage-deflate is never agreed on. `send` waits while the peer does not read, and raises an
+    headers and logs, and `ws_per_message_deflate`. `send` waits while the peer does not read, and raises an
     OSError once it has left. Reading stops while the application does not take its messages.
     """
 
@@ -116,6 +118,7 @@ class WebSocketProtocol(asyncio.Protocol):
 
         self._phase = _Phase.REQUEST
         self._key = b""
+        self._deflate: DeflateTerms | None = None
         self._early = bytearray()  # came before the application had accepted
         self._link: TransportLink | RingLink = cast("TransportLink", None)  # from the accept on
         self._denial: Denial | None = None
@@ -204,6 +207,8 @@ class WebSocketProtocol(asyncio.Protocol):
         try:
             request = parse_request(head, header_count_max=head.count(b"\n"))
             self._key = check_upgrade(request, _OPTIONS)
+            if self.config.ws_per_message_deflate:
+                self._deflate = negotiate(request.headers.values_of(b"sec-websocket-extensions"), DEFLATE)
         except HandshakeError as error:
             self._phase = _Phase.END
             self.transport.write(encode_error(error, self.default_headers))
@@ -250,7 +255,7 @@ class WebSocketProtocol(asyncio.Protocol):
         self._end(lingers=self._phase is _Phase.OPEN)
 
     def _accept(self, message: Event) -> None:
-        answer = encode_accepted(self._key, message, self.default_headers)
+        answer = encode_accepted(self._key, message, self.default_headers, self._deflate)
         self._log("[accepted]")
         if self.transport.is_closing():
             return
@@ -265,7 +270,8 @@ class WebSocketProtocol(asyncio.Protocol):
             self._start_keepalive()
 
     def _open_on_transport(self) -> None:
-        self._link = TransportLink(self, self.transport, message_bytes_max=self.config.ws_max_size)
+        message_bytes_max = self.config.ws_max_size
+        self._link = TransportLink(self, self.transport, message_bytes_max=message_bytes_max, deflate=self._deflate)
         early, self._early = self._early, bytearray()
         if early:
             if len(early) > _EARLY_BYTES_MAX:
@@ -282,7 +288,7 @@ class WebSocketProtocol(asyncio.Protocol):
         transport = self.transport
         self._link = self.transport = RingLink(self, transport, waiting_max=self.config.ws_max_queue)
         try:
-            self._link.take(reactor, transport, bytes(self._early), rules)
+            self._link.take(reactor, transport, bytes(self._early), rules, deflate=self._deflate)
         except (OSError, LimitReached) as error:
             self.connection_lost(error)
         self._early.clear()

@@ -9,15 +9,14 @@ import pytest
 
 from peer_suites import failures
 
-NO_DEFLATE = "test_supports_permessage_deflate_extension"
 CLIENT_ABORTS = (
     "test_send_binary_data_to_server_bigger_than_default_on_websockets[httptools-max=defaults sent=defaults+1]",
     "test_send_binary_data_to_server_bigger_than_default_on_websockets[h11-max=defaults sent=defaults+1]",
 )
 LEFT_OUT = {
-    "asyncio": {NO_DEFLATE, *CLIENT_ABORTS},
-    "uvloop": {NO_DEFLATE, "test_server_keepalive_ping_timeout"},
-    "uringws": {NO_DEFLATE, *CLIENT_ABORTS},
+    "asyncio": {*CLIENT_ABORTS},
+    "uvloop": {"test_server_keepalive_ping_timeout"},
+    "uringws": {*CLIENT_ABORTS},
 }
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from uringws.asyncio.link import Link, Mode
     from uringws.asyncio.server import Server
     from uringws.asyncio.waiters import Waiter
+    from uringws.extensions import DeflateTerms
 
     Logger = LoggerAdapter[Any]
 
@@ -32,6 +33,8 @@ class Attributes:
 
     subprotocol: str | None = None
     """The subprotocol that the opening handshake agreed on; None for none."""
+    deflate: DeflateTerms | None = None
+    """The terms of permessage-deflate that it agreed on; None if messages are not compressed."""
     username: str
     """The user that `basic_auth` has let in."""
     handler: Any

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from uringws.asyncio.classes import Headers, InvalidHandshake, NegotiationError, Request, Response
 from uringws.errors import HandshakeError
+from uringws.extensions import Deflate, DeflateTerms, negotiate
 from uringws.http import parse_fields
 from uringws.version import __version__
 
@@ -174,6 +175,7 @@ class OpeningRules:
     process_request: Hook | None = None
     process_response: Hook | None = None
     server_header: str | None = SERVER
+    deflate: Deflate | None = None
 
     @property
     def has_hooks(self) -> bool:
@@ -230,6 +232,10 @@ class OpeningRules:
             key = _check_upgrade(method, protocol, get_all)
             self._check_origin(get_all("origin"))
             subprotocol = self._select_subprotocol(connection, get_all("sec-websocket-protocol"))
+            terms = None
+            if self.deflate is not None:
+                offers = [value.encode("latin-1") for value in get_all("sec-websocket-extensions")]
+                terms = negotiate(offers, self.deflate)
         except HandshakeError as error:
             return plain_answer(error.status, f"{_FAILED_TEXT}: {error.body}.\n", error.headers)
         except InvalidHandshake as error:
@@ -238,7 +244,9 @@ class OpeningRules:
             connection.logger.exception("opening handshake failed")
             return plain_answer(500, _SEE_LOG)
         connection.subprotocol = subprotocol
-        return _switching_protocols(key, subprotocol)
+        if terms is not None:
+            connection.deflate = terms
+        return _switching_protocols(key, subprotocol, terms)
 
     def _check_origin(self, values: Sequence[str]) -> None:
         if self.origins is None:
@@ -307,7 +315,7 @@ def _upgrade_required(name: str, values: Sequence[str]) -> HandshakeError:
     return HandshakeError(426, body, (("Upgrade", "websocket"),))
 
 
-def _switching_protocols(key: str, subprotocol: str | None) -> Answer:
+def _switching_protocols(key: str, subprotocol: str | None, terms: DeflateTerms | None) -> Answer:
     proof = b2a_base64(sha1(key.encode() + _GUID, usedforsecurity=False).digest(), newline=False).decode()
     fields = [
         ("Date", _date(int(time.time()))),
@@ -317,4 +325,6 @@ def _switching_protocols(key: str, subprotocol: str | None) -> Answer:
     ]
     if subprotocol is not None:
         fields.append(("Sec-WebSocket-Protocol", subprotocol))
+    if terms is not None:
+        fields.append(("Sec-WebSocket-Extensions", terms.response))
     return Answer(101, "Switching Protocols", fields)

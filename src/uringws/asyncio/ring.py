@@ -71,7 +71,9 @@ class Ring:
         options = self._options_of(connection)  # before there is a descriptor that an error would leave open
         descriptor = os.dup(sock.fileno())
         try:
-            self._reactor.add_session_with_prefix(descriptor, early, handler=self._handler, options=options, data=link)
+            self._reactor.add_session_with_prefix(
+                descriptor, early, handler=self._handler, options=options, deflate=connection.deflate, data=link
+            )
         except (OSError, LimitReached):  # the peer has left, or sessions_max is reached: the transport handles both
             os.close(descriptor)
             return None
@@ -93,6 +95,7 @@ class Ring:
             options = self._options[key] = dataclasses.replace(
                 self._base,
                 message_bytes_max=min(self._server.message_bytes_max or _BYTES_MAX, _BYTES_MAX),
+                deflate=self._server.opening.deflate,
                 backlog_bytes_max=_BYTES_MAX,
                 backlog_high_bytes=high_bytes,
                 backlog_low_bytes=min(high_bytes // 4 if low is None else low, high_bytes - 1),

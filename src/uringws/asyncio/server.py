@@ -27,6 +27,7 @@ from uringws.asyncio.opening import SERVER, OpeningRules
 from uringws.asyncio.ring import ring_of
 from uringws.asyncio.transport import TransportLink
 from uringws.asyncio.waiters import Wakeups
+from uringws.extensions import Deflate
 from uringws.options import Options
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 __all__ = ["Server", "serve", "unix_serve"]
 
 _RECEIVE_BYTES: Final = 256 * 1024  # as much as asyncio reads at a time
+_DEFLATE: Final = Deflate(takeover=True, bytes_min=0)  # with the window and the memory level of websockets
 _TOKEN: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110 5.6.2
 
 
@@ -400,8 +402,9 @@ def serve(
     pauses, and `write_limit` bytes that may wait for the peer before `send` waits, each also as (high, low);
     `create_connection` makes the connections. `options` is ours: `Options` for what has no argument here, such as
     `sessions_max`. All others go
-    to loop.create_server: `ssl`, `sock`, `backlog`, `reuse_port`, `start_serving` and so on. No extension is
-    negotiated, `compression` included.
+    to loop.create_server: `ssl`, `sock`, `backlog`, `reuse_port`, `start_serving` and so on. `options.deflate` says how
+    `compression="deflate"` compresses; without it, it does so with the window and the memory of `websockets`. Other
+    extensions are not negotiated.
 
     Raises TypeError or ValueError for a wrong argument, RuntimeError outside of an event loop; to await the server
     raises OSError where it cannot listen.
@@ -416,6 +419,7 @@ def serve(
         process_request=process_request,
         process_response=process_response,
         server_header=server_header,
+        deflate=_deflate_of(compression, settings.get("options")),
     )
     own, others = _split(settings)
     _check_own(own)
@@ -427,6 +431,12 @@ def _check_extensions(compression: object, extensions: object) -> None:
         raise ValueError(f"unsupported compression: {compression}")
     if extensions:
         logging.getLogger("uringws").warning("serve(extensions=...): extensions are not supported, none is negotiated")
+
+
+def _deflate_of(compression: object, options: Any) -> Deflate | None:
+    """Return how messages are compressed, None for not at all."""
+    own = options.deflate if isinstance(options, Options) else None
+    return None if compression is None else own or _DEFLATE
 
 
 async def _create_server(

@@ -251,6 +251,10 @@ class TransportLink(Link, asyncio.BufferedProtocol):
             answer = plain_answer(500, "Failed to open a WebSocket connection.\n")
             data = encode_answer(answer, head_only=head_only)
         self._connection._answer = data
+        if self._connection.deflate is not None and not any(
+            name.lower() == "sec-websocket-extensions" for name, _ in answer.fields
+        ):
+            self._connection.deflate = None  # a hook of the application has taken it out of the answer
         self._transport.write(data)
         if answer.status == 101:
             server.admission.end_opening(self)
@@ -267,8 +271,13 @@ class TransportLink(Link, asyncio.BufferedProtocol):
         if self._server.ring is not None and self._move(self._server.ring):
             return
         self._stage = _Stage.FRAMES
-        self._engine = ServerEngine(message_bytes_max=self._server.message_bytes_max or _BYTES_MAX, frames=True)
         connection = self._connection
+        self._engine = ServerEngine(
+            message_bytes_max=self._server.message_bytes_max or _BYTES_MAX,
+            frames=True,
+            deflate=connection.deflate,
+            deflate_settings=self._server.opening.deflate,
+        )
         if connection.ping_interval is not None:
             self._server.clocks.pings.start(self, connection.ping_interval)
         self._server.open_connection(connection)
@@ -381,7 +390,9 @@ class TransportLink(Link, asyncio.BufferedProtocol):
             raise wrong_thread()
         if self._transport.is_closing():
             raise _peer_lost()
-        self._transport.write(_make_frame(_BINARY if type(message) is bytes else _TEXT, True, message))
+        opcode = _BINARY if type(message) is bytes else _TEXT
+        is_plain = self._connection.deflate is None
+        self._transport.write(_make_frame(opcode, True, message) if is_plain else self._engine.encode(opcode, message))
         return self._is_paused
 
     def send_frame(self, opcode: int, payload: AnyBuffer, *, fin: bool = True) -> object:
@@ -390,7 +401,8 @@ class TransportLink(Link, asyncio.BufferedProtocol):
             raise wrong_thread()
         if self._transport.is_closing():
             raise _peer_lost()
-        self._transport.write(_make_frame(opcode, fin, payload))
+        is_plain = self._connection.deflate is None or not fin or (opcode != _TEXT and opcode != _BINARY)
+        self._transport.write(_make_frame(opcode, fin, payload) if is_plain else self._engine.encode(opcode, payload))
         return self._is_paused
 
     def is_full(self) -> bool:
