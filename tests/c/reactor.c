@@ -245,7 +245,7 @@ static struct urs_slice send_to_all(struct urs_reactor *reactor, struct urs_sess
         urs_work_dirty(reactor, sessions[index]);
     }
     urs_block_drop(block);
-    CHECK(urs_flush_sessions(reactor) == 0);
+    CHECK(urs_flush_sessions(reactor, URS_FLUSH_ALL) == 0);
     return slice;
 }
 
@@ -303,7 +303,7 @@ static void a_backlog_of_many_slices_leaves_in_one_flush(void)
     }
     urs_block_drop(block);
     urs_work_dirty(reactor, session);
-    CHECK(urs_flush_sessions(reactor) == 0);
+    CHECK(urs_flush_sessions(reactor, URS_FLUSH_ALL) == 0);
     CHECK(session->backlog.bytes == 0 && reactor->stats.sends_short == 0);
     CHECK(recv(peer, received, sizeof received, MSG_DONTWAIT) == (ssize_t)sizeof received);
     urs_reactor_close(reactor);
@@ -397,7 +397,7 @@ static void its_own_pings_keep_to_the_reserve(void)
         struct urs_session *session = add_session(reactor, &peer);
         uint64_t id = urs_session_id(session);
         CHECK(urs_command_send(reactor, id, 0, URS_OPCODE_BINARY, payload, MAX) == URS_QUEUED);
-        CHECK(urs_flush_sessions(reactor) == 0);
+        CHECK(urs_flush_sessions(reactor, URS_FLUSH_ALL) == 0);
         size_t rest = MAX - session->backlog.bytes;
         CHECK(urs_command_send(reactor, id, 0, URS_OPCODE_BINARY, payload, rest + 1) == URS_ERROR_FULL);
         CHECK(urs_command_send(reactor, id, 0, URS_OPCODE_BINARY, payload, rest) == URS_QUEUED);
@@ -611,7 +611,7 @@ static void a_drain_keeps_its_memory_small(void)
     for (int number = 0; number < SESSIONS; number++)
         CHECK((recv(peers[number], received, sizeof received, MSG_DONTWAIT) == 4) == (number == 0));
     CHECK(reactor->outbox.arena_bytes == 2 * 4);
-    CHECK(urs_flush_sessions(reactor) == 0);
+    CHECK(urs_flush_sessions(reactor, URS_FLUSH_ALL) == 0);
     urs_reactor_close(reactor);
     for (int number = 0; number < SESSIONS; number++)
         close(peers[number]);
@@ -654,7 +654,7 @@ static void a_question_may_wait_behind_gigabytes(void)
     reactor->rules.sets[0].ping_timeout_ms = 400;
     struct urs_session *session = add_session(reactor, &peer);
     CHECK(urs_command_send(reactor, urs_session_id(session), 0, URS_OPCODE_BINARY, payload, sizeof payload) >= 0);
-    CHECK(urs_flush_sessions(reactor) == 0);
+    CHECK(urs_flush_sessions(reactor, URS_FLUSH_ALL) == 0);
     session->ping_sent_us = reactor->now_us;
     session->has_deadline = true;
     session->deadline_ms = (uint32_t)reactor->now_ms + 400;
