@@ -29,7 +29,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from servers import ServerProcess, missing
 from test_interop import SIZES
-from wire import Peer
+from wire import TEXT, Peer
 
 TESTS = Path(__file__).parent
 FILES = {
@@ -137,17 +137,6 @@ def test_a_page_gets_its_messages_back(
     assert report["closed"] == {"code": 1000, "wasClean": True}
 
 
-def test_the_page_of_the_chat_joins_the_chat(chromium: str, tmp_path: Path) -> None:
-    with (
-        ServerProcess("examples/chat_broker.py", "--port", "0") as server,
-        Peer.connect(server.address, "/?name=Ada") as ada,
-        browsing(chromium, f"{server.url.replace('ws', 'http', 1)}/?name=Bob", tmp_path / "profile"),
-    ):
-        ada.sock.settimeout(REPORT_SECONDS)
-        while b"Bob is here" not in ada.read_frame().payload:
-            pass
-
-
 class Tab:
     """A page in Chromium, steered through its DevTools."""
 
@@ -241,3 +230,150 @@ def test_the_page_of_the_echo_example_comes_back_after_its_server(chromium: str,
             assert page.evaluate("byId('send').disabled && byId('burst').disabled")
             with ServerProcess("examples/echo_uring.py", "--port", port):
                 page.wait_until("state.className === 'open' && !byId('send').disabled")
+
+
+# ---- the chat
+
+
+@contextlib.contextmanager
+def chatting(chromium: str, profile: Path, query: str, port: int = 0) -> Iterator[tuple[ServerProcess, Tab]]:
+    with (
+        ServerProcess("examples/chat_broker.py", "--port", str(port)) as server,
+        tab(chromium, f"{server.url.replace('ws', 'http', 1)}/{query}", profile) as page,
+    ):
+        yield server, page
+
+
+def join(server: ServerProcess, name: str, room: str = "tea") -> Peer:
+    peer = Peer.connect(server.address)
+    peer.send(TEXT, json.dumps({"join": room, "name": name}).encode())
+    return peer
+
+
+def say(peer: Peer, text: str) -> None:
+    peer.send(TEXT, json.dumps({"say": text}).encode())
+
+
+def fits_the_screen(page: Tab) -> bool:
+    return bool(
+        page.evaluate(
+            "document.documentElement.scrollWidth <= innerWidth && document.documentElement.scrollHeight <= innerHeight"
+        )
+    )
+
+
+def shoot(page: Tab, name: str) -> None:
+    """Take a picture of the page in both colour schemes, and check that they differ."""
+    backgrounds = set()
+    for scheme in ("light", "dark"):
+        page.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        backgrounds.add(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+        if SCREENSHOTS is not None:
+            shot = page.call("Page.captureScreenshot")
+            (Path(SCREENSHOTS) / f"{name}-{scheme}.png").write_bytes(base64.b64decode(shot["data"]))
+    assert len(backgrounds) == 2
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_page_of_the_chat_shows_people_texts_and_links(chromium: str, tmp_path: Path, device: str) -> None:
+    width, height = DEVICES[device]
+    hostile = "<img src=x onerror=alert(1)> <b>bold</b> \u202eevil"
+    with chatting(chromium, tmp_path / "profile", "?room=tea&name=Bob") as (server, page):
+        page.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width, height=height, deviceScaleFactor=1, mobile=device == "phone",
+        )  # fmt: skip
+        page.wait_until("document.getElementById('state')?.textContent === 'only you'")
+        with join(server, "Ada") as ada, join(server, "ADA") as other:
+            page.wait_until("state.textContent === '3 people'")
+            page.wait_until("log.textContent.includes('Ada is here')")
+            say(ada, hostile)
+            say(ada, "see https://example.org/a?b=c&d#e, http://user@bank.example or javascript:alert(1) " + "x" * 300)
+            say(other, "I am Ada")
+            page.evaluate("text.value = 'hello\\nthere'; form.requestSubmit()")
+            page.wait_until("document.querySelectorAll('#log .mine').length === 1")
+            page.wait_until("log.textContent.includes('I am Ada')")
+
+            said = page.evaluate("[...document.querySelectorAll('#log p')].map((p) => p.textContent)")
+            assert hostile in said
+            assert "hello\nthere" in said
+            assert page.evaluate("document.querySelectorAll('#log img, #log b, #log script').length") == 0
+            links = page.evaluate(
+                "[...document.querySelectorAll('#log a')].map((a) => [a.href, a.rel, a.target, a.textContent])"
+            )
+            shown = "https://example.org/a?b=c&d#e"
+            assert links == [[shown, "noopener noreferrer nofollow ugc", "_blank", shown]]
+            tags = page.evaluate(
+                "[...document.querySelectorAll('#log .who i, #people .who i')].map((i) => i.textContent)"
+            )
+            assert tags, "the second Ada is marked"
+            assert all(tag.startswith("another, no. ") for tag in tags)
+            assert fits_the_screen(page)
+            shoot(page, f"chat-{device}")
+
+
+def test_the_page_of_the_chat_comes_back_to_its_room_with_its_name_and_history(chromium: str, tmp_path: Path) -> None:
+    with ServerProcess("examples/chat_broker.py", "--port", "0") as first:
+        port = first.address[1]
+        with tab(chromium, f"{first.url.replace('ws', 'http', 1)}/?room=tea&name=Bob", tmp_path / "profile") as page:
+            page.wait_until("document.getElementById('state')?.textContent === 'only you'")
+            page.evaluate("text.value = 'before'; form.requestSubmit()")
+            page.wait_until("log.textContent.includes('before')")
+            page.evaluate("socket.close()")
+            page.wait_until("state.textContent.startsWith('reconnecting in ')")
+            with join(first, "Ada") as ada:
+                say(ada, "meanwhile")
+                page.wait_until("state.textContent === '2 people' && log.textContent.includes('meanwhile')")
+            said = page.evaluate("[...document.querySelectorAll('#log p')].map((p) => p.textContent)")
+            assert said == ["before", "meanwhile"]
+            assert page.evaluate("document.querySelectorAll('#log .missed').length") == 0
+            first.stop()
+            page.wait_until("state.textContent.startsWith('reconnecting in ') && byId('send').disabled")
+            with ServerProcess("examples/chat_broker.py", "--port", str(port)):
+                page.wait_until("state.textContent === 'only you' && !byId('send').disabled")
+                page.wait_until("log.textContent.includes('The server has started again.')")
+
+
+def test_the_page_of_the_chat_asks_for_a_name_and_tells_why_one_is_refused(chromium: str, tmp_path: Path) -> None:
+    with chatting(chromium, tmp_path / "profile", "?room=tea") as (_, page):
+        page.wait_until("document.getElementById('entry')?.open")
+        page.evaluate("name.value = 'A\u202eda'; document.getElementById('join').click()")
+        page.wait_until("!why.hidden && entry.open")
+        assert "U+202E" in page.evaluate("why.textContent")
+        page.evaluate("name.value = 'Ada'; document.getElementById('join').click()")
+        page.wait_until("document.getElementById('state')?.textContent === 'only you'")
+        assert page.evaluate("location.search") == "?room=tea"
+
+
+def test_the_page_of_the_chat_says_how_many_messages_are_missing(chromium: str, tmp_path: Path) -> None:
+    with chatting(chromium, tmp_path / "profile", "?room=tea&name=Bob") as (server, page), join(server, "Ada") as ada:
+        page.wait_until("document.getElementById('state')?.textContent === '2 people'")
+        say(ada, "first")
+        page.wait_until("log.textContent.includes('first')")
+        page.evaluate("socket.close()")
+        for number in range(230):
+            say(ada, f"{number}")
+        page.wait_until("log.textContent.includes('229')")
+        assert "30 messages are missing here" in page.evaluate("document.querySelector('#log .missed').textContent")
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_page_of_the_market_shows_a_quick_and_two_slow_readers(chromium: str, tmp_path: Path, device: str) -> None:
+    """The slow reader of conflating topics skips prices; the other one reads each, in its turn."""
+    width, height = DEVICES[device]
+    with (
+        ServerProcess("examples/market_data.py", "--port", "0", "--subscribers", "20", "--prices", "500") as server,
+        tab(chromium, f"{server.url.replace('ws', 'http', 1)}/", tmp_path / "profile") as page,
+    ):
+        page.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width, height=height, deviceScaleFactor=1, mobile=device == "phone",
+        )  # fmt: skip
+        page.wait_until("document.getElementById('state')?.textContent === 'connected'")
+        page.wait_until("byId('subscribers').textContent === '22'")
+        page.wait_until("readers.quick.got > 100 && readers.conflating.got > 10 && readers.queueing.got > 10")
+        page.wait_until("Number(byId('conflated').textContent.replace(/,/g, '')) > 0")
+        page.wait_until("document.querySelectorAll('table')[2].textContent.includes('ACME')")
+        assert page.evaluate("readers.quick.section.querySelector('.late').textContent") == "up to date"
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "it is wider than the screen"
+        shoot(page, f"market-{device}")

@@ -38,8 +38,12 @@ EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("*.py"))
 GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
+SMALLER = {"market_data.py": ("--subscribers", "3")}
+"""Arguments that make an example quick to start."""
+
+
 def example(name: str, *arguments: str) -> ServerProcess:
-    return ServerProcess(Path("examples") / name, "--port", "0", *arguments)
+    return ServerProcess(Path("examples") / name, "--port", "0", *SMALLER.get(name, ()), *arguments)
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -52,7 +56,7 @@ def test_starts_and_ends_on_ctrl_c(name: str) -> None:
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_ends_on_ctrl_c_while_a_client_is_connected(name: str) -> None:
     with example(name) as server:
-        with Peer.connect(server.address) as peer:
+        with Peer.connect(server.address, "/prices" if name == "market_data.py" else "/") as peer:
             server.process.send_signal(signal.SIGINT)
             answers = iter(peer.read_frame, None)
             code = next(answer for answer in answers if answer.opcode == CLOSE).close_code
@@ -82,6 +86,7 @@ WRONG_ARGUMENTS = {
         f"tick-{text}": ("chat_broker.py", ["--tick-seconds", text], "seconds")
         for text in ("nan", "inf", "0", "-1", "x")
     },
+    **{f"subscribers-{text}": ("market_data.py", ["--subscribers", text], "whole number") for text in ("x", "-1")},
     "certificate-missing": ("echo_asyncio.py", ["--certificate", "no/such/file.pem"], "no/such/file.pem: No such file"),
     "certificate-bad": ("echo_asyncio.py", ["--certificate", "README.md"], "README.md: "),
     "certificate-directory": ("echo_asyncio.py", ["--certificate", "tests"], "tests: Is a directory"),
@@ -150,9 +155,10 @@ def test_echo_uring_names_an_address_that_can_be_reached(host: str, called: str)
         assert f"http://{called}:{server.address[1]}/" in server.wait_for_line("in a browser: ")
 
 
+@pytest.mark.parametrize("name", ["chat_broker.py", "market_data.py"])
 @pytest.mark.parametrize(("host", "called"), [("0.0.0.0", "127.0.0.1"), ("::", "[::1]"), ("::1", "[::1]")])
-def test_chat_broker_names_an_address_that_can_be_reached(host: str, called: str) -> None:
-    with example("chat_broker.py", "--host", host) as server:
+def test_a_page_is_at_an_address_that_can_be_reached(name: str, host: str, called: str) -> None:
+    with example(name, "--host", host) as server:
         assert f"http://{called}:{server.address[1]}/" in server.wait_for_line("in a browser: ")
 
 
@@ -212,56 +218,6 @@ def test_echo_asyncio_serves_tls(tmp_path: Path) -> None:
         with connect(f"wss://{host}:{port}", ssl=trust) as client:
             client.send("secret")
             assert client.recv() == "secret"
-
-
-@pytest.fixture
-def broker() -> Iterator[ServerProcess]:
-    with example("chat_broker.py") as server:
-        yield server
-
-
-def read_until(peer: Peer, text: str) -> None:
-    while text not in peer.read_frame().payload.decode():
-        pass
-
-
-def test_chat_broker_sends_each_message_to_all(broker: ServerProcess) -> None:
-    with Peer.connect(broker.address) as ada, Peer.connect(broker.address) as bob:
-        ada.send(TEXT, b"hello from Ada")
-        read_until(ada, "hello from Ada")
-        read_until(bob, "hello from Ada")
-        bob.send(TEXT, b"hello from Bob")
-        read_until(ada, "hello from Bob")
-        ada.shake_hands()
-        bob.send(TEXT, b"anyone?")
-        read_until(bob, "anyone?")
-
-
-def test_chat_broker_knows_names(broker: ServerProcess) -> None:
-    with Peer.connect(broker.address, "/?name=Ada%20L.") as ada:
-        read_until(ada, "Ada L. is here")
-        with Peer.connect(broker.address) as guest:
-            read_until(ada, "Guest 2 is here")
-            read_until(guest, "Guest 2 is here")
-            guest.shake_hands()
-        read_until(ada, "Guest 2 has left")
-    request = upgrade_request("/?name=" + "x" * 25)
-    assert http(broker.address, request).status == 400
-
-
-def test_chat_broker_strikes_through_its_sender() -> None:
-    with example("chat_broker.py", "--tick-seconds", "0.1") as server, Peer.connect(server.address) as peer:
-        for _ in range(3):
-            read_until(peer, "It is ")
-
-
-def test_chat_broker_serves_its_page(broker: ServerProcess) -> None:
-    response = http(broker.address, GET)
-    assert response.status == 200
-    assert response.headers["content-type"].startswith("text/html")
-    assert re.search(rb"new WebSocket\(", response.body)
-    assert not re.search(rb"(src|href)=\"?(https?:)?//", response.body), "the page fetches something from elsewhere"
-    assert http(broker.address, GET.replace(b"/ ", b"/favicon.ico ", 1)).status == 404
 
 
 # aiohttp for HTTP, the reactor for WebSocket
