@@ -6,6 +6,7 @@ Expectations come from the documentation of `websockets` (reference/asyncio/serv
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import AsyncIterator
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from coroutines import Wire, each_loop, echo, first_connection, listen, run_on, until
+from uringws import Handler, Reactor, ReactorStateError
 from uringws.asyncio import (
     ConcurrencyError,
     ConnectionClosedError,
@@ -457,3 +459,45 @@ def test_send_raises_when_the_peer_leaves_while_it_waits(loop: str) -> None:
         assert str(raised[0]) == "no close frame received or sent"
 
     run_on(loop, main)
+
+
+@pytest.mark.parametrize("loop", ["io_uring", "epoll"])
+def test_coroutines_join_topics_and_broadcast_to_the_ring_is_one_call(loop: str) -> None:
+    async def main() -> None:
+        reactor = asyncio.get_running_loop().reactor  # type: ignore[attr-defined]
+        topic = reactor.topic("room")
+
+        async def handler(connection: ServerConnection) -> None:
+            topic.add(connection)
+            async for message in connection:
+                topic.publish(message, skip=connection)
+
+        async with listen(handler) as server, contextlib.AsyncExitStack() as stack:
+            wires = [await stack.enter_async_context(await Wire.connect(server)) for _ in range(3)]
+            await until(lambda: len(topic) == 3)
+            assert all(connection in topic for connection in server.connections)
+            wires[0].write(frame(TEXT, b"hello"))
+            assert [(await wire.frame()).payload for wire in wires[1:]] == [b"hello"] * 2
+            before = reactor.stats().messages_out
+            broadcast(server.connections, "to all")
+            assert reactor.stats().messages_out == before + 3
+            assert [(await wire.frame()).payload for wire in wires] == [b"to all"] * 3
+            topic.remove(next(iter(server.connections)))
+            assert len(topic) == 2
+            for wire in wires:
+                wire.leave()
+            await until(lambda: len(topic) == 0)
+
+    run_on(loop, main)
+
+
+def test_a_connection_on_a_transport_joins_no_topic_and_says_why() -> None:
+    async def main() -> None:
+        with Reactor(Handler()) as reactor:
+            async with listen(echo) as server, await Wire.connect(server) as wire:
+                connection = await first_connection(server)
+                with pytest.raises(ReactorStateError, match="not on the ring"):
+                    reactor.topic("room").add(connection)
+                wire.leave()
+
+    run_on("stock", main)

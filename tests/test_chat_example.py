@@ -1,7 +1,7 @@
 """The chat example: its rooms over the wire, and names that try to pass for others.
 
-Covers: who gets what, presence, coming back with and without a hole, the policy for slow readers, hostile messages, and
-names with characters that are invisible, change the direction, or look like others.
+Covers: the members that get a message, presence, coming back with and without a hole, the policy for slow readers,
+hostile messages, and names with characters that are invisible, change the direction, or look like others.
 """
 
 from __future__ import annotations
@@ -289,7 +289,7 @@ def test_a_slow_reader_loses_the_oldest_messages_and_keeps_its_place(broker: Ser
             for number in range(start, start + 50):
                 ada.say(say=f"{number} {'x' * 1900}")
             ada.texts(50)
-        numbers = []
+        numbers: list[int] = []
         while not numbers or numbers[-1] != count - 1:
             numbers.append(int(slow.texts(1)[0].split()[0]))
         assert numbers == sorted(set(numbers))

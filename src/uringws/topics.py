@@ -8,7 +8,7 @@ import weakref
 from array import array
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol, TypeAlias
 
 from uringws.connection import Connection
 from uringws.errors import ConnectionClosed, Gap, LimitReached, ReactorStateError, check
@@ -24,6 +24,15 @@ if TYPE_CHECKING:
     from uringws.core import Core
     from uringws.sending import Payload
     from uringws.turn import Turn
+
+    class OnRing(Protocol):
+        """A `uringws.asyncio.ServerConnection`."""
+
+        @property
+        def ring_connection(self) -> Connection:
+            """The reactor's connection that it is."""
+
+    Member: TypeAlias = Connection | OnRing
 
 __all__ = ["History", "OnFull", "Topic", "TopicStats", "Topics", "check_name"]
 
@@ -108,7 +117,9 @@ class Topic:
 
     A message that is published is framed once, whatever the number of members, and leaves with all else that a member
     is sent in the turn, in the order of the calls. A connection is a member until it is removed, or begins to close, or
-    is lost: in `on_close` it is a member of no topic. All methods belong to the reactor's thread; others use a Sender.
+    is lost: in `on_close` it is a member of no topic. A `uringws.asyncio.ServerConnection` on the ring of the loop
+    (`mode == "ring"`) may take the place of a Connection. All methods belong to the reactor's thread; others use a
+    Sender.
 
     It is hashable and compares by identity. While it exists, or has members, its name means the same topic; after that
     `Reactor.topic` makes a new one.
@@ -126,7 +137,7 @@ class Topic:
         self._released: Final = topics._released
         self._id: Final = identity
 
-    def add(self, connection: Connection, since: int | None = None) -> int:
+    def add(self, connection: Member, since: int | None = None) -> int:
         """Make a connection a member; nothing if it is one. It gets the messages that are published from now on.
 
         With `since`, a `position` that the topic had, it first gets the messages that were published after that, in the
@@ -174,7 +185,7 @@ class Topic:
         self._checked(lib.urs_fanout_position(self._turn._handle, self._id, oldest, newest), "position")
         return int(oldest[0]), int(newest[0])
 
-    def remove(self, connection: Connection) -> bool:
+    def remove(self, connection: Member) -> bool:
         """End a membership; return whether the connection was a member. Messages that wait for it are still sent.
 
         Raises as `add`, except that a connection that has ended is no member.
@@ -186,6 +197,7 @@ class Topic:
 
     def __contains__(self, connection: object) -> bool:
         """Whether a connection is a member."""
+        connection = getattr(connection, "ring_connection", connection)
         if not isinstance(connection, Connection) or connection._turn is not self._turn:
             return False
         return bool(
@@ -200,7 +212,7 @@ class Topic:
         """True, also without members."""
         return True
 
-    def publish(self, payload: Payload, opcode: int | None = None, *, skip: Connection | None = None) -> int:
+    def publish(self, payload: Payload, opcode: int | None = None, *, skip: Member | None = None) -> int:
         """Send a message to all members except `skip`; return how many it was addressed to. Never waits.
 
         `payload` and `opcode` as for `Connection.send`: without an opcode a str is text, a Message keeps its own, and
@@ -246,7 +258,8 @@ class Topic:
         if hasattr(self, "_id"):
             self._released.append(self._id)
 
-    def _identity_of(self, connection: Connection) -> int:
+    def _identity_of(self, connection: Any) -> int:
+        connection = getattr(connection, "ring_connection", connection)  # of a coroutine's connection
         if not isinstance(connection, Connection):
             raise TypeError(f"a topic has connections, not {type(connection).__name__}")
         if connection._turn is not self._turn:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from uringws.asyncio.classes import CLOSED
 from uringws.asyncio.facades import ProtocolFacade
 from uringws.asyncio.opening import make_request, parse_head, parse_response, plain_answer, to_response
+from uringws.errors import ReactorStateError
 
 if TYPE_CHECKING:
     import asyncio
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from uringws.asyncio.link import Link, Mode
     from uringws.asyncio.server import Server
     from uringws.asyncio.waiters import Waiter
+    from uringws.connection import Connection
     from uringws.extensions import DeflateTerms
 
     Logger = LoggerAdapter[Any]
@@ -89,6 +91,20 @@ class Attributes:
     def protocol(self) -> ProtocolFacade:
         """The attributes of `websockets`' sans-I/O protocol object: `state`, `extensions`, `close_code` and so on."""
         return ProtocolFacade(self)
+
+    @property
+    def ring_connection(self) -> Connection:
+        """The connection of the loop's reactor that this one is, for topics: `topic.add(websocket)` takes either.
+
+        Raises ReactorStateError for one whose bytes go over a transport (`mode` says so), or before it is open.
+        """
+        connection: Connection | None = getattr(self._link, "_conn", None)
+        if connection is None:
+            raise ReactorStateError(
+                "the connection is not on the ring of an event loop of uringws: topics need the loop of "
+                "uringws.asyncio.run, and a connection without TLS"
+            )
+        return connection
 
     @property
     def local_address(self) -> Any:

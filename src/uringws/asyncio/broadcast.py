@@ -6,13 +6,18 @@ import traceback
 from typing import TYPE_CHECKING, Any
 
 from uringws.asyncio.classes import OPEN, ConcurrencyError
+from uringws.asyncio.link import wrong_thread
 from uringws.errors import ConnectionClosed as LinkClosed
+from uringws.errors import WrongThread
 from uringws.frames import Opcode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from uringws.asyncio.connection import DataLike, ServerConnection
+    from uringws.asyncio.link import Link
+    from uringws.connection import Connection
+    from uringws.reactor import Reactor
 
 __all__ = ["broadcast"]
 
@@ -26,6 +31,8 @@ def broadcast(
 ) -> None:
     """Send a message to all of the connections that are open, whether or not they keep up.
 
+    Those on the ring share one call and one frame, however many they are; each of the others takes a write.
+
     str is sent as text, a bytes-like object as binary, unless `text` says otherwise. Connections that are in the middle
     of a fragmented message are left out, with a warning in their log; `raise_exceptions` raises an ExceptionGroup of
     those instead, after the others were sent to. Raises TypeError for another message.
@@ -38,29 +45,58 @@ def broadcast(
     else:
         raise TypeError("data must be str or bytes")
     errors: list[Exception] = []
-    for connection in connections:
-        error = _send(connection, opcode, payload) if connection.state is OPEN else None
-        if error is not None and raise_exceptions:
+    for connection, error in _send_to_each(connections, opcode, payload):
+        if raise_exceptions:
             errors.append(error)
-        elif error is not None:
+        else:
             connection.logger.warning("skipped broadcast: %s", _reason(error))
     if errors:
         raise ExceptionGroup("skipped broadcast", errors)
 
 
-def _send(connection: ServerConnection, opcode: int, payload: bytes) -> Exception | None:
+def _send_to_each(
+    connections: Iterable[ServerConnection], opcode: int, payload: Any
+) -> Iterator[tuple[ServerConnection, Exception]]:
+    """Send to all; yield those to which that was not possible, with the reason. Those on one ring take one call."""
+    rings: dict[Reactor, list[Connection]] = {}
+    last: Reactor | None = None
+    group: list[Connection] = []
+    for connection in connections:
+        if connection._state is not OPEN:
+            continue
+        link: Any = connection._link
+        if connection._sending is not None:
+            yield connection, ConcurrencyError("sending a fragmented message")
+        elif link.mode == "ring":
+            reactor = link._ring._reactor
+            if reactor is not last:
+                last, group = reactor, rings.setdefault(reactor, [])
+            group.append(link._conn)
+        elif (error := _send(link, opcode, payload)) is not None:
+            yield connection, error
+    for reactor, group in rings.items():
+        try:
+            reactor.broadcast(payload, opcode, to=group)
+        except Exception as cause:  # noqa: BLE001 - another thread's reactor, or one without memory
+            error = _failed(wrong_thread() if isinstance(cause, WrongThread) else cause)
+            yield from ((conn.data, error) for conn in group if conn.data is not None)
+
+
+def _send(link: Link, opcode: int, payload: bytes) -> Exception | None:
     """Send to one connection; return why that was not possible."""
-    if connection._sending is not None:
-        return ConcurrencyError("sending a fragmented message")
     try:
-        connection._link.send_frame(opcode, payload)
+        link.send_frame(opcode, payload)
     except LinkClosed:
         return None  # the peer's close frame is in, and not handled yet
     except Exception as cause:  # noqa: BLE001 - what a transport may raise is not documented
-        error = RuntimeError("failed to write message")
-        error.__cause__ = cause
-        return error
+        return _failed(cause)
     return None
+
+
+def _failed(cause: Exception) -> Exception:
+    error = RuntimeError("failed to write message")
+    error.__cause__ = cause
+    return error
 
 
 def _reason(error: Exception) -> str:
