@@ -6,15 +6,19 @@ import logging
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from faulty import ALWAYS, MIN_WAIT, FaultyServer
 from servers import ReactorThread, Recorder, connected, run_until, tcp_pair
 from uringws import (
     BacklogFull,
@@ -28,6 +32,7 @@ from uringws import (
     Message,
     Opcode,
     Options,
+    OptionsError,
     Reactor,
 )
 from uringws.backend import Backend
@@ -672,6 +677,82 @@ def test_messages_after_a_close_are_given_only_if_asked_for_and_after_an_abort_n
             peer.write(frame(TEXT, first), frame(TEXT, b"late"), close_frame())
         run_until(reactor, lambda: len(handler.of("close")) == 2)
     assert sorted(handler.payloads()) == ([b"abort", b"close", b"late"] if late else [b"abort", b"close"])
+
+
+# ---- waiting for more
+
+
+def attempts(holds: Callable[[], bool]) -> bool:
+    """Whether something holds at least once: a busy machine may spoil some attempts."""
+    return any(holds() for _ in range(10))
+
+
+@pytest.mark.parametrize("wait", [0, 100_000])
+def test_input_gathers_for_batch_wait_microseconds(backend: Backend, wait: int) -> None:
+    handler = Batches()
+    options = replace(QUIET, batch_wait_microseconds=wait)
+
+    def write_twice() -> None:
+        time.sleep(0.02)
+        first.send(TEXT, b"1")
+        time.sleep(0.02)
+        second.send(TEXT, b"2")
+
+    def is_one_batch() -> bool:
+        before = len(handler.payloads())
+        writer = threading.Thread(target=write_twice)
+        writer.start()
+        run_until(reactor, lambda: len(handler.payloads()) > before, timeout=5)
+        together = len(handler.payloads()) == before + 2
+        writer.join()
+        run_until(reactor, lambda: len(handler.payloads()) == before + 2)
+        return together
+
+    with Reactor(handler, options, backend=backend) as reactor, peers(reactor, 2) as (first, second):
+        reactor.run_once(0)
+        if wait:
+            assert attempts(is_one_batch)
+        else:
+            assert not all(is_one_batch() for _ in range(3))
+
+
+@pytest.mark.parametrize("what", ["enough", "time-out"])
+def test_the_wait_for_more_ends_early(backend: Backend, what: str) -> None:
+    """When `batch_messages_max` receives have come, and when the caller's own time is over."""
+    handler = Batches()
+    options = replace(QUIET, batch_wait_microseconds=100_000, batch_messages_max=2)
+
+    def is_early() -> bool:
+        for peer in both if what == "enough" else ():
+            peer.send(TEXT, b"here")
+        start = time.monotonic()
+        reactor.run_once(5 if what == "enough" else 0.01)
+        return time.monotonic() - start < 0.08
+
+    with Reactor(handler, options, backend=backend) as reactor, peers(reactor, 2) as both:
+        reactor.run_once(0)
+        assert attempts(is_early)
+    assert not handler.payloads() or handler.payloads() == [b"here"] * len(handler.payloads())
+
+
+def test_a_kernel_that_cannot_wait_for_several_serves_all_the_same(
+    backend: Backend, faulty_build: Path, tmp_path: Path
+) -> None:
+    with FaultyServer(faulty_build, tmp_path, backend, batch_wait_microseconds=2_000) as server:
+        server.plan(MIN_WAIT, -1, count=ALWAYS)
+        with Peer.connect(server.address) as one, Peer.connect(server.address) as two:
+            for pause in (0.0, 0.01):
+                one.send(BINARY, b"one")
+                time.sleep(pause)
+                two.send(BINARY, b"two")
+                assert one.read_frame().payload == b"one"
+                assert two.read_frame().payload == b"two"
+        server.clear()
+
+
+def test_waiting_for_more_excludes_busy_polling() -> None:
+    with pytest.raises(OptionsError, match="busy_poll_microseconds"):
+        Options(batch_wait_microseconds=1, busy_poll_microseconds=1)
 
 
 # ---- set-up

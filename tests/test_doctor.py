@@ -36,6 +36,7 @@ from uringws.errors import REMEDIES, UnavailableReason
 from wire import TEXT, Frame, Peer
 
 NO_IOWAIT = 1 << 17
+MIN_TIMEOUT = 1 << 15
 
 GOOD = Machine(
     files_max=1 << 20,
@@ -48,7 +49,9 @@ GOOD = Machine(
     uring_disabled=0,
     seccomp=0,
 )
-URING = Opened(None, "io_uring", 512, DEFER_TASKRUN, NO_IOWAIT, reduced=False, zero_copy=True, refused=None)
+URING = Opened(
+    None, "io_uring", 512, DEFER_TASKRUN, NO_IOWAIT | MIN_TIMEOUT, reduced=False, zero_copy=True, refused=None
+)
 EPOLL = Opened(None, "epoll", 0, 0, 0, reduced=False, zero_copy=False, refused=None)
 WORKS = {"io_uring": Trial(URING, None), "epoll": Trial(EPOLL, None)}
 NO_EPOLL = Trial(None, OSError(errno.EMFILE, "epoll: epoll_create1: Too many open files"))
@@ -88,6 +91,12 @@ def test_every_low_or_refused_finding_has_a_remedy() -> None:
     assert len(low) == 6
     assert all(finding.remedy for finding in low)
     assert render(low).count("remedy: ") == 6
+
+
+def test_the_price_of_waiting_for_more_is_named() -> None:
+    assert "takes one system call" in about(diagnose(GOOD, WORKS), "batch_wait_microseconds").text
+    older = dataclasses.replace(URING, features=NO_IOWAIT)
+    assert "a second call" in about(diagnose(GOOD, trials(io_uring=Trial(older, None))), "batch_wait_micro").text
 
 
 @pytest.mark.parametrize("reason", list(UnavailableReason))

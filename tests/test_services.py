@@ -462,6 +462,8 @@ SHARED: dict[str, Any] = {
     "zero_copy": "never",
     "zero_copy_bytes_min": 5,
     "sender_commands_max": 5,
+    "batch_messages_max": 5,
+    "batch_wait_microseconds": 5,
 }
 
 

@@ -31,7 +31,9 @@ enum urs_fault_point {
                                             already, as it may whenever data and a reset arrive together */
     URS_FAULT_WATCH = 12,                /* watching a descriptor of others */
     URS_FAULT_DEFLATE = 13,              /* allocating a stream of permessage-deflate, or a part of one */
-    URS_FAULT_POINTS = 14
+    URS_FAULT_MIN_WAIT = 14,             /* io_uring: any fault here makes a wait for several completions behave as on
+                                            kernels before 6.12 */
+    URS_FAULT_POINTS = 15
 };
 
 /* Makes `count` calls of `point` fail with `fault`, from the `from`-th call on (counted from 1, beginning now). `fault`

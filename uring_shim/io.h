@@ -145,6 +145,10 @@ struct urs_io_operations {
      * -EINTR, or -errno. */
     int (*wait)(struct urs_io *io, int64_t timeout_ns);
 
+    /* Like wait. During its first `more_us` microseconds it ends only if `count` completions have arrived. A backend that
+     * cannot wait for several completions may take the whole `more_us`. */
+    int (*wait_for)(struct urs_io *io, int64_t timeout_ns, uint32_t count, uint32_t more_us);
+
     /* Returns a receive buffer to the pool. */
     void (*release)(struct urs_io *io, uint16_t buffer);
 

@@ -5,6 +5,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "fault.h"
@@ -537,6 +538,27 @@ static int epoll_wait_ready(struct urs_io *io, int64_t timeout_ns)
     return error;
 }
 
+/* Sleeps for the time in which receives may gather, unless `count` sockets are ready already: epoll_wait ends with the
+ * first. */
+static int epoll_wait_for(struct urs_io *io, int64_t timeout_ns, uint32_t count, uint32_t more_us)
+{
+    struct epoll *epoll = of(io);
+    int64_t more_ns = (int64_t)more_us * 1000;
+    if (timeout_ns >= 0 && timeout_ns < more_ns)
+        more_ns = timeout_ns;
+    if (more_ns == 0 || epoll->sent_count > 0 || epoll->pending_count > 0)
+        return epoll_wait_ready(io, timeout_ns);
+    int most = (int)urs_min(count, EVENTS_MAX);
+    io->stats.enters++;
+    /* The sockets stay ready: nothing is taken here. */
+    if (epoll_wait(epoll->fd, epoll->events, most, 0) == most)
+        return epoll_wait_ready(io, 0);
+    struct timespec pause = {.tv_sec = more_ns / 1000000000, .tv_nsec = more_ns % 1000000000};
+    if (nanosleep(&pause, NULL) != 0)
+        return -errno;
+    return epoll_wait_ready(io, timeout_ns < 0 ? -1 : timeout_ns - more_ns);
+}
+
 static void epoll_release(struct urs_io *io, uint16_t buffer)
 {
     URS_ASSERT(of(io)->free_count < io->pool->buffers && io->pool->in_use > 0);
@@ -566,6 +588,7 @@ const struct urs_io_operations urs_io_epoll = {
     .submit = epoll_submit,
     .collect = epoll_collect,
     .wait = epoll_wait_ready,
+    .wait_for = epoll_wait_for,
     .release = epoll_release,
     .wake = epoll_wake,
     .wake_descriptor = epoll_wake_descriptor,

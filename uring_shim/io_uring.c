@@ -26,6 +26,9 @@
 #ifndef IORING_FEAT_NO_IOWAIT
 #define IORING_FEAT_NO_IOWAIT (1U << 17)
 #endif
+#ifndef IORING_FEAT_MIN_TIMEOUT
+#define IORING_FEAT_MIN_TIMEOUT (1U << 15)
+#endif
 #ifndef IORING_SEND_ZC_REPORT_USAGE
 #define IORING_SEND_ZC_REPORT_USAGE (1U << 3)
 #endif
@@ -37,6 +40,17 @@
 #endif
 
 enum { BUFFER_GROUP = 1, ENTRIES_MIN = 64, ENTRIES_MAX = 4096, CQ_FACTOR = 4, KIND_CANCEL = 255, RETRY_NS = 1000000 };
+
+/* struct io_uring_getevents_arg as Linux 6.12 has it. In older headers the third member is padding. */
+struct getevents {
+    uint64_t sigmask;
+    uint32_t sigmask_bytes;
+    uint32_t least_us;
+    uint64_t timespec;
+};
+_Static_assert(sizeof(struct getevents) == sizeof(struct io_uring_getevents_arg), "the ABI of io_uring_enter");
+_Static_assert(offsetof(struct getevents, timespec) == offsetof(struct io_uring_getevents_arg, ts),
+               "the ABI of io_uring_enter");
 
 struct uring {
     struct urs_io io;                    /* first, so that a pointer to it is a pointer to the struct */
@@ -51,6 +65,7 @@ struct uring {
     uint8_t own_flags;                   /* the ring's int_flags and enter_ring_fd before register_ring_fd changed
                                             them */
     int own_fd;
+    bool waits_for_several;              /* the kernel has IORING_FEAT_MIN_TIMEOUT (6.12) */
     bool wake_armed;
     bool started;
     struct urs_io_faults faults;
@@ -216,6 +231,7 @@ static int uring_open(struct urs_io **io, struct urs_pool *pool, uint32_t ring_e
     uring->enter_flags = IORING_ENTER_GETEVENTS | IORING_ENTER_EXT_ARG;
     if ((report->features & IORING_FEAT_NO_IOWAIT) != 0)
         uring->enter_flags |= IORING_ENTER_NO_IOWAIT;
+    uring->waits_for_several = (report->features & IORING_FEAT_MIN_TIMEOUT) != 0;
     uring->messages = calloc(report->ring_entries, sizeof *uring->messages);
     error = uring->messages == NULL ? -ENOMEM : register_buffers(uring, report);
     if (error != 0) {
@@ -480,9 +496,34 @@ static void run_task_work(struct uring *uring)
     } while (io_uring_cq_ready(&uring->ring) > before);
 }
 
-static int uring_wait(struct urs_io *io, int64_t timeout_ns)
+/* Waits for `count` completions, or, after `least_us` (needs IORING_FEAT_MIN_TIMEOUT), for one; at most timeout_ns. */
+static int enter(struct uring *uring, int64_t timeout_ns, uint32_t count, uint32_t least_us)
+{
+    struct __kernel_timespec timeout = {.tv_sec = timeout_ns / 1000000000, .tv_nsec = timeout_ns % 1000000000};
+    struct getevents argument = {.sigmask_bytes = _NSIG / 8, .least_us = least_us,
+                                 .timespec = timeout_ns < 0 ? 0 : (uint64_t)(uintptr_t)&timeout};
+    uring->io.stats.enters++;
+    int result = urs_fault(URS_FAULT_ENTER);
+    if (result == 0)
+        result = io_uring_enter2((unsigned)uring->ring.enter_ring_fd, 0, timeout_ns == 0 ? 0 : count,
+                                 uring->enter_flags, (sigset_t *)&argument, sizeof argument);
+    if (urs_fault(URS_FAULT_TASK_WORK) != 0)
+        run_task_work(uring);
+    switch (result) {
+    case -ETIME:    /* the time-out */
+    case -EAGAIN:   /* the kernel is short of memory for a moment, or */
+    case -EBUSY:    /* wants completions to be collected first: the next turn tries again */
+        return 0;
+    default:
+        return result < 0 ? result : 0;  /* the caller handles -EINTR; -EBADR, a lost completion, ends the ring */
+    }
+}
+
+static int uring_wait_for(struct urs_io *io, int64_t timeout_ns, uint32_t count, uint32_t more_us)
 {
     struct uring *uring = of(io);
+    int64_t more_ns = (int64_t)more_us * 1000;
+    URS_ASSERT(count > 0);
     urs_io_count_wait(&uring->faults);
     if (!uring->wake_armed)
         arm_wake(uring);
@@ -497,26 +538,18 @@ static int uring_wait(struct urs_io *io, int64_t timeout_ns)
     bool stuck = io_uring_sq_ready(&uring->ring) > 0 || !uring->wake_armed;
     if (stuck && (timeout_ns < 0 || timeout_ns > RETRY_NS))
         timeout_ns = RETRY_NS;
-
-    struct __kernel_timespec timeout = {.tv_sec = timeout_ns / 1000000000, .tv_nsec = timeout_ns % 1000000000};
-    struct io_uring_getevents_arg argument = {
-        .sigmask_sz = _NSIG / 8, .ts = timeout_ns < 0 ? 0 : (uint64_t)(uintptr_t)&timeout};
-    io->stats.enters++;
-    int result = urs_fault(URS_FAULT_ENTER);
-    if (result == 0)
-        result = io_uring_enter2((unsigned)uring->ring.enter_ring_fd, 0, timeout_ns == 0 ? 0 : 1, uring->enter_flags,
-                                 (sigset_t *)&argument, sizeof argument);
-    if (urs_fault(URS_FAULT_TASK_WORK) != 0)
-        run_task_work(uring);
-    switch (result) {
-    case -ETIME:    /* the time-out */
-    case -EAGAIN:   /* the kernel is short of memory for a moment, or */
-    case -EBUSY:    /* wants completions to be collected first: the next turn tries again */
-        return 0;
-    default:
-        return result < 0 ? result : 0;  /* the caller handles -EINTR; -EBADR, a lost completion, ends the ring */
+    if (timeout_ns >= 0 && timeout_ns <= more_ns)
+        return enter(uring, timeout_ns, count, 0);
+    if (more_us > 0 && (!uring->waits_for_several || urs_fault(URS_FAULT_MIN_WAIT) != 0)) {
+        error = enter(uring, more_ns, count, 0);
+        if (error != 0 || io_uring_cq_ready(&uring->ring) > 0)
+            return error;
+        return enter(uring, timeout_ns < 0 ? -1 : timeout_ns - more_ns, 1, 0);
     }
+    return enter(uring, timeout_ns, count, more_us);
 }
+
+static int uring_wait(struct urs_io *io, int64_t timeout_ns) { return uring_wait_for(io, timeout_ns, 1, 0); }
 
 static void uring_release(struct urs_io *io, uint16_t buffer)
 {
@@ -555,6 +588,7 @@ const struct urs_io_operations urs_io_uring = {
     .submit = uring_submit,
     .collect = uring_collect,
     .wait = uring_wait,
+    .wait_for = uring_wait_for,
     .release = uring_release,
     .wake = uring_wake,
     .wake_descriptor = uring_wake_descriptor,

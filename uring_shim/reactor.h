@@ -54,6 +54,8 @@ struct urs_reactor_options {
     uint32_t silent_ms;                  /* after this time a silent connection may be ended to make room at
                                             handshakes_max; 0: never */
     uint32_t busy_poll_us;
+    uint32_t batch_wait_us;              /* how long receives may gather before a turn takes them; 0 takes the first */
+    uint32_t batch_messages_max;         /* this many receives end that time; never 0 */
     uint32_t zero_copy;                  /* enum urs_zero_copy */
     uint32_t fanout_turn_max;            /* never 0: the most sessions that published messages are sent to in a turn,
                                             apart from sessions that have something else to send */

@@ -188,6 +188,18 @@ static int64_t due_ms(const struct urs_reactor *reactor)
     return wait_ms;
 }
 
+/* Waits for completions: for the first, or so long that several may gather. A part of the receive buffers stays free for
+ * those that arrive while the turn begins. */
+static int wait(struct urs_reactor *reactor, int64_t wait_ns)
+{
+    const struct urs_io_operations *io = reactor->io->operations;
+    if (URS_LIKELY(reactor->options.batch_wait_us == 0) || wait_ns == 0)
+        return io->wait(reactor->io, wait_ns);
+    uint32_t free = urs_intake_free_buffers(reactor);
+    uint32_t count = (uint32_t)urs_max(1, urs_min(reactor->options.batch_messages_max, free - free / 4));
+    return io->wait_for(reactor->io, wait_ns, count, reactor->options.batch_wait_us);
+}
+
 /* Collects new completions, unless some of the previous ones are left. */
 static int gather(struct urs_reactor *reactor, int64_t until_ms)
 {
@@ -203,7 +215,7 @@ static int gather(struct urs_reactor *reactor, int64_t until_ms)
             int64_t spun_ns = (int64_t)(reactor->now_us - start_us) * 1000;
             int64_t left_ns = wait_ns < 0 ? wait_ns : wait_ns > spun_ns ? wait_ns - spun_ns : 0;
             bool spin = left_ns != 0 && spun_ns < (int64_t)reactor->options.busy_poll_us * 1000;
-            int error = io->wait(reactor->io, spin ? 0 : left_ns);
+            int error = wait(reactor, spin ? 0 : left_ns);
             if (error != 0)
                 return error;
             urs_work_clock(reactor);

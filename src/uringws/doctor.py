@@ -54,6 +54,7 @@ FEATURES: Final = (
     "RECVSEND_BUNDLE", "MIN_TIMEOUT", "RW_ATTR", "NO_IOWAIT",
 )  # fmt: skip
 
+_MIN_TIMEOUT: Final = 1 << FEATURES.index("MIN_TIMEOUT")
 _NO_IOWAIT: Final = 1 << FEATURES.index("NO_IOWAIT")
 
 _KIB: Final = 1024
@@ -246,6 +247,10 @@ def _kernel(machine: Machine, opened: Opened | None) -> Iterator[Finding]:
             yield Finding(
                 "kernel", Level.INFO, "no NO_IOWAIT (6.15): monitors show an idle server as iowait; no CPU is used"
             )
+        if opened.features & _MIN_TIMEOUT:
+            yield Finding("kernel", Level.OK, "MIN_TIMEOUT (6.12): batch_wait_microseconds takes one system call")
+        else:
+            yield Finding("kernel", Level.INFO, "no MIN_TIMEOUT (6.12): batch_wait_microseconds takes a second call")
         yield _zero_copy(opened)
         yield Finding("kernel", Level.INFO, f"features: {_names(FEATURES, opened.features)}")
     if machine.uring_disabled:
