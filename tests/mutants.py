@@ -21,6 +21,31 @@ class Mutant:
 
 
 MUTANTS = (
+    # Compression
+    Mutant(
+        "deflate-tail-left-on-the-wire",
+        "uring_shim/deflate.c",
+        "if (!inflateSyncPoint(stream))",
+        "if (stream == NULL)",
+        "A compressed message that is cut, or whose tail was sent, is refused",
+        ("tests/test_deflate.py::test_stream_that_is_malformed_is_refused",),
+    ),
+    Mutant(
+        "deflate-last-block-forgets-the-window",
+        "uring_shim/deflate.c",
+        "inflateResetKeep(stream);",
+        "inflateReset(stream);",
+        "A message may refer to the window of one that ended with BFINAL",
+        ("tests/test_deflate.py::test_window_outlives_a_last_block",),
+    ),
+    Mutant(
+        "deflate-share-of-a-turn",
+        "uring_shim/feed.c",
+        "session->turn_bytes += (uint32_t)bytes;\n    return session",
+        "return session",
+        "Inflated bytes count in the share of a turn",
+        ("tests/test_deflate.py::test_inflated_bytes_count_in_the_share_of_a_turn",),
+    ),
     # The engine
     Mutant(
         "run-echo-refuse-binary",
