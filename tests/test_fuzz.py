@@ -9,7 +9,7 @@ from servers import ROOT, require_tool
 
 
 @pytest.mark.timeout(240)  # the compiler's, on a slow machine
-@pytest.mark.parametrize("target", ["leaves", "deflate", "engine", "reactor"])
+@pytest.mark.parametrize("target", ["leaves", "deflate", "engine", "reactor", "topics"])
 def test_target_holds_on_its_seeds(target: str) -> None:
     require_tool("clang")
     command = [sys.executable, "fuzz/fuzz.py", "--seconds", "2", target]
