@@ -1,4 +1,4 @@
-"""The memory of an idle session: resident memory of a server with 10,000 of them, each seen by a Python ``on_open``."""
+"""The memory of an idle session: resident memory of a server with thousands of them, whose handlers have seen each."""
 
 from __future__ import annotations
 
@@ -87,6 +87,48 @@ def test_an_idle_session_costs_less_than_half_a_kibibyte(backend: Backend) -> No
             peer.send(TEXT, b"how many?")
             assert peer.read_frame() == Frame(TEXT, str(SESSIONS + WARM_SESSIONS).encode())
         assert each < SESSION_BYTES_MAX
+
+
+COROUTINES = 5_000
+COROUTINE_BYTES_MAX = 3_584
+
+COROUTINE_SERVER = """
+import asyncio, logging
+from uringws.asyncio import run, serve
+
+logging.disable()  # of handlers whose peers vanish at the end
+opened = 0
+
+async def idle(connection):
+    global opened
+    opened += 1
+    async for _ in connection:
+        await connection.send(str(opened))
+
+async def main():
+    async with serve(idle, "127.0.0.1", 0) as server:
+        host, port = server.sockets[0].getsockname()
+        print(f"listening on ws://{host}:{port} (asyncio)", flush=True)
+        asyncio.get_running_loop().add_signal_handler(2, server.close)
+        await server.wait_closed()
+
+run(main())
+"""
+
+
+@pytest.mark.usefixtures("many_files")
+def test_an_idle_coroutine_session_costs_at_most_three_and_a_half_kibibytes() -> None:
+    """With its handler's task, waiting for a message, and the keepalive of the defaults."""
+    with ServerProcess("-c", COROUTINE_SERVER) as server, ExitStack() as stack:
+        connect_many(server.address, WARM_SESSIONS, stack)
+        before = resident_bytes(server.pid)
+        peers = connect_many(server.address, COROUTINES, stack)
+        peers[-1].send(TEXT, b"how many?")
+        assert peers[-1].read_frame() == Frame(TEXT, str(COROUTINES + WARM_SESSIONS).encode())
+        each = (resident_bytes(server.pid) - before) / COROUTINES
+        print(f"{each:.0f} bytes per coroutine session")
+        stack.close()
+    assert each <= COROUTINE_BYTES_MAX
 
 
 STALLED = 30
