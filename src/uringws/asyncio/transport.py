@@ -187,7 +187,7 @@ class TransportLink(Link, asyncio.BufferedProtocol):
         """Refuse a connection that exceeds a limit: send the answer once, without waiting, and close it."""
         self._stage = _Stage.IGNORED
         answer = plain_answer(refusal.status, f"{refusal.body}.\n")
-        self._connection.logger.info("connection refused (%d %s: %s)", answer.status, answer.phrase, refusal.reason)
+        self._log("connection refused (%d %s: %s)", answer.status, answer.phrase, refusal.reason)
         self._transport.set_protocol(asyncio.Protocol())
         self._transport.write(encode_answer(answer))
         self._transport.close()
@@ -234,6 +234,11 @@ class TransportLink(Link, asyncio.BufferedProtocol):
         self._stage = _Stage.IGNORED
         self._transport.close()
 
+    def _log(self, text: str, *arguments: object) -> None:
+        """Log for the server's operator. A logger of the connection takes 500 bytes: it is not made in vain."""
+        if self._server.logger.isEnabledFor(logging.INFO):
+            self._connection.logger.info(text, *arguments)
+
     def _log_no_request(self, error: Exception) -> None:
         if self._server.logger.isEnabledFor(logging.DEBUG):
             self._connection.logger.debug("! no valid HTTP request", exc_info=error)
@@ -258,10 +263,10 @@ class TransportLink(Link, asyncio.BufferedProtocol):
         self._transport.write(data)
         if answer.status == 101:
             server.admission.end_opening(self)
-            self._connection.logger.info("connection open")
+            self._log("connection open")
             self._open()
             return
-        self._connection.logger.info("connection rejected (%d %s)", answer.status, answer.phrase)
+        self._log("connection rejected (%d %s)", answer.status, answer.phrase)
         self._stage = _Stage.IGNORED
         self._half_close()
         if server.close_timeout is not None:
