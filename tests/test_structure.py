@@ -55,6 +55,7 @@ C_LAYERS = (
 
 PYTHON_LAYERS = (
     {"field_docs", "shim", "version"},
+    {"kinds"},
     {
         "callbacks",
         "closing",

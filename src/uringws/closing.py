@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Final
 
-__all__ = ["Close", "Closing", "begin", "lost", "peer_closed", "peer_violated"]
+__all__ = ["NOT_BEGUN", "Close", "Closing", "begin", "lost", "peer_closed", "peer_violated"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,10 @@ class Closing:
     end of the peer's stream without a close frame is no error."""
 
 
+NOT_BEGUN: Final = Closing()
+"""The ending of a connection that is open."""
+
+
 def begin(sent: Close | None) -> Closing:
     """Return how far an ending has come after our close frame was sent."""
     return Closing(sent=sent, received_first=None if sent is None else False)
@@ -39,8 +44,9 @@ def begin(sent: Close | None) -> Closing:
 def peer_closed(so_far: Closing, received: Close) -> Closing:
     """Return the end of a connection whose peer has sent a close frame, which the shim answers with the same code."""
     if so_far.sent is not None:
-        return replace(so_far, received=received)
-    return replace(so_far, received=received, sent=Close(received.code), received_first=True)
+        return Closing(so_far.sent, received, so_far.received_first, so_far.error)
+    sent = Close(received.code) if received.reason else received  # the same, made once
+    return Closing(sent, received, received_first=True, error=so_far.error)
 
 
 def peer_violated(so_far: Closing, violation: Close) -> Closing:
@@ -50,4 +56,6 @@ def peer_violated(so_far: Closing, violation: Close) -> Closing:
 
 def lost(so_far: Closing, error: Exception | None) -> Closing:
     """Return the end of a connection that was lost for an error, or (None) because the peer's stream ended."""
-    return so_far if so_far.error is not None else replace(so_far, error=error)
+    if error is None or so_far.error is not None:
+        return so_far
+    return Closing(so_far.sent, so_far.received, so_far.received_first, error)

@@ -87,7 +87,7 @@ class Deferred:
             raise ReactorStateError(_ANSWERED)
         upgrade.asked.is_answered = True
         if upgrade.is_asked:
-            upgrade.early.append(returned)
+            upgrade.early = [returned]
             return LATER
         decision = upgrader.answer(upgrade, returned)
         if decision is not LATER:

@@ -9,8 +9,9 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from uringws import kinds
 from uringws.callbacks import came_out_of, ignore
-from uringws.closing import Close, Closing, begin, lost, peer_closed, peer_violated
+from uringws.closing import NOT_BEGUN, Close, Closing, begin, lost, peer_closed, peer_violated
 from uringws.connection import make_connection
 from uringws.core import EVENTS_MAX, slot_of
 from uringws.errors import ConnectionClosed, ReactorStateError, check
@@ -45,8 +46,6 @@ logger = logging.getLogger("uringws")
 # Looked up once: an attribute of the module costs as much as a small call.
 _turn_shim: Final = lib.urs_reactor_turn
 _EINTR: Final = 4
-
-
 _PART_EVENTS_MIN: Final = 4
 _PART_EVENTS_MAX: Final = 64
 """How many events a bounded turn hands out between two looks at the clock: twice as many each time."""
@@ -314,35 +313,34 @@ class Dispatcher:
             message._hide()
             message._index = index + 1  # this event is applied before what its handler asks for
             kind = event.item.kind
-            if kind == lib.URS_ITEM_MESSAGE or kind == lib.URS_ITEM_FRAME:
+            if kind == kinds.MESSAGE or kind == kinds.FRAME:
                 message._index = index
                 message._show()
                 self._on_late_message(event.slot)
             else:
-                self._on_event(event.slot, event.item)
+                self._on_event(event.slot, event.item, kind)
             self._core.handled[0] = index + 1
         finally:  # no calls here: a signal handler could raise in them
             message._index = index
             message._offsets, message._lengths, message._opcodes = message._columns
 
-    def _on_event(self, slot: int, item: CData) -> None:
+    def _on_event(self, slot: int, item: CData, kind: int) -> None:
         """Call the callback of an event that is not a message. Errors of the callback are logged."""
-        kind = item.kind
-        if kind == lib.URS_EVENT_UPGRADE:
+        if kind == kinds.UPGRADE:
             self._on_upgrade(slot, item)
-        elif kind == lib.URS_EVENT_DRAIN:
+        elif kind == kinds.DRAIN:
             connection = self._sessions.by_slot[slot]
             if connection is not None:
                 self._call(connection, self._service_of(connection).on_drain, connection)
-        elif kind == lib.URS_EVENT_DROP:
+        elif kind == kinds.DROP:
             self._on_drop(slot)
-        elif kind == lib.URS_ITEM_PONG:
+        elif kind == kinds.PONG:
             connection = self._receiver(slot)
             if connection is not None:
                 on_pong = self._service_of(connection).on_pong
                 self._call(connection, on_pong, connection, bytes(ffi.buffer(item.payload, item.bytes)))
         else:
-            self._on_ending(slot, item)
+            self._on_ending(slot, item, kind)
 
     def _on_drop(self, slot: int) -> None:
         """Report messages of topics that were dropped for a connection."""
@@ -353,23 +351,32 @@ class Dispatcher:
         for topic, count in topics.take_drops(connection.id):
             self._call(connection, on_drop, connection, topic, count)
 
-    def _on_ending(self, slot: int, item: CData) -> None:
+    def _on_ending(self, slot: int, item: CData, kind: int) -> None:
         """Handle what ends a session, or the wait for an answer to its request."""
-        kind = item.kind
-        if kind == lib.URS_EVENT_ABANDONED:
+        if kind == kinds.ABANDONED:
             self._abandon(slot)
-        elif kind == lib.URS_ITEM_CLOSE:
+        elif kind == kinds.CLOSE:
             reason = ffi.unpack(ffi.cast("char *", item.payload), item.bytes).decode() if item.bytes else ""
             self._end(slot, Close(int(item.close_code), reason), peer_closed)
-        elif kind == lib.URS_ITEM_FAILED:
+        elif kind == kinds.FAILED:
             reason = ffi.string(lib.urs_engine_error_text(item.error)).decode()
             self._end(slot, Close(int(item.close_code), reason), peer_violated)
-        elif kind == lib.URS_EVENT_LOST:
+        elif kind == kinds.LOST:
             if self._deferred.waiting:
                 self._abandon(slot)
+            if self._unended(slot) is None:
+                return  # most often: the close handshake came before
             number = int(item.error)
             close = Close(int(item.close_code), lost_reason(number))
             self._end(slot, close, lambda closing, _: lost(closing, loss_of(number, closing)))
+
+    def _unended(self, slot: int) -> Connection | None:
+        """Return the connection whose `on_close` is still to be called; None for a session that has none."""
+        sessions = self._sessions
+        connection = sessions.ending.get(slot)
+        if connection is None and slot < len(sessions.by_slot):
+            connection = sessions.by_slot[slot]
+        return connection
 
     def _end(self, slot: int, close: Close, complete: Callable[[Closing, Close], Closing]) -> None:
         """Call on_close, once. For a session that never opened, or has ended, there is no connection: do nothing.
@@ -379,16 +386,13 @@ class Dispatcher:
         """
         sessions = self._sessions
         by_slot, ending, close_codes = sessions.by_slot, sessions.ending, sessions.close_codes
-        closing = ending.get(slot)
-        connection = closing
-        if closing is None and slot < len(by_slot):
-            connection = by_slot[slot]
+        connection = self._unended(slot)
         if connection is None:
             return
         sessions.aborted.discard(slot)
         on_close = self._service_of(connection).on_close
         code, reason = close.code, close.reason
-        so_far = self._message._closing(connection) or Closing()
+        so_far = self._message._closing(connection) or NOT_BEGUN
         failed = so_far.sent is not None and so_far.sent.code == CloseCode.INTERNAL_ERROR
         if failed and lib.urs_command_failure(self._core.handle, connection.id) == lib.URS_FAILURE_ORDER:
             logger.error("%r was closed with 1011: echo() while a fragmented message was unfinished", connection)
@@ -396,7 +400,7 @@ class Dispatcher:
         count = close_codes[code] + 1
         # No call from here to the callback, in which a signal handler could raise.
         close_codes[code] = count
-        if closing is not None:
+        if slot in ending:
             del ending[slot]
         else:
             by_slot[slot] = None
@@ -414,7 +418,7 @@ class Dispatcher:
         closing = begin(Close(code))
         for connection in self._sessions.receiving():
             was_open = lib.urs_command_state(self._core.handle, connection.id) == lib.URS_SESSION_AWAIT_CLOSE
-            message._begin_closing(connection, message._closing(connection) or (closing if was_open else Closing()))
+            message._begin_closing(connection, message._closing(connection) or (closing if was_open else NOT_BEGUN))
 
     def close(self) -> None:
         """Refuse to send on any connection from now on: bytes that on_close sent would never leave."""

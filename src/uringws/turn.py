@@ -29,6 +29,8 @@ IN_BLOCK: Final = 0xFFFFFFFF
 """The offset of a payload that lies in a block of its own, not in the receive pool."""
 INVALID: Final = "a message is valid until its handler returns: copy what is to be kept"
 
+_NO_FAILURE: Final[int] = lib.URS_FAILURE_NONE
+_STALE: Final[int] = lib.URS_ERROR_STALE
 _FIN_OFFSET: Final = ffi.offsetof("struct urs_event", "item") + ffi.offsetof("struct urs_item", "fin")
 NO_COLUMN: Final = memoryview(b"")
 """Stands for each column while the current event is not a message."""
@@ -155,7 +157,7 @@ class Turn:
         closing = self._sessions.closings.get(connection)
         if closing is None:
             failure = lib.urs_command_failure(self._handle, connection.id)
-            if failure == lib.URS_FAILURE_NONE or failure == lib.URS_ERROR_STALE:
+            if failure == _NO_FAILURE or failure == _STALE:
                 return None
             frame = lib.urs_failure_close(check(failure, "closing"))
             closing = begin(Close(int(frame.code), ffi.string(frame.reason).decode()))

@@ -6,7 +6,7 @@ Bytes in and out; the dispatch loop carries the decision out.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Literal
 
@@ -62,7 +62,7 @@ class Upgrade:
     invalid value."""
     is_asked: bool = False
     """Whether that callback runs."""
-    early: list[object] = field(default_factory=list)
+    early: list[object] | None = None
     """The answer, if it was given while the callback ran."""
 
 
@@ -186,7 +186,7 @@ class Upgrader:
             upgrade.handler_called = True  # no call from here to the callback, in which a signal handler could raise
             returned = callback(asked)
             if upgrade.early:
-                returned = _early_answer(upgrade, name, returned)
+                returned = _early_answer(upgrade.early, name, returned)
             if returned is LATER:
                 upgrade.item = None  # valid for this turn only
                 return LATER
@@ -298,8 +298,8 @@ class Upgrader:
             self._core.report(error, "on_upgrade_abandoned of %r failed", upgrade.asked)
 
 
-def _early_answer(upgrade: Upgrade, name: str, returned: object) -> object:
+def _early_answer(early: list[object], name: str, returned: object) -> object:
     """Return the answer that was given while the callback ran, which must have returned LATER."""
     if returned is not LATER:
         raise TypeError(f"the request was answered while {name} ran, which returned {returned!r}: return LATER")
-    return upgrade.early.pop()
+    return early.pop()
