@@ -314,8 +314,8 @@ MUTANTS = (
     Mutant(
         "peer-closed-first-always",
         "src/uringws/closing.py",
-        "    if so_far.sent is not None:\n        return replace(so_far, received=received)\n",
-        "",
+        "    if so_far.sent is not None:\n        return Closing(so_far.sent, received,",
+        "    if False:\n        return Closing(so_far.sent, received,",
         "`closing` says which side closed first, and what it sent",
         ("tests/test_closing.py::test_a_server_that_closes_first",),
     ),
