@@ -34,6 +34,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
         ("headers", ["7-bit length", "16-bit length", "64-bit length"], "x"),
         ("engine", ["memcpy", "1 a read", "16 a read", "64 a read"], "x"),
         ("dispatch", ["shim, no answers", "shim, echo", "nothing", "bytes(message)", "echo()", "send(data)"], "ns"),
+        ("memberships", ["C ", "Python"], "x"),
         ("send", ["SEND ", "SEND_ZC ", "SEND_ZC, fixed"], ("x", " copied")),
     ],
 )
@@ -48,6 +49,19 @@ def test_micro_benchmark(what: str, candidates: list[str], end: str | tuple[str,
         found = [line for line in lines if line.startswith(candidate)]
         assert found, done.stdout
         assert all(line.endswith(end) for line in found)
+
+
+def test_memberships_beside_another_library(tmp_path: Path) -> None:
+    program = tmp_path / "program"
+    program.write_text(f"#!{sys.executable}\nimport sys\nprint(int(sys.argv[4]) * 10_000 * 50)\n")
+    program.chmod(0o755)
+    command = [sys.executable, str(RUN), "--rounds", "1", "--seconds", "1e-6", "memberships", "--topic-tree"]
+    done = subprocess.run([*command, str(program)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "the other library           50.0 ns" in done.stdout
+    missing_program = subprocess.run([*command, "/no/such/program"], capture_output=True, text=True, check=False)
+    assert missing_program.returncode == 0, missing_program.stderr
+    assert "memberships: not on this machine: /no/such/program" in missing_program.stdout
 
 
 def test_sends_without_io_uring_are_one_line() -> None:

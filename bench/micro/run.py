@@ -1,11 +1,11 @@
-"""Microbenchmarks: unmasking beside memcpy, UTF-8 beside bytes.decode, frame headers, the engine, dispatch, sends.
+"""Microbenchmarks: unmasking, UTF-8, frame headers, the engine, dispatch, memberships of topics, sends.
 
 Run `python bench/micro/run.py`; `--help` shows how to run a part of it. It compiles the shim's sources, as the package
-does, with the timing loops of loops.c and sends.c; only dispatch needs the package. Time is the thread's own CPU time,
-and the rounds visit the candidates of a table in turn, so that a slow moment of the machine falls on all of them. Each
-figure is the median of its rounds. The last column is the median of the rounds' ratios to the table's first candidate
-(2.00x is twice as fast), or of their differences to the shim doing the same alone; a line of send also has the kernel's
-notifications.
+does, with the timing loops beside this file; only dispatch and memberships need the package. Time is the thread's own
+CPU time, and the rounds visit the candidates of a table in turn, so that a slow moment of the machine falls on all of
+them. Each figure is the median of its rounds. The last column is the median of the rounds' ratios to the table's first
+candidate (2.00x is twice as fast), or of their differences to the shim doing the same alone; a line of send also has
+the kernel's notifications.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import struct
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,11 @@ sys.path[:0] = [str(HERE.parent), str(SHIM)]
 import build_ffi  # noqa: E402
 import machine  # noqa: E402
 from dispatch import dispatch_tables  # noqa: E402
+from memberships import membership_tables  # noqa: E402
 from sends import send_tables  # noqa: E402
 from tables import Candidate, Effort, Table, UnavailableError, report  # noqa: E402
 
-COMPILED = ("mask", "utf8", "frame", "pages", "block", "chain", "engine", "outbound")
+COMPILED = ("mask", "utf8", "frame", "pages", "block", "chain", "engine", "outbound", "session", "topics")
 DECLARED = ("mask", "utf8", "frame")  # called from here; loops.c calls the rest
 
 # Payload sizes, and the header before each: its end decides how a payload is aligned, hardly ever by 16.
@@ -55,7 +57,7 @@ TEXTS = {
 
 def compile_loops(directory: str) -> Any:
     """The loops and what they call as a cffi module, compiled into `directory`."""
-    headers = [HERE / "loops.h", HERE / "sends.h", *(SHIM / f"{name}.h" for name in DECLARED)]
+    headers = [HERE / "loops.h", HERE / "memberships.h", HERE / "sends.h", *(SHIM / f"{name}.h" for name in DECLARED)]
     builder = cffi.FFI()
     for header in headers:
         builder.cdef(build_ffi.cut_cdef(header.read_text(encoding="utf-8"), header.name))
@@ -181,12 +183,13 @@ def engine_tables(module: Any) -> list[Table]:
     return [engine_table(module, size) for size in (20, 125, 1024, 16 << 10)]
 
 
-TABLES = {
+TABLES: dict[str, Callable[[Any], Iterable[Table]]] = {
     "mask": mask_tables,
     "utf8": utf8_tables,
     "headers": header_tables,
     "engine": engine_tables,
     "dispatch": dispatch_tables,
+    "memberships": membership_tables,
     "send": send_tables,
 }
 
@@ -201,16 +204,19 @@ def main() -> None:
     parser.add_argument(
         "--seconds", type=float, default=0.005, help="for each candidate in each round (default: %(default)s)"
     )
+    parser.add_argument("--topic-tree", metavar="COMMAND", help="of memberships: another library's program")
     options = parser.parse_args()
     if unknown := set(options.what) - set(TABLES):
         parser.error(f"no benchmark is called {', '.join(sorted(unknown))}")
 
+    tables = TABLES.copy()
+    tables["memberships"] = partial(membership_tables, topic_tree=options.topic_tree)
     print(f"{machine.cpu_model()}, {options.rounds} rounds")
     with tempfile.TemporaryDirectory() as directory:
         module = compile_loops(directory)
-        for name in options.what or TABLES:
+        for name in options.what or tables:
             try:
-                for table in TABLES[name](module):
+                for table in tables[name](module):
                     report(table, Effort(options.rounds, options.seconds))
             except UnavailableError as reason:
                 print(f"\n{name}: not on this machine: {reason}")

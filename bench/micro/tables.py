@@ -1,4 +1,4 @@
-"""How a table is measured and printed. The contents of the tables are in run.py, dispatch.py and sends.py."""
+"""How a table is measured and printed. The contents of the tables are in run.py and the files beside it."""
 
 from __future__ import annotations
 
