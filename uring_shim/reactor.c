@@ -209,6 +209,10 @@ int urs_reactor_start(struct urs_reactor *reactor)
     urs_reactor_take(reactor);
     URS_ASSERT(urs_core_check(reactor) == 0 || reactor->forked);
     urs_work_clock(reactor);
+    /* A ring that has not started cannot submit, so it had no room for the receives of more sessions than it has
+     * entries. It has now. */
+    if (reactor->retry_at_ms != 0)
+        reactor->retry_at_ms = reactor->now_ms;
     urs_admission_arm(reactor);
     return 0;
 }
