@@ -107,6 +107,7 @@ CASES = {
         Case(name="500/16384", group="shapes", connections=500, payload_bytes=16384),
         Case(name="pipelined-16", group="pipelined", connections=100, payload_bytes=20, in_flight=16),
         Case(name="pipelined-64", group="pipelined", connections=100, payload_bytes=20, in_flight=64),
+        Case(name="records-64", group="batches", connections=100, payload_bytes=32, in_flight=64),
         Case(name="64KiB", group="large", connections=20, payload_bytes=64 << 10),
         Case(name="1MiB", group="large", connections=5, payload_bytes=1 << 20),
         Case(name="round-trip", group="latency", kind="round trip", connections=1, modes=("throughput",)),

@@ -14,6 +14,7 @@ from summary import Spread
 TITLES = {
     "shapes": "connections / payload bytes, one message in flight on each connection",
     "pipelined": "pipelined: 16 and 64 messages of 20 bytes in flight on each of 100 connections",
+    "batches": "64 records of 32 bytes in flight on each of 100 connections, one column added up",
     "large": "large messages",
     "latency": "latency: p50 of a lone connection; p99 at half of the baseline's saturation rate",
     "sessions": "sessions: upgrades per second, resident memory per idle session",

@@ -1,7 +1,7 @@
 """The common part of the uringws servers: their options, and a reactor that is bound."""
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,8 +9,12 @@ from command_line import parse, parser, ready
 from uringws import Handler, Options, Reactor
 
 
-def arguments(description: str | None) -> argparse.Namespace:
+def arguments(
+    description: str | None, add_own: Callable[[argparse.ArgumentParser], object] | None = None
+) -> argparse.Namespace:
     options = parser(description)
+    if add_own is not None:
+        add_own(options)
     options.add_argument("--backend", choices=("io_uring", "epoll"), default="io_uring", help="default: %(default)s")
     options.add_argument(
         "--busy-poll-microseconds", type=int, default=0, help="look for work this long before sleeping (%(default)s)"
