@@ -3,6 +3,7 @@
 #include "client.h"
 
 #include <errno.h>
+#include <netinet/tcp.h>
 #include <poll.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -147,10 +148,22 @@ void members_take(struct client *client)
     take_from(client, 0, client->options.members - client->options.stalled);
 }
 
+/* Ends the restriction of keep_socket_small (opening.c): through a window of 4 KiB the bytes would take a minute. */
+static void widen(const struct connection *member)
+{
+    const int receive_bytes = 1 << 20, window_bytes = UINT16_MAX; /* there is no window scaling on this connection */
+    if (setsockopt(member->fd, SOL_SOCKET, SO_RCVBUF, &receive_bytes, sizeof receive_bytes) != 0 ||
+        setsockopt(member->fd, IPPROTO_TCP, TCP_WINDOW_CLAMP, &window_bytes, sizeof window_bytes) != 0)
+        fail("cannot widen the window of a stalled member: %s", strerror(errno));
+}
+
 void members_take_stalled(struct client *client)
 {
+    const unsigned reading = client->options.members - client->options.stalled;
     client->verify_all = true;
-    take_from(client, client->options.members - client->options.stalled, client->options.members);
+    for (unsigned i = reading; i < client->options.members; i++)
+        widen(&client->members[i]);
+    take_from(client, reading, client->options.members);
     client->options.stalled = 0; /* they have read everything, and end like the others */
 }
 

@@ -34,7 +34,20 @@ from memberships import membership_tables  # noqa: E402
 from sends import send_tables  # noqa: E402
 from tables import Candidate, Effort, Table, UnavailableError, report  # noqa: E402
 
-COMPILED = ("mask", "utf8", "frame", "pages", "block", "chain", "engine", "outbound", "session", "topics")
+COMPILED = (
+    "mask",
+    "utf8",
+    "frame",
+    "pages",
+    "block",
+    "chain",
+    "engine",
+    "outbound",
+    "deflate",
+    "session",
+    "history",
+    "topics",
+)
 DECLARED = ("mask", "utf8", "frame")  # called from here; loops.c calls the rest
 
 # Payload sizes, and the header before each: its end decides how a payload is aligned, hardly ever by 16.
@@ -67,7 +80,7 @@ def compile_loops(directory: str) -> Any:
         sources=[*map(str, sorted(HERE.glob("*.c"))), *(str(SHIM / f"{name}.c") for name in COMPILED)],
         include_dirs=[str(HERE), str(SHIM)],
         extra_compile_args=list(build_ffi.COMPILE_FLAGS),
-        libraries=["uring"],
+        libraries=list(build_ffi.LIBRARIES),
     )
     spec = importlib.util.spec_from_file_location("micro_loops", builder.compile(tmpdir=directory))
     if spec is None or spec.loader is None:
