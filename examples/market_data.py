@@ -52,6 +52,8 @@ SEND_BUFFER_BYTES = 16 * 1024
 SLOW_RECEIVE_BYTES = 4096
 SLOW_BYTES = 512  # per read
 SLOW_PAUSE_SECONDS = 0.25
+SILENT_SECONDS = 3.0
+"""A slow reader waits no longer for a server that has stopped; prices come at least once per second."""
 FIGURES_SECONDS = 1.0
 DESCRIPTORS_SPARE = 100
 
@@ -149,6 +151,7 @@ class Market(Handler):
 def subscribe(address: tuple[str, int], path: str, receive_bytes: int | None = None) -> socket.socket:
     """Return a WebSocket (RFC 6455 4.1), its handshake done to the last byte and no further."""
     sock = socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET)
+    sock.settimeout(SILENT_SECONDS)
     if receive_bytes is not None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
     sock.connect(address)
@@ -230,11 +233,11 @@ def raise_descriptors(count: int) -> None:
 
 def listen(host: str, port: int) -> socket.socket:
     """Return a listening socket whose connections have small send buffers."""
-    family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     try:
-        sock = socket.create_server(address[:2], family=family)
-    except OverflowError as error:
-        raise ValueError(f"port {port}: {error}") from None
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    except socket.gaierror as error:
+        raise ValueError(f"{host}: {error.strerror}") from None
+    sock = socket.create_server(address[:2], family=family)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
     return sock
 
@@ -295,7 +298,7 @@ def main() -> int:
     """Parse the command line and serve."""
     parser = argparse.ArgumentParser(description="Prices for many subscribers on io_uring, with a page.")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=9005, help="0 takes a free one (default: %(default)s)")
+    parser.add_argument("--port", type=whole(0, 65535), default=9005, help="0 takes a free one (default: %(default)s)")
     parser.add_argument("--backend", choices=("auto", "io_uring", "epoll"), default="auto")
     parser.add_argument(
         "--subscribers", type=whole(0, 100_000), default=1000, help="run by the example (default: %(default)s)"
