@@ -490,6 +490,9 @@ def test_an_application_that_ends_without_a_close_ends_the_connection(loop: str)
     for each in (app, failing):
         with Live(each, loop) as live, live.connect() as peer:
             peer.write(frame(TEXT, b"unread"))
+            peer.sock.recv(1, socket.MSG_PEEK)
+            time.sleep(0.05)  # the application has ended by now
+            peer.write(frame(TEXT, b"unread, too"))
             assert len(peer.read_frame().payload) == 1_000_000
             peer.read_eof()
 

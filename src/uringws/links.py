@@ -189,6 +189,7 @@ class RingLink(asyncio.Transport):
         self._is_paused = False
         self._is_full = False
         self._is_ending = False
+        self._awaits_peer = False
 
     def take(
         self,
@@ -284,8 +285,25 @@ class RingLink(asyncio.Transport):
         self._open_connection().close(code, reason)
 
     def end_after_peer(self) -> bool:
-        """Return False: the reactor reads on until `close` has ended the connection."""
-        return False
+        """Shut down our side of the stream once what was sent has left, and continue to read. Return False if it ends.
+
+        Closing a socket with unread input resets the connection, which destroys what the peer has not read yet.
+        """
+        if self.is_closing():
+            return False
+        self._is_ending = self._awaits_peer = True
+        self.resume_reading()
+        self._shut_down_when_flushed()
+        return True
+
+    def _shut_down_when_flushed(self) -> None:
+        if self._connection is None or self._socket is None:
+            return
+        if self._connection.buffered_amount:
+            self._loop.call_later(_FLUSH_SECONDS, self._shut_down_when_flushed)
+            return
+        with contextlib.suppress(OSError):  # the peer has left
+            self._socket.shutdown(socket.SHUT_WR)
 
     # ---- asyncio.Transport, as far as it makes sense
 
@@ -313,8 +331,10 @@ class RingLink(asyncio.Transport):
         return self._connection is None or self._is_ending
 
     def close(self) -> None:
-        """End the connection without a close frame, once what was sent has left."""
-        if not self._is_ending:
+        """End the connection without a close frame, once what was sent has left; at once after `end_after_peer`."""
+        if self._awaits_peer:
+            self.abort()
+        elif not self._is_ending:
             self._is_ending = True
             self._end_when_flushed()
 
