@@ -23,6 +23,7 @@ SUITES = ("test_server.py", "test_router.py", "test_connection.py")
 
 NEVER = {
     "test_backpressure",
+    "test_compression_is_enabled",
     "test_disable_keepalive",
     "test_keepalive",
     "test_keepalive_ignores_timeout",
