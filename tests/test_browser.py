@@ -15,6 +15,7 @@ import os
 import queue
 import shutil
 import signal
+import struct
 import subprocess
 import threading
 import time
@@ -29,7 +30,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from servers import ServerProcess, missing
 from test_interop import SIZES
-from wire import TEXT, Peer
+from wire import BINARY, TEXT, Peer
 
 TESTS = Path(__file__).parent
 FILES = {
@@ -377,3 +378,55 @@ def test_the_page_of_the_market_shows_a_quick_and_two_slow_readers(chromium: str
         assert page.evaluate("readers.quick.section.querySelector('.late').textContent") == "up to date"
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "it is wider than the screen"
         shoot(page, f"market-{device}")
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_page_of_the_telemetry_shows_the_numbers_of_all_sensors(chromium: str, tmp_path: Path, device: str) -> None:
+    width, height = DEVICES[device]
+    with (
+        ServerProcess("examples/telemetry_batch.py", "--port", "0") as server,
+        tab(chromium, f"{server.url.replace('ws', 'http', 1)}/", tmp_path / "profile") as page,
+    ):
+        page.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width, height=height, deviceScaleFactor=1, mobile=device == "phone",
+        )  # fmt: skip
+        page.wait_until("document.getElementById('state')?.textContent === 'connected'")
+        page.wait_until("byId('sensors').textContent === '24' && Number(byId('batch').textContent) > 1")
+        assert page.evaluate(
+            "[...document.querySelectorAll('svg')].map((plot) => plot.querySelectorAll('.sensor').length)"
+        ) == [24, 24]
+        assert page.evaluate("document.querySelectorAll('.silent').length") == 0
+        x, y = page.evaluate(
+            "(({ left, top, width, height }) => [left + 34 + (width - 34) * 7.5 / 24, top + height / 2])"
+            "(document.querySelector('svg').getBoundingClientRect())"
+        )
+        page.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+        page.wait_until(
+            "[...document.querySelectorAll('section p')].every((p) => p.textContent.startsWith('Sensor 7: '))"
+        )
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "it is wider than the screen"
+        shoot(page, f"telemetry-{device}")
+        page.evaluate("table.open = true")
+        page.wait_until("document.querySelectorAll('tbody tr').length === 24")
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "the table widens the page"
+        page.evaluate("socket.close()")
+        page.wait_until("state.textContent.startsWith('reconnecting in ')")
+        page.wait_until("state.textContent === 'connected'")
+
+
+def test_the_page_of_the_telemetry_says_what_is_missing(chromium: str, tmp_path: Path) -> None:
+    """No sensor yet, one that falls silent, a server that is gone and comes back."""
+    arguments = ["examples/telemetry_batch.py", "--sensors", "0", "--port"]
+    with ServerProcess(*arguments, "0") as first:
+        port = str(first.address[1])
+        with tab(chromium, f"{first.url.replace('ws', 'http', 1)}/", tmp_path / "profile") as page:
+            page.wait_until("document.getElementById('state')?.textContent.endsWith('no sensor has sent anything yet')")
+            with Peer.connect(first.address, "/sensor") as sensor:
+                sensor.send(BINARY, struct.pack("<Iff", 5, 21.5, 40))
+                page.wait_until("state.textContent === 'connected' && byId('sensors').textContent === '1'")
+            page.wait_until("document.querySelectorAll('.silent').length === 2")
+            first.stop()
+            page.wait_until("state.textContent.startsWith('reconnecting in ') && byId('plots').className === 'old'")
+            with ServerProcess(*arguments, port):
+                page.wait_until("state.textContent.startsWith('connected') && byId('records').textContent === '0'")

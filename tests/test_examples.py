@@ -38,8 +38,10 @@ EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("*.py"))
 GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
-SMALLER = {"market_data.py": ("--subscribers", "3")}
+SMALLER = {"market_data.py": ("--subscribers", "3"), "telemetry_batch.py": ("--sensors", "3")}
 """Arguments that make an example quick to start."""
+PATHS = {"market_data.py": "/prices", "telemetry_batch.py": "/sensor"}
+"""Where a client connects, if not at /."""
 
 
 def example(name: str, *arguments: str) -> ServerProcess:
@@ -56,7 +58,7 @@ def test_starts_and_ends_on_ctrl_c(name: str) -> None:
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_ends_on_ctrl_c_while_a_client_is_connected(name: str) -> None:
     with example(name) as server:
-        with Peer.connect(server.address, "/prices" if name == "market_data.py" else "/") as peer:
+        with Peer.connect(server.address, PATHS.get(name, "/")) as peer:
             server.process.send_signal(signal.SIGINT)
             answers = iter(peer.read_frame, None)
             code = next(answer for answer in answers if answer.opcode == CLOSE).close_code
@@ -87,6 +89,7 @@ WRONG_ARGUMENTS = {
         for text in ("nan", "inf", "0", "-1", "x")
     },
     **{f"subscribers-{text}": ("market_data.py", ["--subscribers", text], "whole number") for text in ("x", "-1")},
+    **{f"sensors-{text}": ("telemetry_batch.py", ["--sensors", text], "sensors") for text in ("x", "-1", "101")},
     "certificate-missing": ("echo_asyncio.py", ["--certificate", "no/such/file.pem"], "no/such/file.pem: No such file"),
     "certificate-bad": ("echo_asyncio.py", ["--certificate", "README.md"], "README.md: "),
     "certificate-directory": ("echo_asyncio.py", ["--certificate", "tests"], "tests: Is a directory"),
@@ -115,15 +118,21 @@ def test_asyncio_serve_passes_on_what_a_client_sends(loop: str) -> None:
         assert [client.recv(10) for client in (one, two)] == [b"\x00"] * 2
 
 
-def test_embed_aiohttp_without_aiohttp_names_the_package_to_install(tmp_path: Path) -> None:
-    (tmp_path / "aiohttp.py").write_text("raise ModuleNotFoundError('No module named aiohttp', name='aiohttp')")
+@pytest.mark.parametrize(
+    ("name", "package", "install"),
+    [("embed_aiohttp", "aiohttp", "aiohttp"), ("telemetry_batch", "numpy", '"uringws[batch]"')],
+)
+def test_a_missing_package_is_one_line_that_says_how_to_install_it(
+    name: str, package: str, install: str, tmp_path: Path
+) -> None:
+    (tmp_path / f"{package}.py").write_text(f"raise ModuleNotFoundError('No module named {package}', name='{package}')")
     paths = os.pathsep.join([str(tmp_path), *sys.path])
     run = subprocess.run(
-        [sys.executable, ROOT / "examples" / "embed_aiohttp.py"],
+        [sys.executable, ROOT / "examples" / f"{name}.py"],
         env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, timeout=20, check=False,
     )  # fmt: skip
     assert run.returncode == 1
-    assert run.stderr == "embed_aiohttp: aiohttp is not installed: run pip install aiohttp\n"
+    assert run.stderr == f"{name}: {package} is not installed: run pip install {install}\n"
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -155,7 +164,7 @@ def test_echo_uring_names_an_address_that_can_be_reached(host: str, called: str)
         assert f"http://{called}:{server.address[1]}/" in server.wait_for_line("in a browser: ")
 
 
-@pytest.mark.parametrize("name", ["chat_broker.py", "market_data.py"])
+@pytest.mark.parametrize("name", ["chat_broker.py", "market_data.py", "telemetry_batch.py"])
 @pytest.mark.parametrize(("host", "called"), [("0.0.0.0", "127.0.0.1"), ("::", "[::1]"), ("::1", "[::1]")])
 def test_a_page_is_at_an_address_that_can_be_reached(name: str, host: str, called: str) -> None:
     with example(name, "--host", host) as server:
