@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import importlib.metadata
 import os
 import re
 import resource
@@ -273,6 +274,22 @@ def test_doctor_begins_with_the_versions() -> None:
     assert re.match(r"uringws \S+ on CPython \S+, with cffi \S+, httptools \S+, numpy \S+$", first)
     assert second.startswith(f"Linux {os.uname().release} ")
     assert re.search(r"unmasked with \w+", done.stdout)
+
+
+def test_doctor_says_that_only_batch_handlers_need_a_numpy_that_is_not_installed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    version = importlib.metadata.version
+
+    def without_numpy(package: str) -> str:
+        if package == "numpy":
+            raise importlib.metadata.PackageNotFoundError(package)
+        return version(package)
+
+    monkeypatch.setattr("importlib.metadata.version", without_numpy)
+    first, _, third, *_ = render([]).splitlines()
+    assert "numpy" not in first
+    assert third == 'numpy is not installed: only batch handlers (on_batch) need it; pip install "uringws[batch]"'
 
 
 def test_doctor_fails_where_no_server_can_run(

@@ -63,7 +63,6 @@ _FILES_WANTED: Final = 10_000
 _MEMLOCK_WANTED_BYTES: Final = 512 * _KIB  # enough for a ring of 512 entries, with room to spare
 _CAP_IPC_LOCK: Final = 14  # <linux/capability.h>
 _SECCOMP_FILTER: Final = 2  # <linux/seccomp.h>
-_UNKNOWN: Final = "unknown"
 
 
 class Level(StrEnum):
@@ -335,22 +334,28 @@ def _bytes(count: int) -> str:
     return f"{count} bytes"
 
 
-def _version(package: str) -> str:
+def _version(package: str) -> str | None:
+    """Return the version of a package, None if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return _UNKNOWN
+        return None
 
 
 def render(findings: Iterable[Finding]) -> str:
     """Return the report: the versions, then the findings by section, each remedy under its finding."""
-    needs = ", ".join(f"{name} {_version(name)}" for name in ("cffi", "httptools", "numpy"))
+    packages = [f"{name} {_version(name) or 'unknown'}" for name in ("cffi", "httptools")]
+    numpy = _version("numpy")
+    if numpy is not None:
+        packages.append(f"numpy {numpy}")
     implementation, python = platform.python_implementation(), platform.python_version()
     machine = os.uname()
     lines = [
-        f"uringws {__version__} on {implementation} {python}, with {needs}",
+        f"uringws {__version__} on {implementation} {python}, with {', '.join(packages)}",
         f"{machine.sysname} {machine.release} {machine.machine}, {os.cpu_count()} CPUs",
     ]
+    if numpy is None:
+        lines.append('numpy is not installed: only batch handlers (on_batch) need it; pip install "uringws[batch]"')
     section = ""
     for finding in findings:
         if finding.section != section:
