@@ -27,7 +27,7 @@ def test_there_is_one_wheel_for_every_python() -> None:
     assert re.fullmatch(r"uringws-[\d.]+-cp311-abi3-linux_\w+\.whl", wheel.name)
 
 
-def test_the_wheel_holds_no_symbols_and_both_licences(tmp_path: Path) -> None:
+def test_the_wheel_holds_no_symbols_and_all_licences(tmp_path: Path) -> None:
     (wheel,) = DIST.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
@@ -39,7 +39,7 @@ def test_the_wheel_holds_no_symbols_and_both_licences(tmp_path: Path) -> None:
     ).stdout
     assert ".text" in sections
     assert not re.search(r"\.(symtab|debug_\w+)\b", sections)
-    assert shim.stat().st_size < 400_000
+    assert shim.stat().st_size < 500_000  # liburing and zlib are in it
 
 
 def test_the_command_is_installed(tmp_path: Path) -> None:
