@@ -357,7 +357,7 @@ MUTANTS = (
         "uring_shim/admission.c",
         "    if (reactor->draining || listener->state != URS_LISTENER_OPEN) {\n        refuse",
         "    if (listener->state != URS_LISTENER_OPEN) {\n        refuse",
-        "Nobody is let in while draining",
+        "No connection is accepted while draining",
         ("tests/test_draining.py::test_connections_accepted_but_not_seen_before_a_drain_are_refused",),
     ),
     # The end of a session
@@ -378,7 +378,7 @@ MUTANTS = (
         "uring_shim/upkeep.c",
         "bool queued = judged && urs_deadline_is_queued(session);",
         "bool queued = false;",
-        "A ping behind other bytes is not an unanswered ping",
+        "A ping after other bytes is not an unanswered ping",
         ("tests/test_deadlines.py::test_a_ping_in_the_socket_after_a_large_message_has_not_reached_the_peer",),
     ),
     Mutant(
