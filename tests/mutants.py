@@ -444,7 +444,15 @@ MUTANTS = (
         "            session->taken = true;\n",
         "",
         "A peer that takes its backlog is not idle",
-        ("tests/test_deadlines.py::test_a_peer_that_takes_its_backlog_is_alive",),
+        ("tests/test_deadlines.py::test_a_peer_that_reads_too_little_to_make_room_in_the_socket_is_not_idle",),
+    ),
+    Mutant(
+        "idle-once-only-the-kernel-has-the-rest",
+        "uring_shim/turn.c",
+        "        session->taken = true;",
+        "",
+        "A peer that took its backlog since the last look is not idle",
+        ("tests/test_deadlines.py::test_a_peer_that_took_its_backlog_since_the_last_look_is_not_idle",),
     ),
     Mutant(
         "cut-stream-ends-in-order",

@@ -40,8 +40,6 @@ from wire import (
 
 PERIOD_SECONDS = 0.6
 """Of the deadline under test."""
-LONGER_SECONDS = 0.75
-"""The same where no look of this deadline may fall into the last tenths, when only the kernel holds the rest."""
 STALL_SECONDS = 1.0
 """Longer than that."""
 PAYLOAD = bytes(range(256)) * 6_000
@@ -137,9 +135,9 @@ def send_and_close(conn: Connection) -> None:
 @pytest.mark.parametrize(
     "limits",
     [
-        {"ping_interval_seconds": 0.2, "ping_timeout_seconds": LONGER_SECONDS},
-        {"idle_seconds_max": LONGER_SECONDS},
-        {"ping_interval_seconds": 0.2, "ping_timeout_seconds": LONGER_SECONDS, "idle_seconds_max": LONGER_SECONDS},
+        {"ping_interval_seconds": 0.2, "ping_timeout_seconds": PERIOD_SECONDS},
+        {"idle_seconds_max": PERIOD_SECONDS},
+        {"ping_interval_seconds": 0.2, "ping_timeout_seconds": PERIOD_SECONDS, "idle_seconds_max": PERIOD_SECONDS},
     ],
     ids=["ping", "idle", "both"],
 )
@@ -148,6 +146,49 @@ def test_a_peer_that_takes_its_backlog_is_alive(backend: Backend, limits: dict[s
     with serving(backend, only(**limits), recorder) as server, SlowPeer.connect(server.address) as peer:
         (conn,) = opened(recorder)
         server.ask(lambda: conn.send_binary(PAYLOAD))
+        assert peer.read_message() == Frame(BINARY, PAYLOAD)
+        peer.write(close_frame(1000))
+        assert peer.read_message().close_code == 1000
+
+
+def test_a_peer_that_took_its_backlog_since_the_last_look_is_not_idle(backend: Backend) -> None:
+    """The look comes when only the kernel holds the rest: the backlog is empty, but the peer was reading."""
+    recorder = Recorder()
+    with (
+        serving(backend, only(idle_seconds_max=PERIOD_SECONDS), recorder) as server,
+        SlowPeer.connect(server.address) as peer,
+    ):
+        (conn,) = opened(recorder)
+        start = time.monotonic()
+        server.ask(lambda: conn.send_binary(PAYLOAD[: 2**18]))
+        while server.ask(lambda: conn.buffered_amount) > 0:
+            peer._unread += peer.sock.recv(CHUNK_BYTES)
+        time.sleep(max(0, start + 1.5 * PERIOD_SECONDS - time.monotonic()))
+        assert peer.read_message() == Frame(BINARY, PAYLOAD[: 2**18])
+        peer.write(close_frame(1000))
+        assert peer.read_message().close_code == 1000
+
+
+def test_a_peer_that_reads_too_little_to_make_room_in_the_socket_is_not_idle(backend: Backend) -> None:
+    """The kernel reports a socket as writable once a third of its buffer is free: acknowledged bytes count before."""
+
+    def roomy(reactor: Reactor) -> None:
+        listener = socket.create_server(("127.0.0.1", 0))
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 200_000)
+        reactor.bind_socket(listener)
+
+    recorder = Recorder()
+    options = only(idle_seconds_max=PERIOD_SECONDS)
+    with serving(backend, options, recorder, prepare=roomy) as server, SlowPeer.connect(server.address) as peer:
+        (conn,) = opened(recorder)
+        server.ask(lambda: conn.send_binary(PAYLOAD))
+        waiting = server.ask(lambda: conn.buffered_amount)
+        for _ in range(15):
+            time.sleep(PERIOD_SECONDS / 6)
+            peer._unread += peer.sock.recv(6000)
+        assert server.ask(lambda: conn.buffered_amount) == waiting > 0
+        while len(peer._unread) < len(PAYLOAD):
+            peer._unread += peer.sock.recv(len(PAYLOAD))
         assert peer.read_message() == Frame(BINARY, PAYLOAD)
         peer.write(close_frame(1000))
         assert peer.read_message().close_code == 1000

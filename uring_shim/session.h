@@ -144,7 +144,7 @@ struct urs_session {
     bool unfinished : 1;                 /* the last data frame that was sent has no FIN: a continuation must follow */
     bool question_unsent : 1;            /* the socket has not taken every byte up to question_bytes yet */
     bool question_queued : 1;            /* other bytes are in front of question_bytes: check the peer's progress */
-    bool taken : 1;                      /* a check found progress since idleness was last judged */
+    bool taken : 1;                      /* the peer took bytes of a backlog since idleness was last judged */
     bool reprieved : 1;                  /* the deadline has passed, but unread input was waiting */
     bool unread : 1;                     /* set while deadlines are judged: a completion with its input is not handled
                                             yet */

@@ -40,8 +40,10 @@ static void on_writable(struct urs_reactor *reactor, const struct urs_completion
         urs_life_try_free(reactor, session);
     else if (completion->result == -EAGAIN)
         urs_work_retry_send(reactor, session);
-    else
+    else {
+        session->taken = true;  /* the room is that of acknowledged bytes, also if the rest of the backlog fits into it */
         urs_work_dirty(reactor, session);
+    }
 }
 
 static void dispatch(struct urs_reactor *reactor)

@@ -117,7 +117,7 @@ static bool judge_silence(struct urs_reactor *reactor, struct urs_session *sessi
             pong_due = false;
         }
     }
-    if (idle_due && behind && session->taken) {
+    if (idle_due && session->taken) {
         session->last_input_ms = now_ms;
         session->taken = idle_due = false;
     }
