@@ -91,7 +91,7 @@ CONTENDERS = {
         script("ws", "ws_echo"),
         Contender(
             name="bare_uring",
-            command=(sys.executable, str(SERVERS / "bare_uring.py")),
+            command=(sys.executable, str(SERVERS / "bare.py"), "--program", "bare_uring"),
             protocol="tcp",
         ),
         script("fastapi_uvicorn_uvloop", "fastapi_echo", group="frameworks"),
@@ -103,11 +103,11 @@ CONTENDERS = {
         publishing("uringws_publish_epoll", "--backend", "epoll", file="uringws_publish"),
         publishing("uringws_send_loop"),
         publishing("picows_send_loop"),
-        publishing("picows_websockets_broadcast"),
+        publishing("picows_websockets_broadcast", "--library", "picows.websockets", file="websockets_broadcast"),
         publishing("websockets_broadcast"),
         publishing("socketify_publish"),
         publishing("nchan_publish", cases=(*LIVELY, "chat-320")),
-        publishing("bare_fanout", cases=LIVELY, protocol="tcp"),
+        publishing("bare_fanout", "--program", "bare_fanout", file="bare", cases=LIVELY, protocol="tcp"),
     )
 }
 CONTENDER_GROUPS = tuple(dict.fromkeys(contender.group for contender in CONTENDERS.values()))

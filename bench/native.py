@@ -30,7 +30,7 @@ class BuildError(Exception):
 def build(name: str) -> Path:
     """The path of the program `name` (a key of SOURCES), compiled if need be."""
     program = BUILD / name
-    headers = (BENCH / "load").glob("*.h")
+    headers = BENCH.glob("*/*.h")
     newest = max(path.stat().st_mtime for path in [*SOURCES[name], *headers, Path(__file__)])
     if not program.exists() or program.stat().st_mtime < newest:
         compile_program(SOURCES[name], program, ["-Wl,-Bstatic", "-luring", "-Wl,-Bdynamic"])

@@ -2,23 +2,9 @@
  * by its first byte (the load generator's --protocol tcp), which is sent back. The bytes of a publisher are then sent to
  * all members, those of a chatter to all chatters, from the buffer in which they arrived: one send per member for all the
  * bytes of a receive. */
-#define _GNU_SOURCE
-#include <arpa/inet.h>
-#include <errno.h>
-#include <netinet/in.h>
-#include <netinet/tcp.h>
-#include <string.h>
-#include <sys/resource.h>
-#include <sys/socket.h>
-#include <unistd.h>
+#include "bare.h"
 
-#include "../load/base.h"
-#include "../load/ring.h"
-
-enum { BUFFERS = 64, BUFFER_BYTES = 66 << 10, DESCRIPTORS_MAX = 1 << 16, SUBMISSIONS = 512 };
-
-/* A completion is tagged with its kind, the descriptor, and for sends the buffer that is being sent. */
-enum kind { KIND_ACCEPT, KIND_RECEIVE, KIND_SEND };
+enum { BUFFER_BYTES = 66 << 10 };
 
 enum role { ROLE_UNKNOWN, ROLE_MEMBER, ROLE_CHATTER, ROLE_PUBLISHER };
 
@@ -28,46 +14,11 @@ struct room {
     unsigned count;
 };
 
-static struct ring ring;
-static struct pool pool;
 static struct room members, chatters;
 static enum role roles[DESCRIPTORS_MAX];
 static unsigned places[DESCRIPTORS_MAX]; /* of a descriptor in its room */
 static unsigned sends_left[BUFFERS];     /* sends that still need the buffer */
 static unsigned send_bytes[BUFFERS];
-
-static uint64_t tag(enum kind kind, int fd, unsigned buffer)
-{
-    return (uint64_t)buffer << 40 | (uint64_t)(unsigned)fd << 8 | kind;
-}
-
-static int listen_on(const char *host, unsigned port)
-{
-    const int yes = 1;
-    struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port)};
-    if (inet_pton(AF_INET, host, &address.sin_addr) != 1)
-        fail("the host must be an IPv4 address, not \"%s\"", host);
-    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes);
-    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes); /* accepted sockets inherit it */
-    if (fd < 0 || bind(fd, (struct sockaddr *)&address, sizeof address) != 0 || listen(fd, 4096) != 0)
-        fail("cannot listen on %s:%u: %s", host, port, strerror(errno));
-    return fd;
-}
-
-static void arm_accept(int listener)
-{
-    struct io_uring_sqe *sqe = ring_sqe(&ring);
-    io_uring_prep_multishot_accept(sqe, listener, NULL, NULL, SOCK_CLOEXEC);
-    io_uring_sqe_set_data64(sqe, tag(KIND_ACCEPT, listener, 0));
-}
-
-static void arm_receive(int fd)
-{
-    struct io_uring_sqe *sqe = ring_sqe(&ring);
-    pool_receive(&pool, sqe, fd);
-    io_uring_sqe_set_data64(sqe, tag(KIND_RECEIVE, fd, 0));
-}
 
 static struct room *room_of(int fd)
 {
@@ -131,18 +82,6 @@ static void on_receive(int fd, const struct io_uring_cqe *cqe)
         leave(fd);
 }
 
-/* A full socket buffer does not occur in the loads that this server is for, so sending the rest may block. */
-static void send_rest(int fd, const uint8_t *bytes, size_t count)
-{
-    while (count > 0) {
-        ssize_t sent = send(fd, bytes, count, MSG_NOSIGNAL);
-        if (sent <= 0)
-            return;
-        bytes += sent;
-        count -= (size_t)sent;
-    }
-}
-
 static void on_send(int fd, unsigned buffer, int result)
 {
     const unsigned sent = result > 0 ? (unsigned)result : 0;
@@ -150,16 +89,6 @@ static void on_send(int fd, unsigned buffer, int result)
         send_rest(fd, pool_memory(&pool, buffer) + sent, send_bytes[buffer] - sent);
     if (--sends_left[buffer] == 0)
         pool_return(&pool, buffer);
-}
-
-static void on_accept(int listener, const struct io_uring_cqe *cqe)
-{
-    if (cqe->res >= DESCRIPTORS_MAX)
-        fail("more than %d descriptors", DESCRIPTORS_MAX);
-    if (cqe->res >= 0)
-        arm_receive(cqe->res);
-    if (!(cqe->flags & IORING_CQE_F_MORE))
-        arm_accept(listener);
 }
 
 static void handle_completions(void)
@@ -179,18 +108,7 @@ static void handle_completions(void)
 
 int main(int argc, char **argv)
 {
-    if (argc != 3)
-        fail("usage: bare_fanout HOST PORT");
-    struct rlimit limit;
-    if (getrlimit(RLIMIT_NOFILE, &limit) == 0) {
-        limit.rlim_cur = limit.rlim_max;
-        setrlimit(RLIMIT_NOFILE, &limit);
-    }
-    ring_open(&ring, SUBMISSIONS, 1 << 15);
-    pool_open(&pool, &ring, 0, POOL_READ, BUFFERS, BUFFER_BYTES);
-    arm_accept(listen_on(argv[1], (unsigned)atoi(argv[2])));
-    printf("listening %s\n", argv[2]);
-    fflush(stdout);
+    open_server(argc, argv, 512, 1 << 15, BUFFER_BYTES);
     for (;;) {
         if (io_uring_sq_ready(&ring.uring) > 0)
             ring_submit(&ring);
